@@ -1,0 +1,41 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Each installs what it needs into .venv.
+PYTHON ?= python3
+CUDA ?= cu13
+BIN := .venv/bin
+SOURCES := hmil_fast kernels io bench tests setup.py
+
+.PHONY: demo test check bench wheel install clean
+.DEFAULT_GOAL := test
+
+demo: install
+	$(BIN)/hmil-fast demo --out demo-out
+
+test: check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/python tests/package_tree.py
+	$(BIN)/mypy
+	cd build/tree && ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+bench: install
+	$(BIN)/hmil-fast bench
+
+wheel: install
+	$(BIN)/python -m build --outdir dist .
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hmil-fast needs Python >= 3.11, found `$(PYTHON) --version`."; \
+	  echo "Fix: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[$(CUDA),bench,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo-out

@@ -1,0 +1,1 @@
+"""Bags of features: splits, packed batches, the feature cache."""

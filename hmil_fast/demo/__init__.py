@@ -1,0 +1,1 @@
+"""The demo: a real labelled H&E cohort, small enough to ship."""

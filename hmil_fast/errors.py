@@ -1,0 +1,33 @@
+"""Errors for people: what happened, on which slide, file or field, and what to do.
+
+Exit codes of the command line: 0 all good, 1 some slides failed (listed), 2 bad usage or input.
+"""
+
+
+class HmilError(Exception):
+    """A mistake or a bad input that the user can mend.
+
+    Args:
+        what: What happened, naming the slide, file or field and the value.
+        fix: What to do about it, in the imperative.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\nFix: {self.fix}"
+
+
+class UsageError(HmilError):
+    """A bad argument, setting, label file or label tree."""
+
+
+class SlideError(HmilError):
+    """One slide cannot be used; the others of the job go on."""
+
+
+class StoreError(HmilError):
+    """The feature store, or one slide in it, is missing, damaged or of another kind."""

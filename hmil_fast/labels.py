@@ -1,0 +1,172 @@
+"""The label tree: leaves are diagnoses, inner nodes are what the diagnoses share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from hmil_fast.errors import UsageError
+
+_MAX_NODES = 10_000  # a YAML file must not make us allocate at will
+
+
+@dataclass(frozen=True)
+class LabelTree:
+    """A label tree whose every leaf lies at the same depth.
+
+    A leaf that the file places higher is repeated down to the last level (a single-child chain), so
+    a slide has exactly one label per level.
+
+    Attributes:
+        names: Per level, coarse first, the node names. ``names[-1]`` are the leaves.
+        parents: Per level below the first, the index of each node's parent on the level above;
+            ``parents[l - 1][k]`` is the parent of node k of level l.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    parents: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels L ≥ 1, the root not counted."""
+        return len(self.names)
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Number of nodes per level, coarse first."""
+        return tuple(len(level) for level in self.names)
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Names of the leaves, in the order of the file."""
+        return self.names[-1]
+
+    def leaf(self, label: str) -> int:
+        """Index of a leaf by its name.
+
+        Raises:
+            UsageError: The label is no leaf of this tree.
+        """
+        try:
+            return self.leaves.index(label)
+        except ValueError:
+            raise UsageError(
+                f"label {label!r} is not a leaf of the tree (leaves: {', '.join(self.leaves)})",
+                "correct the label, or add the leaf to the tree file",
+            ) from None
+
+    def ancestors(self) -> NDArray[np.int64]:
+        """The node of every leaf on every level, int64 [L, num_leaves]; the last row is 0..n-1."""
+        rows = [np.arange(len(self.leaves))]
+        for parent in reversed(self.parents):
+            rows.append(np.asarray(parent, dtype=np.int64)[rows[-1]])
+        return np.stack(rows[::-1]).astype(np.int64)
+
+    def distances(self) -> NDArray[np.int64]:
+        """Tree distance between leaves: edges up to the lowest common ancestor and down again.
+
+        Returns:
+            int64 [num_leaves, num_leaves], 0 on the diagonal, at most 2·L.
+        """
+        up = self.ancestors()
+        shared = (up[:, :, None] == up[:, None, :]).sum(axis=0)
+        return np.asarray(2 * (self.num_levels - shared), dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form, read back by `from_dict`."""
+        return {
+            "names": [list(n) for n in self.names],
+            "parents": [list(p) for p in self.parents],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "LabelTree":
+        """The tree that `to_dict` wrote."""
+        return cls(
+            tuple(tuple(level) for level in data["names"]),
+            tuple(tuple(level) for level in data["parents"]),
+        )
+
+    @classmethod
+    def from_nested(cls, nested: object, source: str = "the label tree") -> "LabelTree":
+        """Build a tree from nested mappings; a leaf is a list entry or a key without a value.
+
+        Raises:
+            UsageError: The tree is empty, or a name is no text or occurs twice among its kind.
+        """
+        paths = list(_leaf_paths(nested, (), source))
+        if not paths:
+            raise UsageError(f"{source} has no leaves", "name at least two labels in it")
+        if len(paths) < 2:
+            raise UsageError(f"{source} has one leaf only ({paths[0][-1]!r})", "name at least two")
+        leaves = [path[-1] for path in paths]
+        for name in leaves:
+            if leaves.count(name) > 1:
+                raise UsageError(f"{source} has the leaf {name!r} twice", "give it one place only")
+        depth = max(len(path) for path in paths)
+        # a leaf placed higher is repeated: (a,) becomes (a, a, a)
+        chains = [path + (path[-1],) * (depth - len(path)) for path in paths]
+        names: list[tuple[str, ...]] = []
+        parents: list[tuple[int, ...]] = []
+        above: list[tuple[str, ...]] = [()]
+        for level in range(1, depth + 1):
+            nodes = list(dict.fromkeys(chain[:level] for chain in chains))
+            if level > 1:
+                parents.append(tuple(above.index(node[:-1]) for node in nodes))
+            names.append(tuple(node[-1] for node in nodes))
+            if len(set(names[-1])) < len(names[-1]):
+                raise UsageError(f"{source} names two nodes of level {level} alike", "rename one")
+            above = nodes
+        return cls(tuple(names), tuple(parents))
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "LabelTree":
+        """Read a tree from a YAML file of nested mappings whose leaves are the labels.
+
+        Raises:
+            UsageError: The file is missing, no YAML, or no tree.
+        """
+        try:
+            nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the tree {path}: {error}", "check the path") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise UsageError(f"{path} is not valid YAML: {error}", "correct the file") from None
+        return cls.from_nested(nested, str(path))
+
+
+def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[tuple[str, ...]]:
+    if len(path) > 32:
+        raise UsageError(f"{source} is deeper than 32 levels, or refers to itself", "flatten it")
+    if nested is None and path:
+        return [path]
+    if isinstance(nested, dict):
+        items = list(nested.items())
+    elif isinstance(nested, list):
+        items = [pair for entry in nested for pair in _list_entry(entry)]
+    elif path and isinstance(nested, str):  # `positive: tumour` is a single-child chain
+        items = [(nested, None)]
+    else:
+        raise UsageError(
+            f"{source}: {'/'.join(path) or 'the root'} is a {type(nested).__name__}",
+            "write nested mappings, for instance `positive: {micro: , macro: }`",
+        )
+    paths: list[tuple[str, ...]] = []
+    for name, below in items:
+        if not isinstance(name, str) or not name.strip():
+            raise UsageError(
+                f"{source}: the name {name!r} below {'/'.join(path) or 'the root'} is no text",
+                f'put it in quotes: "{name}"',
+            )
+        paths += _leaf_paths(below, (*path, name), source)
+        if len(paths) > _MAX_NODES:
+            raise UsageError(f"{source} has more than {_MAX_NODES} leaves", "shrink it")
+    return paths
+
+
+def _list_entry(entry: object) -> list[tuple[object, object]]:
+    return list(entry.items()) if isinstance(entry, dict) else [(entry, None)]

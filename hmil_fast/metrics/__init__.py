@@ -1,0 +1,1 @@
+"""Metrics per level, on the tree, and their intervals."""

@@ -1,0 +1,1 @@
+"""HMIL and the baselines."""

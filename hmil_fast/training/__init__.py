@@ -1,0 +1,1 @@
+"""Training, evaluation, heatmaps and the report."""
