@@ -1,0 +1,229 @@
+"""Which slide is trained on, validated on and tested on: the folds and their manifest."""
+
+import hashlib
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmil_fast.bags.label_file import PARTS, Slide, read_labels
+from hmil_fast.errors import UsageError
+
+__all__ = ["Fold", "Slide", "make_folds", "read_labels", "read_splits", "write_splits"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The slide ids of one training run; `test` is looked at once, `val` selects the epoch."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) -> list[Fold]:
+    """Split by patient, stratified by leaf; every slide is tested exactly once.
+
+    With an official split (`Slide.split`) there is one fold, k is not used, and every slide of the
+    part ``test`` is tested once. A validation part is cut out of the training part the same way,
+    unless the official split has one.
+
+    Args:
+        slides: All slides.
+        k: Number of folds, at least 2.
+        seed: Seed; equal arguments give equal folds.
+        val_fraction: Share of the training part used for validation, in [0, 0.5]; 0 for none.
+
+    Raises:
+        UsageError: A class has too few patients, or the official split has no train or test part.
+    """
+    if not 0 <= val_fraction <= 0.5:
+        raise UsageError(
+            f"val_fraction is {val_fraction}", "choose a share between 0 and 0.5, for instance 0.15"
+        )
+    if any(s.split for s in slides):
+        return [_official_fold(slides, seed, val_fraction)]
+    if k < 2:
+        raise UsageError(f"folds is {k}", "choose at least 2, or add a split column to the labels")
+    for label, patients in sorted(_patients_by_label(slides).items()):
+        if len(patients) < k:
+            count = sum(s.label == label for s in slides)
+            raise UsageError(
+                f"class {label!r} has {len(patients)} patients ({count} slides), too few for "
+                f"{k} folds",
+                f"use --folds {len(patients)}"
+                if len(patients) > 1
+                else f"add patients of {label!r}, merge it with a sibling in the tree, or leave "
+                "its slides out",
+            )
+    tests = _stratified_parts(slides, k, seed)
+    folds = []
+    for number, test in enumerate(tests):
+        rest = [s for i, s in enumerate(slides) if i not in test]
+        train, val = _cut_validation(rest, seed + 1 + number, val_fraction)
+        folds.append(Fold(train, val, tuple(slides[i].slide_id for i in sorted(test))))
+    _check(folds, slides, "the folds")
+    return folds
+
+
+def write_splits(path: Path, folds: Sequence[Fold], slides: Sequence[Slide]) -> None:
+    """Write the manifest: slides, folds and a SHA-256 over both.
+
+    Raises:
+        UsageError: A slide or a patient lies in two parts of a fold.
+    """
+    _check(folds, slides, str(path))
+    content = {"slides": [asdict(s) for s in slides], "folds": [asdict(f) for f in folds]}
+    text = json.dumps({"version": 1, "sha256": _digest(content), **content}, indent=1)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_splits(path: Path) -> tuple[list[Fold], list[Slide]]:
+    """Read and check a manifest that `write_splits` wrote.
+
+    Raises:
+        UsageError: The file is missing, no manifest, changed since, or leaks between parts.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        content = {"slides": data["slides"], "folds": data["folds"]}
+        slides = [Slide(**s) for s in data["slides"]]
+        folds = [Fold(*(tuple(f[part]) for part in PARTS)) for f in data["folds"]]
+        expected = data["sha256"]
+    except OSError as error:
+        raise UsageError(f"cannot read the splits {path}: {error}", "check the path") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is no split manifest ({type(error).__name__}: {error})",
+            "use a splits.json that hmil-fast train wrote",
+        ) from None
+    if _digest(content) != expected:
+        raise UsageError(
+            f"{path} was changed after it was written (its sha256 does not fit)",
+            "restore the file, or train anew from the label file",
+        )
+    _check(folds, slides, str(path))
+    return folds, slides
+
+
+def _patients_by_label(slides: Iterable[Slide]) -> dict[str, set[str]]:
+    patients: dict[str, set[str]] = defaultdict(set)
+    for slide in slides:
+        patients[slide.label].add(slide.patient_id)
+    return patients
+
+
+def _stratified_parts(slides: Sequence[Slide], k: int, seed: int) -> list[set[int]]:
+    """Positions of the slides in k parts that share no patient and have alike class shares."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # it warns of rare classes; we check them ourselves
+        warnings.simplefilter("ignore", UserWarning)
+        return [
+            {int(i) for i in part}
+            for _, part in splitter.split(
+                np.zeros(len(slides)),
+                [s.label for s in slides],
+                groups=[s.patient_id for s in slides],
+            )
+        ]
+
+
+def _cut_validation(
+    slides: Sequence[Slide], seed: int, fraction: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Train and validation ids; of the candidate parts the one whose class shares fit best."""
+    if fraction == 0:
+        return tuple(s.slide_id for s in slides), ()
+    # a patient who alone carries a class stays in training
+    needed = {next(iter(p)) for p in _patients_by_label(slides).values() if len(p) == 1}
+    free = [s for s in slides if s.patient_id not in needed]
+    by_label = _patients_by_label(free)
+    # the splitter wants one class with a patient per part
+    parts = min(max(2, round(1 / fraction)), max(map(len, by_label.values()), default=0))
+    labels = sorted(by_label)
+    counts = np.array([sum(s.label == label for s in slides) for label in labels])
+    best: tuple[float, set[str]] | None = None
+    for part in _stratified_parts(free, parts, seed) if parts > 1 else ():
+        held = [free[i].label for i in part]
+        taken = np.array([held.count(label) for label in labels])
+        gap = float(np.abs(taken / counts - fraction).sum())
+        if part and (taken < counts).all() and (best is None or gap < best[0]):
+            best = gap, {free[i].slide_id for i in part}
+    if best is None:
+        raise UsageError(
+            f"no patient of the {len(slides)} slides to train on can be held back for validation "
+            "without losing a class",
+            "use fewer folds, add patients, or set val_fraction to 0",
+        )
+    ids = [s.slide_id for s in slides]
+    return tuple(i for i in ids if i not in best[1]), tuple(i for i in ids if i in best[1])
+
+
+def _official_fold(slides: Sequence[Slide], seed: int, val_fraction: float) -> Fold:
+    parts = {name: [s for s in slides if s.split == name] for name in PARTS}
+    for name in ("train", "test"):
+        if not parts[name]:
+            raise UsageError(
+                f"the split column names no {name} slides",
+                "name some, or remove the column for cross-validation",
+            )
+    train = tuple(s.slide_id for s in parts["train"])
+    val = tuple(s.slide_id for s in parts["val"])
+    if not val:
+        train, val = _cut_validation(parts["train"], seed, val_fraction)
+    fold = Fold(train, val, tuple(s.slide_id for s in parts["test"]))
+    _check([fold], slides, "the split column")
+    return fold
+
+
+def _check(folds: Sequence[Fold], slides: Sequence[Slide], where: str) -> None:
+    """No slide and no patient in two parts of a fold, no slide tested twice, none unknown."""
+    patient = {s.slide_id: s.patient_id for s in slides}
+    if len(patient) < len(slides):
+        raise UsageError(f"{where}: a slide is listed twice", "keep one entry per slide")
+    tested: dict[str, int] = {}
+    for number, fold in enumerate(folds):
+        part_of: dict[str, str] = {}
+        patient_part: dict[str, str] = {}
+        for name in PARTS:
+            for slide_id in getattr(fold, name):
+                if slide_id not in patient:
+                    raise UsageError(
+                        f"{where}: fold {number} names slide {slide_id!r}, which has no label",
+                        "add it to the labels, or remove it from the fold",
+                    )
+                if slide_id in part_of:
+                    raise UsageError(
+                        f"{where}: fold {number} has slide {slide_id!r} in {part_of[slide_id]} "
+                        f"and in {name}",
+                        "keep it in one part",
+                    )
+                part_of[slide_id] = name
+                other = patient_part.setdefault(patient[slide_id], name)
+                if other != name:
+                    raise UsageError(
+                        f"{where}: fold {number} has patient {patient[slide_id]!r} in {other} and "
+                        f"in {name}",
+                        "put all slides of a patient in one part",
+                    )
+        for slide_id in fold.test:
+            if tested.setdefault(slide_id, number) != number:
+                raise UsageError(
+                    f"{where}: slide {slide_id!r} is tested in fold {tested[slide_id]} and in "
+                    f"fold {number}",
+                    "test every slide once",
+                )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Metrics of one level of the tree, for one sample or for many bootstrap draws at once.
+
+Every metric is computed from a weight per slide, so that a bootstrap draw is a row of counts and
+1,000 draws are a few matrix products. Undefined values are NaN inside and absent outside.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.errors import UsageError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_ECE_BINS = 10
+
+
+def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
+    """Metrics of the predictions of one level; a metric the slides leave undefined is absent.
+
+    * ``auc``: one-vs-rest area under the ROC curve, averaged over the classes that have both
+      positive and negative slides; ties count half. Absent when no class has both.
+    * ``accuracy``; ``balanced_accuracy``: mean recall over the classes that occur in ``y``.
+    * ``macro_f1``: mean F1 over the classes that occur in ``y`` or are predicted.
+    * ``specificity``: mean true-negative rate over the classes that some slide does not have.
+    * ``qwk``: Cohen's kappa with quadratic weights |i − j|² between class indices; it means
+      something only where the classes are in order (a grade). Absent when chance alone leaves no
+      disagreement (one class, always predicted).
+
+    Args:
+        y: True classes, int [n], each in 0..K-1.
+        p: Probabilities, float [n, K]; the prediction is the first largest.
+
+    Returns:
+        The defined metrics; empty for n = 0.
+
+    Raises:
+        UsageError: A probability is not finite.
+        ValueError: Shapes disagree or a class is out of range.
+    """
+    y, p = checked(y, p)
+    if not len(y):
+        return {}
+    values = weighted_flat_metrics(y, p, np.ones((1, len(y))))
+    return {name: float(v[0]) for name, v in values.items() if np.isfinite(v[0])}
+
+
+def weighted_flat_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floats]:
+    """`flat_metrics` for every row of weights; NaN where a row leaves a metric undefined.
+
+    Args:
+        y: True classes, int [n].
+        p: Probabilities, float [n, K].
+        weights: How often each slide counts, float [draws, n].
+
+    Returns:
+        Per metric float [draws].
+    """
+    classes = p.shape[1]
+    predicted = p.argmax(axis=1)
+    hits = (y == predicted).astype(np.float64)
+    is_true = np.eye(classes)[y]
+    is_predicted = np.eye(classes)[predicted]
+    total = weights.sum(axis=1)
+    true = weights @ is_true
+    guessed = weights @ is_predicted
+    both = weights @ (is_true * hits[:, None])
+
+    negatives = total[:, None] - true
+    true_negatives = total[:, None] - true - guessed + both
+    apart = np.square(np.subtract.outer(np.arange(classes), np.arange(classes))).astype(np.float64)
+    observed = weights @ apart[y, predicted]
+    expected = ((true @ apart) * guessed).sum(axis=1)
+    return {
+        "auc": _defined_mean(np.stack([_auc(y == c, p[:, c], weights) for c in range(classes)], 1)),
+        "accuracy": ratio(weights @ hits, total),
+        "balanced_accuracy": _defined_mean(ratio(both, true)),
+        "macro_f1": _defined_mean(ratio(2 * both, true + guessed)),
+        "specificity": _defined_mean(ratio(true_negatives, negatives)),
+        "qwk": 1 - ratio(observed * total, expected),
+    }
+
+
+def calibration_error(y: Ints, p: Floats) -> float | None:
+    """Expected calibration error of the predicted class, 10 equal bins; None for n = 0.
+
+    No interval goes with it: resampling makes it larger than it is (Guo et al. 2017 for the
+    measure; its bias grows as the bins empty).
+    """
+    y, p = checked(y, p)
+    if not len(y):
+        return None
+    _, mean, accuracy, count = reliability_bins(y, p)
+    return float((np.abs(mean - accuracy) * count).sum() / len(y))
+
+
+def reliability_bins(y: Ints, p: Floats) -> tuple[Floats, Floats, Floats, Ints]:
+    """What a reliability diagram shows: the predicted class's probability against its hits.
+
+    Returns:
+        Lower bin edges, mean probability, share of hits (0 in empty bins) and count, each [10].
+    """
+    y, p = checked(y, p)
+    confidence = p.max(axis=1) if len(y) else np.zeros(0)
+    hits = p.argmax(axis=1) == y
+    bins = np.minimum((confidence * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
+    count = np.bincount(bins, minlength=_ECE_BINS)
+    filled = np.maximum(count, 1)
+    mean = np.bincount(bins, weights=confidence, minlength=_ECE_BINS) / filled
+    accuracy = np.bincount(bins, weights=hits, minlength=_ECE_BINS) / filled
+    return np.arange(_ECE_BINS) / _ECE_BINS, mean, accuracy, count.astype(np.int64)
+
+
+def checked(y: Ints, p: Floats) -> tuple[Ints, Floats]:
+    """Classes as int64 [n] and probabilities as float64 [n, K], after a look at both."""
+    y = np.asarray(y, dtype=np.int64)
+    p = np.asarray(p, dtype=np.float64)
+    if y.ndim != 1 or p.ndim != 2 or len(y) != len(p) or p.shape[1] < 1:
+        raise ValueError(f"classes {y.shape} and probabilities {p.shape} do not belong together")
+    if len(y) and not (y.min() >= 0 and y.max() < p.shape[1]):
+        raise ValueError(f"classes lie outside 0..{p.shape[1] - 1}")
+    bad = int((~np.isfinite(p)).any(axis=1).sum())
+    if bad:
+        raise UsageError(
+            f"the predictions of {bad} of {len(p)} slides are not finite",
+            "train again with a lower learning rate, and look for NaN in the features",
+        )
+    return y, p
+
+
+def _auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Weighted Mann-Whitney statistic per row of weights; ties count half."""
+    order = np.argsort(score, kind="stable")
+    score, positive, weights = score[order], positive[order], weights[:, order]
+    starts = np.flatnonzero(np.diff(score, prepend=-np.inf))
+    up = np.add.reduceat(weights * positive, starts, axis=1)
+    down = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(down, axis=1) - down / 2
+    return ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1))
+
+
+def ratio(above: Floats, below: Floats) -> Floats:
+    """Above / below, NaN where below is 0."""
+    result = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    np.divide(above, below, out=result, where=below > 0)
+    return result
+
+
+def _defined_mean(values: Floats) -> Floats:
+    """Mean over the last axis of what is not NaN; NaN where nothing is."""
+    defined = np.isfinite(values)
+    return ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1, dtype=np.float64))

@@ -1,0 +1,90 @@
+"""All metrics of a set of predictions, as metrics.json holds them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hmil_fast.labels import LabelTree
+from hmil_fast.metrics.bootstrap import Interval, bootstrap
+from hmil_fast.metrics.flat import (
+    Floats,
+    Ints,
+    calibration_error,
+    checked,
+    weighted_flat_metrics,
+)
+from hmil_fast.metrics.tree import weighted_tree_metrics
+
+
+def evaluate_predictions(
+    tree: LabelTree,
+    y_leaf: Ints,
+    probabilities: Sequence[Floats],
+    patients: Sequence[str],
+    seed: int = 0,
+    draws: int = 1000,
+) -> dict[str, Any]:
+    """Every metric per level and on the tree, with its 95 % interval over resampled patients.
+
+    Args:
+        tree: The label tree.
+        y_leaf: True leaves, int [n].
+        probabilities: Per level, coarse first, float [n, K_l].
+        patients: Patient of each slide, [n].
+        seed: Seed of the bootstrap.
+        draws: Bootstrap draws; 0 gives values without intervals.
+
+    Returns:
+        ``{"levels": {"0": {metric: cell}}, "tree": {metric: cell}, "slides": n, "patients": m}``
+        with cell ``{"value": v, "low": l, "high": h, "undefined": draws left out}``; low and high
+        are None where there is no interval. An undefined metric is absent. JSON-able.
+
+    Raises:
+        UsageError: A probability is not finite.
+        ValueError: Shapes do not fit the tree.
+    """
+    if len(probabilities) != tree.num_levels or len(patients) != len(y_leaf):
+        raise ValueError("one probability array per level and one patient per slide, please")
+    nodes = tree.ancestors()
+    truths, levels = [], []
+    for level, p in enumerate(probabilities):
+        if np.asarray(p).shape != (len(y_leaf), tree.num_classes[level]):
+            raise ValueError(f"level {level}: probabilities {np.asarray(p).shape} miss the tree")
+        y, floats = checked(nodes[level][np.asarray(y_leaf, dtype=np.int64)], p)
+        truths.append(y)
+        levels.append(floats)
+
+    def everything(weights: Floats) -> dict[str, Floats]:
+        values = {
+            f"{level}/{name}": v
+            for level, (y, p) in enumerate(zip(truths, levels, strict=True))
+            for name, v in weighted_flat_metrics(y, p, weights).items()
+        }
+        on_tree = weighted_tree_metrics(tree, truths[-1], levels[-1], levels[:-1], weights)
+        return values | {f"tree/{name}": v for name, v in on_tree.items()}
+
+    result: dict[str, Any] = {
+        "levels": {str(level): {} for level in range(tree.num_levels)},
+        "tree": {},
+        "slides": len(truths[-1]),
+        "patients": len(set(patients)),
+    }
+    if not len(truths[-1]):
+        return result
+    intervals = bootstrap(everything, patients, draws, seed)
+    for key, value in everything(np.ones((1, len(truths[-1])))).items():
+        where, name = key.split("/")
+        if np.isfinite(value[0]):
+            place = result["tree"] if where == "tree" else result["levels"][where]
+            place[name] = _cell(float(value[0]), intervals.get(key))
+    for level, (y, p) in enumerate(zip(truths, levels, strict=True)):
+        error = calibration_error(y, p)
+        if error is not None:
+            result["levels"][str(level)]["ece"] = _cell(error, None)
+    return result
+
+
+def _cell(value: float, interval: Interval | None) -> dict[str, float | int | None]:
+    low, high, undefined = interval or Interval(None, None, 0)
+    return {"value": value, "low": low, "high": high, "undefined": undefined}
