@@ -1,0 +1,77 @@
+"""What both readers share: padding, the thumbnail, the context manager."""
+
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from hmil_fast.io.slide.protocol import Int64, SlideInfo, UInt8
+
+WHITE = 255
+BLOCK_PX = 1024
+
+
+class BaseReader:
+    """A reader but for `read` and `close`."""
+
+    def __init__(self, info: SlideInfo) -> None:
+        self._info = info
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide's facts."""
+        return self._info
+
+    def replace_info(self, info: SlideInfo) -> None:
+        """Take the user's word over the file's."""
+        self._info = info
+
+    def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
+        """See `SlideReader.read`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free the file."""
+        raise NotImplementedError
+
+    def thumbnail(self, max_px: int) -> UInt8:
+        """The whole slide, uint8 [h, w, 3], its longer side at most `max_px`.
+
+        Made of the coarsest level that is large enough, block by block and box-filtered, so that a
+        slide of a single huge level needs no huge buffer. A bad block is white.
+        """
+        width, height = self._info.level_dimensions[0]
+        scale = min(1.0, max_px / max(width, height))
+        target = max(1, round(width * scale)), max(1, round(height * scale))
+        level = max(
+            (
+                n
+                for n, (w, h) in enumerate(self._info.level_dimensions)
+                if w >= target[0] and h >= target[1]
+            ),
+            default=0,
+        )
+        wide, high = self._info.level_dimensions[level]
+        shrink = max(1, min(wide // target[0], high // target[1]))
+        block = max(1, BLOCK_PX // shrink) * shrink
+        canvas = np.full((-(-high // shrink), -(-wide // shrink), 3), WHITE, np.uint8)
+        buffer = np.empty((1, block, block, 3), np.uint8)
+        for y in range(0, high, block):
+            for x in range(0, wide, block):
+                self.read(level, np.array([[x, y]], np.int64), block, buffer)
+                inside = Image.fromarray(buffer[0, : high - y, : wide - x])
+                small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
+                canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
+        return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

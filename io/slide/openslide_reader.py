@@ -1,0 +1,115 @@
+"""OpenSlide: everything that cuCIM is not given."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hmil_fast.io.slide.base import WHITE, BaseReader
+from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
+from hmil_fast.io.slide.tiff_facts import TiffFacts, mean_mpp
+
+
+class OpenSlideReader(BaseReader):
+    """One shared handle, replaced after an error (OpenSlide's handles stay broken after one)."""
+
+    def __init__(self, path: Path, facts: TiffFacts | None) -> None:
+        """Open.
+
+        Raises:
+            openslide.OpenSlideError: It cannot open the file.
+        """
+        import openslide
+
+        self._error: type[Exception] = openslide.OpenSlideError
+        self._open = openslide.OpenSlide
+        self._slide: Any = self._open(path)
+        self._renewing = threading.Lock()
+        super().__init__(_info(path, self._slide, facts))
+
+    def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
+        """See `SlideReader.read`."""
+        status = np.zeros(len(xy), np.uint8)
+        for n, (x, y) in enumerate(xy.tolist()):
+            out[n] = WHITE
+            if not self._read_one(level, (x, y), size, out[n]):
+                out[n] = WHITE
+                status[n] = TileStatus.FAILED
+        return status
+
+    def close(self) -> None:
+        """Free the file."""
+        self._slide.close()
+
+    def _read_one(self, level: int, corner: tuple[int, int], size: int, out: UInt8) -> bool:
+        slide = self._slide
+        try:
+            self._paint(slide, level, corner, size, out)
+        except self._error:
+            pass
+        else:
+            return True
+        # the error may be another thread's, on the shared handle: only a fresh one can tell
+        with self._renewing:
+            try:
+                fresh = self._open(self._info.path)
+                if self._slide is slide:
+                    self._slide = fresh
+                    fresh = self._open(self._info.path)
+                self._paint(fresh, level, corner, size, out)
+            except self._error:
+                return False
+            return True
+
+    def _paint(
+        self, slide: Any, level: int, corner: tuple[int, int], size: int, out: UInt8
+    ) -> None:
+        (full_w, full_h), (wide, high) = (
+            self._info.level_dimensions[0],
+            self._info.level_dimensions[level],
+        )
+        x0, y0 = max(corner[0], 0), max(corner[1], 0)
+        x1, y1 = min(corner[0] + size, wide), min(corner[1] + size, high)
+        if x0 >= x1 or y0 >= y1:
+            return
+        place = (2 * x0 * full_w + wide) // (2 * wide), (2 * y0 * full_h + high) // (2 * high)
+        region = slide.read_region(place, level, (x1 - x0, y1 - y0))
+        if region.getextrema()[3][0] < WHITE:
+            white = Image.new("RGBA", region.size, (WHITE, WHITE, WHITE, WHITE))
+            region = Image.alpha_composite(white, region)
+        inside = out[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+        inside[:] = np.asarray(region)[..., :3]
+
+
+def _info(path: Path, slide: Any, facts: TiffFacts | None) -> SlideInfo:
+    said = slide.properties
+    x, y = _number(said.get("openslide.mpp-x")), _number(said.get("openslide.mpp-y"))
+    mpp, source = (None, "no resolution") if x is None else mean_mpp(x, y or x, "openslide")
+    tiles = tuple(
+        (
+            int(said.get(f"openslide.level[{n}].tile-width", 0)),
+            int(said.get(f"openslide.level[{n}].tile-height", 0)),
+        )
+        for n in range(slide.level_count)
+    )
+    return SlideInfo(
+        path=path,
+        reader="openslide",
+        vendor=str(said.get("openslide.vendor", "unknown")),
+        codec=facts.codec if facts else "unknown",
+        level_dimensions=tuple((int(w), int(h)) for w, h in slide.level_dimensions),
+        level_tile_sizes=tiles,
+        mpp=mpp,
+        mpp_source=source,
+        objective_power=_number(said.get("openslide.objective-power")),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if value > 0 else None
