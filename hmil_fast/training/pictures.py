@@ -1,0 +1,244 @@
+"""Attention heatmaps: tiles painted over the slide's thumbnail, with a scale bar and a key."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COLOURS = "viridis"  # even in lightness and safe for the colour-blind; pink tissue has none of it
+_OPACITY = 0.62
+_KEY = "attention, by rank within the slide (0 lowest, 1 highest)"
+_MARGIN, _TITLE, _FOOT = 14, 34, 64  # px
+_LONG_SIDE = 1000
+_DPI = 100
+
+
+class Node(NamedTuple):
+    """One panel of a sheet: a node of the label tree and the attention paid for its sake."""
+
+    name: str
+    probability: float
+    weights: ArrayLike  # float [N], one per tile
+
+
+def heatmap(
+    thumbnail: NDArray[np.uint8],
+    coords: ArrayLike,
+    tile_px_level0: float,
+    weights: ArrayLike,
+    *,
+    downsample: float,
+    mpp: float | None,
+    title: str,
+) -> "Image":
+    """Paint one weight per tile over the thumbnail.
+
+    Weights are shown by rank within the slide (ties share the mean rank): softmax attention over
+    thousands of tiles is so skewed that a linear scale shows one hot tile on a cold slide. Where
+    tiles overlap, the mean rank is painted; a tile whose weight is not finite is not painted.
+
+    Args:
+        thumbnail: RGB, uint8 [h, w, 3].
+        coords: Top-left corners of the tiles, level-0 px, int [N, 2] (x, y).
+        tile_px_level0: Side of a tile in level-0 px.
+        weights: Attention (or any score), float [N].
+        downsample: Level-0 px per thumbnail px.
+        mpp: µm per level-0 px; without it there is no scale bar.
+        title: Line above the picture.
+    """
+    painted = _paint(thumbnail, coords, tile_px_level0, weights, downsample)
+    return _draw([painted], [title], _um_per_px(mpp, downsample), columns=1)
+
+
+def heatmap_sheet(
+    thumbnail: NDArray[np.uint8],
+    coords: ArrayLike,
+    tile_px_level0: float,
+    nodes: Sequence[Node],
+    *,
+    downsample: float,
+    mpp: float | None,
+    title: str,
+) -> "Image":
+    """The plain thumbnail and beside it one heatmap per tree node, with name and probability.
+
+    Args:
+        thumbnail: RGB, uint8 [h, w, 3].
+        coords: Top-left corners of the tiles, level-0 px, int [N, 2] (x, y).
+        tile_px_level0: Side of a tile in level-0 px.
+        nodes: The panels, in order.
+        downsample: Level-0 px per thumbnail px.
+        mpp: µm per level-0 px; without it there is no scale bar.
+        title: Line above the plain thumbnail, usually the slide id.
+    """
+    panels = [np.asarray(thumbnail)]
+    panels += [_paint(thumbnail, coords, tile_px_level0, n.weights, downsample) for n in nodes]
+    titles = [title, *(f"{n.name} · {n.probability:.2f}" for n in nodes)]
+    height, width = np.asarray(thumbnail).shape[:2]
+    # as near to a 16:10 page as whole panels allow
+    columns = round(math.sqrt(len(panels) * 1.6 * height / width))
+    return _draw(panels, titles, _um_per_px(mpp, downsample), min(max(columns, 1), len(panels)))
+
+
+def rank_normalised(weights: ArrayLike) -> NDArray[np.float64]:
+    """Ranks scaled to 0..1, ties sharing their mean, 0.5 where all are equal; NaN stays NaN."""
+    values = np.asarray(weights, dtype=np.float64)
+    ranks = np.full(values.shape, np.nan)
+    known = np.isfinite(values)
+    _, inverse, counts = np.unique(values[known], return_inverse=True, return_counts=True)
+    if len(counts):
+        mean_rank = np.cumsum(counts) - (counts + 1) / 2
+        total = int(counts.sum())
+        ranks[known] = mean_rank[inverse] / (total - 1) if total > 1 else 0.5
+    return ranks
+
+
+def round_length(um: float) -> float:
+    """The largest of 1, 2, 5 × 10^k µm that is not longer than `um`."""
+    power = 10.0 ** math.floor(math.log10(um))
+    return max(step * power for step in (1, 2, 5) if step * power <= um * (1 + 1e-9))
+
+
+def _um_per_px(mpp: float | None, downsample: float) -> float | None:
+    return mpp * downsample if mpp else None
+
+
+def _paint(
+    thumbnail: NDArray[np.uint8],
+    coords: ArrayLike,
+    tile_px_level0: float,
+    weights: ArrayLike,
+    downsample: float,
+) -> NDArray[np.uint8]:
+    """The thumbnail with every tile of a known weight tinted by its rank."""
+    import matplotlib as mpl
+
+    thumbnail = np.asarray(thumbnail, dtype=np.uint8)
+    corners = np.asarray(coords, dtype=np.float64).reshape(-1, 2)
+    ranks = rank_normalised(weights)
+    if ranks.shape != (len(corners),):
+        raise ValueError(f"{len(corners)} tiles but weights of shape {ranks.shape}")
+    height, width = thumbnail.shape[:2]
+    known = np.isfinite(ranks)
+    # rounding both edges, not the size, keeps neighbours touching
+    start = np.rint(corners / downsample).astype(np.int64)
+    stop = np.maximum(np.rint((corners + tile_px_level0) / downsample).astype(np.int64), start + 1)
+    start, stop = np.clip(start, 0, (width, height)), np.clip(stop, 0, (width, height))
+    total = np.zeros((height, width), dtype=np.float32)
+    times = np.zeros((height, width), dtype=np.int32)
+    for (x0, y0), (x1, y1), rank in zip(start[known], stop[known], ranks[known], strict=True):
+        total[y0:y1, x0:x1] += rank
+        times[y0:y1, x0:x1] += 1
+    covered = times > 0
+    tint = mpl.colormaps[_COLOURS](total[covered] / times[covered])[:, :3] * 255
+    # grey tissue below, so that the tint keeps its meaning
+    grey = thumbnail[covered] @ np.array([0.299, 0.587, 0.114])
+    picture = thumbnail.copy()
+    picture[covered] = np.rint(_OPACITY * tint + (1 - _OPACITY) * grey[:, None]).astype(np.uint8)
+    return picture
+
+
+def _draw(
+    panels: Sequence[NDArray[np.uint8]],
+    titles: Sequence[str],
+    um_per_px: float | None,
+    columns: int,
+) -> "Image":
+    """Panels in a grid, each with its title; a key below; the scale bar in the first panel."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    rows = math.ceil(len(panels) / columns)
+    height, width = panels[0].shape[:2]
+    # a sheet stays a readable picture, a small thumbnail becomes one
+    scale = _LONG_SIDE / max(height, width) / max(1.0, math.sqrt(columns * rows) / 1.5)
+    w, h = max(240, round(width * scale)), max(1, round(height * scale))
+    page = (
+        max(420, _MARGIN + columns * (w + _MARGIN)),
+        _MARGIN + rows * (h + _TITLE) + (rows - 1) * _MARGIN + _FOOT,
+    )
+    with mpl.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(page[0] / _DPI, page[1] / _DPI), dpi=_DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        left = (page[0] - columns * (w + _MARGIN) + _MARGIN) / 2
+        for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+            row, column = divmod(number, columns)
+            x = left + column * (w + _MARGIN)
+            y = page[1] - (row + 1) * (h + _TITLE) - row * _MARGIN
+            axes = figure.add_axes((x / page[0], y / page[1], w / page[0], h / page[1]))
+            axes.imshow(panel, interpolation="lanczos" if scale < 1 else "nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color("#c8ccd2")
+            figure.text(
+                x / page[0],
+                (y + h + 9) / page[1],
+                _shortened(title, w),
+                fontsize=10,
+                color="#1b1f24",
+                weight="bold",
+            )
+            if um_per_px:
+                _scale_bar(axes, width, height, um_per_px)
+        key = figure.add_axes(
+            (left / page[0], 40 / page[1], min(420, page[0] - 2 * left) / page[0], 11 / page[1])
+        )
+        bar = figure.colorbar(
+            ScalarMappable(cmap=_COLOURS), cax=key, orientation="horizontal", ticks=[0, 0.5, 1]
+        )
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, length=2, pad=2, colors="#3d444d")
+        bar.set_label(_KEY, fontsize=8, color="#3d444d", labelpad=2)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    file.seek(0)
+    picture = Image.open(file).convert("RGB")
+    picture.load()
+    return picture
+
+
+def _scale_bar(axes: Any, width: int, height: int, um_per_px: float) -> None:
+    """A bar of a round length in the lower left corner, edged with white for dark tissue."""
+    from matplotlib.patheffects import withStroke
+
+    um = round_length(width * um_per_px / 4)
+    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+    x, y, length = 0.03 * width, height - 0.03 * width, um / um_per_px
+    halo = [withStroke(linewidth=3, foreground="white")]
+    axes.plot(
+        [x, x + length],
+        [y, y],
+        color="#111",
+        linewidth=4,
+        solid_capstyle="butt",
+        scalex=False,
+        scaley=False,
+        path_effects=[withStroke(linewidth=7, foreground="white")],
+    )
+    axes.annotate(
+        label,
+        (x, y),
+        xytext=(0, 4),
+        textcoords="offset points",
+        fontsize=9,
+        weight="bold",
+        color="#111",
+        path_effects=halo,
+    )
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, cut in its middle to what a title of `width` px holds; no line breaks."""
+    text = " ".join(text.split())
+    room = max(8, width // 8)
+    if len(text) <= room:
+        return text
+    return text[: room // 2 - 1] + "…" + text[len(text) - (room - room // 2) :]
