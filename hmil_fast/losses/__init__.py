@@ -1,1 +1,5 @@
-"""Loss terms and their schedules."""
+"""Losses: cross-entropy along the tree, hierarchy alignment, supervised contrast, and their sum."""
+
+from hmil_fast.losses.total import PRESETS, HmilLoss, LossTerms
+
+__all__ = ["PRESETS", "HmilLoss", "LossTerms"]

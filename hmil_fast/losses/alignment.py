@@ -1,0 +1,30 @@
+"""HAM: the attentions of adjacent levels should look at the same instances."""
+
+from torch import Tensor
+
+from hmil_fast.kernels.hierarchy_alignment import hierarchy_alignment
+
+
+def instance_alignment(
+    attention_logits: tuple[Tensor, ...],
+    lse: tuple[Tensor, ...],
+    parents: tuple[Tensor, ...],
+    bags: Tensor,
+) -> list[Tensor]:
+    """Per pair of adjacent levels, 1 − cosine of the attentions, mean over bags.
+
+    Children's rows are summed, as published; with unequal numbers of children uniform attention
+    then gives a little more than 0 (0.0198 for 3, 2, 2).
+
+    Args:
+        attention_logits: [N, K_l] per level, coarse first.
+        lse: [B, K_l] per level.
+        parents: int64 [K_l] per level below the first.
+        bags: int64 [B, 2], (start, length) of each bag.
+    """
+    return [
+        hierarchy_alignment(
+            attention_logits[l], lse[l], attention_logits[l + 1], lse[l + 1], parent, bags
+        ).mean()
+        for l, parent in enumerate(parents)
+    ]

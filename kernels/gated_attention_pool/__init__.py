@@ -1,0 +1,98 @@
+"""Gated attention pooling of packed bags (Ilse et al. 2018, eq. 9), one attention per class."""
+
+import torch
+from torch import Tensor
+
+from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
+from hmil_fast.kernels.gated_attention_pool.streaming import pool_streaming
+
+__all__ = ["gated_attention_pool"]
+
+
+def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
+    x: Tensor,
+    V: Tensor,
+    bv: Tensor,
+    U: Tensor,
+    bu: Tensor,
+    Wc: Tensor,
+    bc: Tensor,
+    bags: Tensor,
+    *,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool every bag once per class, with gated attention.
+
+    s = Wc (tanh(V x + bv) ⊙ σ(U x + bu)) + bc, a = softmax of s over the instances of a bag,
+    pooled = Σ a x.
+
+    Sums, logits and results are float32 whatever the input dtype, float64 if an input is float64.
+    Every bag is worked on in tiles that begin at its own first row: on one machine and number of
+    threads, a bag gives bitwise the same pooled, lse and logits alone, packed with others, or
+    elsewhere in x (without dropout; on a CPU, if its rows stay aligned to 64 bytes). A bag of NaNs
+    changes no other bag.
+
+    Args:
+        x: [N, D], the instances of all bags.
+        V: [H, D], weight inside the tanh.
+        bv: [H].
+        U: [H, D], weight inside the sigmoid.
+        bu: [H].
+        Wc: [C, H], one row per class; rows may be block-diagonal to hold several gates.
+        bc: [C].
+        bags: int64 [B, 2], (start, length) of each bag in x, in any order; keep it on the CPU.
+            Bags may leave rows out, overlap, and be empty.
+        dropout: Probability of dropping an entry of tanh(·) ⊙ σ(·); the others are scaled up.
+
+    Returns:
+        pooled [B, C, D], lse [B, C] (log Σ exp s per bag), logits s [N, C]. The attention of
+        instance i in bag b is exp(logits[i] − lse[b]). An empty bag has pooled 0, lse −inf and no
+        gradient; rows in no bag have logits 0 and no gradient. Differentiable once, with respect
+        to every float operand.
+
+    Raises:
+        ValueError: Operands that do not fit together, a bag outside x, or a bad dropout.
+    """
+    operands = {"x": x, "V": V, "bv": bv, "U": U, "bu": bu, "Wc": Wc, "bc": bc}
+    _check(operands, dropout)
+    spans = check_bags(bags, x.shape[0])
+    double = any(t.dtype == torch.float64 for t in operands.values())
+    dtype = torch.float64 if double else torch.float32
+    # the sums stay in float32 under autocast too
+    with torch.autocast(x.device.type, enabled=False):
+        weights = [t.to(dtype) for t in (V, bv, U, bu, Wc, bc)]
+        if dropout:
+            return pool_reference(x.to(dtype), weights, spans, dropout)
+        return pool_streaming(x, weights, spans)
+
+
+def _check(operands: dict[str, Tensor], dropout: float) -> None:
+    x, V, Wc = operands["x"], operands["V"], operands["Wc"]
+    for name, rank in (("x", 2), ("V", 2), ("Wc", 2)):
+        if operands[name].ndim != rank:
+            raise ValueError(
+                f"{name} has shape {list(operands[name].shape)}; give a tensor of {rank} dimensions"
+            )
+    hidden, dim, classes = V.shape[0], x.shape[1], Wc.shape[0]
+    wanted = {
+        "V": [hidden, dim],
+        "bv": [hidden],
+        "U": [hidden, dim],
+        "bu": [hidden],
+        "Wc": [classes, hidden],
+        "bc": [classes],
+    }
+    for name, shape in wanted.items():
+        if list(operands[name].shape) != shape:
+            raise ValueError(
+                f"{name} has shape {list(operands[name].shape)}, but x is [N, {dim}], V "
+                f"[{hidden}, ·] and Wc [{classes}, ·]; give {name} the shape {shape}"
+            )
+    for name, tensor in operands.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; cast it to a floating-point dtype")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; move {name} there")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; give a probability in [0, 1)")
