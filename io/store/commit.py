@@ -1,0 +1,111 @@
+"""The protocol: an attempt's files, then one exclusively created record that makes them a slide.
+
+A process may die at any step: before the record exists nothing does, after it the slide is whole.
+Of two writers one wins; the other deletes its own attempt.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hmil_fast.errors import StoreError
+from hmil_fast.io.store import disk
+from hmil_fast.io.store.layout import COMMIT_FILE, MAX_FILE_BYTES
+from hmil_fast.io.store.reader import AttemptReader
+from hmil_fast.io.store.schema import SlideRecord, canonical_json, malformed, parse_record
+
+_EXPONENT = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
+_ROWS_AT_ONCE = 2048
+
+
+def read_record(slide_dir: Path) -> SlideRecord | None:
+    """The slide's commit; None when there is none.
+
+    Raises:
+        StoreError: the commit is malformed.
+    """
+    path = slide_dir / COMMIT_FILE
+    try:
+        return parse_record(disk.read_bytes(path, MAX_FILE_BYTES), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise malformed(path, str(error.strerror)) from error
+
+
+def publish(slide_dir: Path, record: SlideRecord) -> SlideRecord:
+    """Make the slide exist; returns the winner's record, which may be another writer's.
+
+    Raises:
+        StoreError: another writer committed this slide with another configuration, or the
+            attempt was swept away before it could be committed.
+    """
+    path = slide_dir / COMMIT_FILE
+    attempt = slide_dir / record.attempt
+    if disk.create_exclusive(path, record.to_json().encode()):
+        if disk.objects(attempt) == {stored.key: stored.bytes for stored in record.objects}:
+            return record
+        disk.remove(path)
+        raise StoreError(
+            f"slide {record.slide_id!r}: files of {attempt} vanished while it was committed",
+            "Extract this slide again; run `store sweep` only on attempts older than any job.",
+        )
+    winner = read_record(slide_dir)
+    disk.remove(attempt)
+    if winner is None or winner.config_hash != record.config_hash:
+        raise other_config(record.slide_id, winner, record.config_hash, slide_dir)
+    return winner
+
+
+def other_config(
+    slide_id: str, found: SlideRecord | None, wanted: str, slide_dir: Path
+) -> StoreError:
+    """The error for a slide that was committed under another encoder or tiling."""
+    theirs = "nothing" if found is None else found.config_hash
+    return StoreError(
+        f"slide {slide_id!r} was committed with configuration {theirs}, this store's is {wanted} "
+        f"({slide_dir})",
+        "Write to a new --store, or remove the slide from this one.",
+    )
+
+
+def nonfinite_rows(features: npt.NDArray[np.generic], dtype: str) -> npt.NDArray[np.int64]:
+    """Rows with NaN or infinity in features [n, D] of the logical dtype; works on bits."""
+    bits = features.view(f"u{features.dtype.itemsize}")
+    mask = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    bad = np.zeros(len(bits), bool)
+    for start in range(0, len(bits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        bad[rows] = (bits[rows] & mask).max(axis=1) >= _EXPONENT[dtype]
+    return np.flatnonzero(bad)
+
+
+def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
+    """Read every row back, a block at a time.
+
+    Returns:
+        The content digest over (dtype, shape, features, coords, status), and the rows of
+        features that are not finite although their status is 0.
+
+    Raises:
+        StoreError: a file is missing, truncated or fails its checksum.
+    """
+    record = reader.record
+    layout = reader.features_layout()
+    status = reader.read("status")
+    header = {"dtype": record.dtype, "shape": [record.num_tiles, record.dim]}
+    digest = hashlib.sha256(canonical_json(header, "header").encode())
+    buffer = np.empty((min(layout.block, record.num_tiles), record.dim), layout.dtype)
+    bad = [np.empty(0, np.int64)]
+    for block in range(layout.blocks):
+        rows = layout.rows(block)
+        features = buffer[: rows.stop - rows.start]
+        reader.read_block("features", block, features)
+        digest.update(features.data)
+        found = nonfinite_rows(features, record.dtype) + rows.start
+        bad.append(found[status[found] == 0])
+    digest.update(reader.read("coords").data)
+    digest.update(status.data)
+    return f"sha256:{digest.hexdigest()}", np.concatenate(bad)

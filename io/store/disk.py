@@ -1,0 +1,204 @@
+"""Every call to the file system that the store makes; another backend would replace this file."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from hmil_fast.errors import StoreError
+
+_PIECE = 8 * 2**20
+_MOST_BUFFERS = 1000  # IOV_MAX is 1024
+_MOST_BYTES = 2**30  # a single preadv stops at 2 GiB
+
+
+def failed(error: OSError, doing: str, path: Path) -> StoreError:
+    """A StoreError that names the path, the system's reason and the free space."""
+    free = free_bytes(path)
+    space = "" if free is None else f", {free / 2**20:,.0f} MiB free there"
+    return StoreError(
+        f"{doing} failed at {path}: {error.strerror or error}{space}",
+        "Free some space, raise the quota or mend the permissions (or give another --store); "
+        "then run the same command again.",
+    )
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the file system of the nearest folder that exists; None if unknown."""
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+def exists(path: Path) -> bool:
+    """Whether something of that name exists (a dangling link does)."""
+    return os.path.lexists(path)
+
+
+def names(folder: Path) -> list[str]:
+    """Sorted names in a folder; empty when there is none."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def touch(path: Path) -> None:
+    """Set a folder's time to now: the sign of life that sweep looks at."""
+    os.utime(path)
+
+
+def newest_change(folder: Path) -> float:
+    """Latest modification time in a tree, seconds since the epoch."""
+    newest = os.lstat(folder).st_mtime
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                newest = max(newest, os.lstat(os.path.join(parent, name)).st_mtime)  # noqa: PTH118
+    return newest
+
+
+def objects(folder: Path) -> dict[str, int]:
+    """Key ("features/c/0/0") → size in bytes of every file in a tree."""
+    found = {}
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            path = Path(parent, name)
+            found[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a whole tree survive a power cut (zarr-python itself never calls fsync)."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fd = os.open(Path(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(parent))
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Create a file whole or not at all; False when it is there already.
+
+    A hard link is the one step that either makes the full file appear or fails.
+    """
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # over NFS a link may succeed and its reply be lost: then the file has two names
+            return temporary.stat().st_nlink == 2
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a tree; links are removed, never followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A small file whole.
+
+    Raises:
+        StoreError: it is larger than `most` bytes.
+        FileNotFoundError: there is none.
+    """
+    with open_read(path) as (fd, size):
+        if size > most:
+            raise StoreError(
+                f"{path} is {size:,} bytes, more than the {most:,} allowed",
+                "Restore this file from a backup.",
+            )
+        data = np.empty(size, np.uint8)
+        read_into(fd, 0, [data])
+        return data.tobytes()
+
+
+@contextmanager
+def open_read(path: Path) -> Iterator[tuple[int, int]]:
+    """File descriptor and size of an object; a link in its place is refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd, os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def read_into(fd: int, offset: int, buffers: list[npt.NDArray[np.uint8]]) -> None:
+    """Fill the buffers, in turn, from one contiguous run of a file.
+
+    Raises:
+        EOFError: the file ends too soon.
+    """
+    views = [b.data.cast("B") for b in buffers if b.size]
+    while views:
+        batch, size = 0, 0
+        while batch < min(len(views), _MOST_BUFFERS) and (not batch or size < _MOST_BYTES):
+            size += len(views[batch])
+            batch += 1
+        got = os.preadv(fd, views[:batch], offset)
+        if got == 0:
+            raise EOFError
+        offset += got
+        done = 0
+        while done < batch and got >= len(views[done]):
+            got -= len(views[done])
+            done += 1
+        views = views[done:]
+        if got:
+            views[0] = views[0][got:]
+
+
+def crc32c_of(path: Path) -> int:
+    """crc32c of a whole file."""
+    crc = 0
+    with open_read(path) as (fd, size):
+        piece = np.empty(min(size, _PIECE), np.uint8)
+        for offset in range(0, size, _PIECE):
+            part = piece[: min(_PIECE, size - offset)]
+            read_into(fd, offset, [part])
+            crc = google_crc32c.extend(crc, part)
+    return crc
+
+
+def zarr_store(folder: Path, *, read_only: bool) -> Any:
+    """The folder as zarr-python's store; imported late, zarr takes a third of a second."""
+    from zarr.storage import LocalStore
+
+    return LocalStore(folder, read_only=read_only)

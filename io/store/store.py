@@ -1,0 +1,325 @@
+"""The store as its users see it: committed slides in, committed slides out."""
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmil_fast.errors import StoreError
+from hmil_fast.io.store import disk
+from hmil_fast.io.store.commit import other_config, read_record
+from hmil_fast.io.store.layout import (
+    COMMIT_FILE,
+    MAX_FILE_BYTES,
+    SCHEMA_VERSION,
+    SLIDES,
+    STORE_FILE,
+    slide_dirname,
+    slide_id_of,
+)
+from hmil_fast.io.store.reader import AttemptReader
+from hmil_fast.io.store.schema import (
+    SlideRecord,
+    StoreSpec,
+    canonical_json,
+    check_version,
+    differences,
+    field,
+    malformed,
+    parse_json,
+)
+from hmil_fast.io.store.sweep import sweep
+from hmil_fast.io.store.verify import Finding, findings
+from hmil_fast.io.store.writer import SlideWriter
+
+
+def create_store(path: str | Path, spec: StoreSpec) -> "FeatureStore":
+    """Make a store, or open the one that is there if its spec is the same.
+
+    Raises:
+        StoreError: a store of another spec lies there, or the folder cannot be written.
+    """
+    path = Path(path)
+    about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": str(uuid.uuid4())}
+    if not disk.exists(path / STORE_FILE):
+        try:
+            disk.make_folder(path / SLIDES)
+            disk.create_exclusive(path / STORE_FILE, canonical_json(about, "spec").encode())
+        except OSError as error:
+            raise disk.failed(error, "creating the store", path) from error
+    store = open_store(path)
+    parts = differences(asdict(store.spec), asdict(spec))
+    if parts:
+        raise StoreError(
+            f"the store {path} holds other features: {'; '.join(parts)}",
+            "Give a new folder with --store, or the settings that this store was made with.",
+        )
+    return store
+
+
+def open_store(path: str | Path) -> "FeatureStore":
+    """Open a store that exists; never writes.
+
+    Raises:
+        StoreError: there is none, it is malformed, or a newer release wrote it.
+    """
+    path = Path(path)
+    file = path / STORE_FILE
+    try:
+        value = parse_json(disk.read_bytes(file, MAX_FILE_BYTES), file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"no feature store at {path} (there is no {STORE_FILE})",
+            "Give the folder that `hmil-fast extract --store` or `store import` wrote.",
+        ) from error
+    except OSError as error:
+        raise disk.failed(error, "opening the store", path) from error
+    check_version(value, file)
+    spec = {
+        key: field(value, key, kind, file)
+        for key, kind in (("dim", int), ("dtype", str), ("encoder", dict), ("tiling", dict))
+    }
+    try:
+        return FeatureStore(path, StoreSpec(**spec), field(value, "uuid", str, file))
+    except StoreError as error:
+        raise malformed(file, error.what) from error
+
+
+class FeatureStore:
+    """Committed slides of one encoder and tiling; get one from create_store or open_store.
+
+    Reading is safe from many threads and processes, and during writes by others. Records are
+    kept in memory once read: a committed slide never changes.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, store_uuid: str) -> None:
+        self.path = path
+        self.spec = spec
+        self.uuid = store_uuid
+        self._readers: dict[str, AttemptReader] = {}
+
+    def _slide_dir(self, slide_id: str) -> Path:
+        return self.path / SLIDES / slide_dirname(slide_id)
+
+    def slide_ids(self) -> list[str]:
+        """Ids of the committed slides, sorted."""
+        found = []
+        for name in disk.names(self.path / SLIDES):
+            slide_dir = self.path / SLIDES / name
+            if not disk.exists(slide_dir / COMMIT_FILE):
+                continue
+            slide_id = slide_id_of(name)
+            if slide_id is None:
+                record = read_record(slide_dir)
+                slide_id = record.slide_id if record else ""
+            if slide_id and slide_dirname(slide_id) == name:
+                found.append(slide_id)
+        return sorted(found)
+
+    def _reader(self, slide_id: str) -> AttemptReader:
+        reader = self._readers.get(slide_id)
+        if reader is None:
+            slide_dir = self._slide_dir(slide_id)
+            record = read_record(slide_dir)
+            if record is None:
+                raise StoreError(
+                    f"slide {slide_id!r} is not in the store {self.path}",
+                    "Extract it first; `hmil-fast store info` tells what is there.",
+                )
+            if record.config_hash != self.spec.config_hash:
+                raise other_config(slide_id, record, self.spec.config_hash, slide_dir)
+            ours = (slide_id, self.spec.dim, self.spec.dtype)
+            if (record.slide_id, record.dim, record.dtype) != ours:
+                raise malformed(
+                    slide_dir / COMMIT_FILE,
+                    f"it is of slide {record.slide_id!r}, dim {record.dim}, {record.dtype}",
+                )
+            reader = AttemptReader(slide_dir / record.attempt, record)
+            self._readers[slide_id] = reader
+        return reader
+
+    def record(self, slide_id: str) -> SlideRecord:
+        """The slide's commit record.
+
+        Raises:
+            StoreError: not in the store, malformed, or of another configuration.
+        """
+        return self._reader(slide_id).record
+
+    def is_done(self, slide_id: str) -> bool:
+        """Whether the slide is committed with this store's configuration.
+
+        Raises:
+            StoreError: it is committed with another configuration, or its commit is malformed.
+        """
+        if not disk.exists(self._slide_dir(slide_id) / COMMIT_FILE):
+            return False
+        self._reader(slide_id)
+        return True
+
+    def writer(self, slide_id: str, num_tiles: int, attrs: dict[str, Any]) -> SlideWriter:
+        """A writer for one slide; ask is_done first. See SlideWriter.
+
+        Raises:
+            StoreError: as is_done, or a bad argument, or the disk refuses.
+        """
+        self.is_done(slide_id)
+        return SlideWriter(self.path, self.spec, slide_id, num_tiles, attrs)
+
+    def features(self, slide_id: str, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Features [N, D], in `out` (C-contiguous, same shape and dtype) if given.
+
+        Raises:
+            StoreError: not in the store, or damaged: every checksum is verified.
+        """
+        return self.read_packed([slide_id], self._exact(slide_id, out), threads=1)[0]
+
+    def _exact(self, slide_id: str, out: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        wanted = (self.record(slide_id).num_tiles, self.spec.dim)
+        if out is not None and out.shape != wanted:
+            raise StoreError(
+                f"out is {out.shape}, slide {slide_id!r} is {wanted}", "Give an array of that size."
+            )
+        return out
+
+    def coords(self, slide_id: str) -> npt.NDArray[np.int32]:
+        """Top-left corners [N, 2] (x, y) in level-0 px."""
+        return self._rows(slide_id, "coords", (2,), np.int32)
+
+    def status(self, slide_id: str) -> npt.NDArray[np.uint8]:
+        """Status [N] of each tile; 0 is good, features of the others are zeros."""
+        return self._rows(slide_id, "status", (), np.uint8)
+
+    def _rows(
+        self, slide_id: str, name: str, tail: tuple[int, ...], dtype: type[Any]
+    ) -> npt.NDArray[Any]:
+        reader = self._reader(slide_id)
+        layout = reader.layout(name)
+        wanted = (reader.record.num_tiles, *tail)
+        if layout.shape != wanted or layout.dtype != dtype:
+            raise reader.damaged(f"{name!r} is {layout.dtype} {layout.shape}, not {wanted}")
+        return reader.read(name)
+
+    def file(self, slide_id: str, name: str) -> bytes | None:
+        """An extra file's bytes; None when the slide has none of that name."""
+        reader = self._reader(slide_id)
+        if not any(o.key == f"files/{name}/zarr.json" for o in reader.record.objects):
+            return None
+        return reader.read(f"files/{name}").tobytes()
+
+    def read_packed(
+        self,
+        slide_ids: Sequence[str],
+        out: npt.NDArray[Any] | None = None,
+        threads: int = 4,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Read bags one after the other into one array.
+
+        Args:
+            slide_ids: Committed slides; one may come twice.
+            out: C-contiguous [≥ ΣN, D] of the stored dtype, such as pinned memory.
+            threads: Shards read at once.
+
+        Returns:
+            x [ΣN, D] (a view of `out` if given) and bags int64 [B, 2] of (start, length).
+
+        Raises:
+            StoreError: a slide is missing or damaged, or `out` does not fit.
+        """
+        readers = [self._reader(slide_id) for slide_id in slide_ids]
+        for reader in readers:
+            if reader.features_layout().dtype != self.spec.stored_dtype:
+                raise reader.damaged(f"features are {reader.features_layout().dtype}")
+        lengths = np.array([reader.record.num_tiles for reader in readers], np.int64)
+        bags = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+        total = int(lengths.sum())
+        if out is None:
+            out = np.empty((total, self.spec.dim), self.spec.stored_dtype)
+        fits = out.ndim == 2 and out.shape[1] == self.spec.dim and len(out) >= total
+        if not (fits and out.dtype == self.spec.stored_dtype and out.flags.c_contiguous):
+            raise StoreError(
+                f"out is {out.dtype} {out.shape}; needed are {total} rows of {self.spec.dim}",
+                f"Give a C-contiguous writable {self.spec.stored_dtype.name} array of that size.",
+            )
+        work = [
+            task
+            for reader, (start, length) in zip(readers, bags.tolist(), strict=True)
+            for task in reader.work("features", out[start : start + length])
+        ]
+        if threads > 1 and len(work) > 1:
+            with ThreadPoolExecutor(min(threads, len(work))) as pool:
+                for done in [pool.submit(task) for task in work]:
+                    done.result()
+        else:
+            for task in work:
+                task()
+        return out[:total], bags
+
+    def verify(self, slide_ids: Iterable[str] | None = None) -> Iterator[Finding]:
+        """Check sizes, existence, every checksum, content digest and finite features.
+
+        Yields:
+            One finding per slide, in order; damage is reported, never raised.
+        """
+
+        def slides() -> Iterator[tuple[str, Path, SlideRecord | StoreError]]:
+            for slide_id in self.slide_ids() if slide_ids is None else slide_ids:
+                self._readers.pop(slide_id, None)
+                try:
+                    reader = self._reader(slide_id)
+                except StoreError as error:
+                    yield slide_id, self.path, error
+                else:
+                    yield slide_id, reader.folder, reader.record
+
+        return findings(slides())
+
+    def drop(self, slide_id: str) -> None:
+        """Unpublish a slide and delete its files, so that it can be extracted again.
+
+        The files of a slide whose commit is damaged are left to sweep.
+        """
+        slide_dir = self._slide_dir(slide_id)
+        self._readers.pop(slide_id, None)
+        record = None
+        with suppress(StoreError):
+            record = read_record(slide_dir)
+        try:
+            disk.remove(slide_dir / COMMIT_FILE)
+            if record:
+                disk.remove(slide_dir / record.attempt)
+        except OSError as error:
+            raise disk.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
+
+    def sweep(self, older_than_s: float, delete: bool = False) -> list[Path]:
+        """Attempts that no commit names, untouched for `older_than_s` seconds.
+
+        Writers touch their attempt with every append; give more than the longest pause between
+        two (an hour is safe).
+
+        Args:
+            older_than_s: Least age in seconds.
+            delete: Delete them too; otherwise only list.
+
+        Raises:
+            StoreError: something cannot be deleted.
+        """
+        return sweep(self.path, older_than_s, delete=delete)
+
+    def info(self) -> dict[str, Any]:
+        """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path."""
+        records = [self.record(slide_id) for slide_id in self.slide_ids()]
+        return {
+            "path": str(self.path),
+            "uuid": self.uuid,
+            "slides": len(records),
+            "tiles": sum(record.num_tiles for record in records),
+            "bytes": sum(record.bytes for record in records),
+            **asdict(self.spec),
+        }

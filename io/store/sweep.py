@@ -1,0 +1,53 @@
+"""Find and delete what killed or beaten writers left behind."""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from hmil_fast.errors import StoreError
+from hmil_fast.io.store import disk
+from hmil_fast.io.store.commit import read_record
+from hmil_fast.io.store.layout import ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
+
+
+def litter(store: Path, older_than_s: float) -> Iterator[Path]:
+    """Attempts no commit names and temporary files, untouched for that many seconds."""
+    for folder, file in (
+        (store, STORE_FILE),
+        *((store / SLIDES / name, COMMIT_FILE) for name in disk.names(store / SLIDES)),
+    ):
+        for name in disk.names(folder):
+            temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
+            if not temporary and not ATTEMPT_NAME.fullmatch(name):
+                continue
+            path = folder / name
+            with suppress(FileNotFoundError):  # its own writer was quicker
+                old = time.time() - disk.newest_change(path) >= older_than_s
+                if old and (temporary or _abandoned(folder, name)):
+                    yield path
+
+
+def _abandoned(slide_dir: Path, attempt: str) -> bool:
+    try:
+        record = read_record(slide_dir)
+    except StoreError:
+        return False  # a damaged commit may have meant this one
+    return record is None or record.attempt != attempt
+
+
+def sweep(store: Path, older_than_s: float, *, delete: bool) -> list[Path]:
+    """List litter and, if told so, delete it.
+
+    Raises:
+        StoreError: something cannot be deleted.
+    """
+    found = []
+    for path in litter(store, older_than_s):
+        found.append(path)
+        if delete:
+            try:
+                disk.remove(path)
+            except OSError as error:
+                raise disk.failed(error, "sweeping", path) from error
+    return found
