@@ -1,0 +1,235 @@
+"""The charts of the report, as SVG text: ROC, confusion, reliability, training curves."""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.metrics import flat_metrics, reliability_bins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_INK, _QUIET, _GRID = "#1b1f24", "#59636e", "#e4e7eb"
+# Okabe and Ito's colours, without the yellow that white paper swallows
+_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+
+
+def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
+    """One-vs-rest ROC curve of every class that has positives and negatives, with its AUC."""
+    from sklearn.metrics import roc_curve
+
+    with _figure(4.3, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
+        handles, labels = [], []
+        for c, name in enumerate(names):
+            positive = np.asarray(y) == c
+            if positive.all() or not positive.any():
+                continue
+            false, true, _ = roc_curve(positive, p[:, c])
+            area = flat_metrics(positive.astype(np.int64), np.stack([1 - p[:, c], p[:, c]], 1))
+            handles += axes.plot(
+                false,
+                true,
+                color=_CYCLE[c % len(_CYCLE)],
+                linestyle=_DASHES[c // len(_CYCLE) % len(_DASHES)],
+                linewidth=1.8,
+            )
+            # the number first: a label that begins with "_" would be hidden
+            labels.append(f"{area['auc']:.3f}  {name} (n={positive.sum()})")
+        axes.set(
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+            xlabel="false positive rate",
+            ylabel="true positive rate",
+            title="ROC, one class against the rest",
+        )
+        if 0 < len(handles) <= 8:
+            axes.legend(handles, labels, loc="lower right", title="AUC", alignment="left")
+        elif handles:
+            axes.legend(
+                handles,
+                labels,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.16),
+                ncols=2,
+                title="AUC",
+            )
+        return _svg(figure)
+
+
+def confusion_chart(
+    y: Ints, predicted: Ints, names: Sequence[str], groups: Sequence[int] | None = None
+) -> str:
+    """Counts of true (rows) against predicted classes, tinted by the share of the row.
+
+    Args:
+        y: True classes, int [n].
+        predicted: Predicted classes, int [n].
+        names: Class names in the order of the tree.
+        groups: Parent of each class; a line is drawn where it changes.
+    """
+    classes = len(names)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (np.asarray(y), np.asarray(predicted)), 1)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(2.4, 0.42 * classes)
+    with _figure(side + 1.9, side + 1.5) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                color="white" if share[row, column] > 0.55 else _INK,
+            )
+        for at in range(1, classes):
+            if groups is not None and groups[at] != groups[at - 1]:
+                axes.axhline(at - 0.5, color=_QUIET, linewidth=1)
+                axes.axvline(at - 0.5, color=_QUIET, linewidth=1)
+        short = [_short(name) for name in names]
+        steep = classes > 4 or max(map(len, short)) > 8
+        axes.set_xticks(
+            range(classes),
+            short,
+            rotation=45 if steep else 0,
+            ha="right" if steep else "center",
+            rotation_mode="anchor",
+        )
+        axes.set_yticks(range(classes), short)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.set(xlabel="predicted", ylabel="true", title="Confusion (slides)")
+        return _svg(figure)
+
+
+def reliability_chart(y: Ints, p: Floats) -> str:
+    """Share of hits against the predicted class's probability, in ten bins."""
+    edges, mean, accuracy, count = reliability_bins(y, p)
+    filled = count > 0
+    with _figure(4.3, 4.5) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
+        upper.vlines(mean[filled], mean[filled], accuracy[filled], color="#D55E00", linewidth=1.5)
+        upper.plot(
+            mean[filled], accuracy[filled], "o-", color="#0072B2", linewidth=1.5, markersize=5
+        )
+        upper.set(ylim=(-0.02, 1.02), ylabel="share correct", title="Reliability")
+        lower.bar(edges + 0.05, count, width=0.09, color="#9fb6c9")
+        lower.set(xlim=(-0.01, 1.01), ylabel="slides", xlabel="probability of the predicted class")
+        return _svg(figure)
+
+
+def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, validation and loss terms by epoch; one thin line per fold, the mean of folds thick.
+
+    Args:
+        epochs: The epoch records of log.jsonl.
+    """
+    losses = {"train": _series(epochs, "loss"), "validation": _series(epochs, "val_loss")}
+    scores = {"validation": _series(epochs, "val_balanced_accuracy")}
+    names = dict.fromkeys(name for e in epochs for name in e.get("terms") or {})
+    terms = {
+        name: _series([{**e, **e["terms"]} for e in epochs if e.get("terms")], name)
+        for name in names
+    }
+    panels = [("Loss", losses), ("Balanced accuracy", scores), ("Loss terms, training", terms)]
+    panels = [(title, {k: v for k, v in lines.items() if v}) for title, lines in panels]
+    panels = [(title, lines) for title, lines in panels if lines]
+    with _figure(4.2 * max(1, len(panels)), 3.2) as figure:
+        for place, (title, lines) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), place)
+            handles = []
+            for colour, folds in zip(_cycled(len(lines)), lines.values(), strict=True):
+                if len(folds) > 1:
+                    for values in folds.values():
+                        axes.plot(
+                            *zip(*sorted(values.items()), strict=True),
+                            color=colour,
+                            linewidth=0.8,
+                            alpha=0.35,
+                        )
+                reached = sorted({epoch for values in folds.values() for epoch in values})
+                mean = [np.mean([v[e] for v in folds.values() if e in v]) for e in reached]
+                handles += axes.plot(
+                    reached,
+                    mean,
+                    color=colour,
+                    linewidth=2,
+                    marker="o" if len(reached) == 1 else "",
+                )
+            axes.set(title=title, xlabel="epoch")
+            axes.legend(handles, [f" {name}" for name in lines])
+        return _svg(figure)
+
+
+def _series(epochs: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[int, float]]:
+    """Finite values by fold and epoch; of an epoch logged twice (a resumed run) the later."""
+    folds: dict[int, dict[int, float]] = {}
+    for record in epochs:
+        value = record.get(name)
+        if isinstance(value, int | float) and np.isfinite(value):
+            folds.setdefault(int(record["fold"]), {})[int(record["epoch"])] = float(value)
+    return folds
+
+
+def _cycled(n: int) -> list[str]:
+    return [_CYCLE[i % len(_CYCLE)] for i in range(n)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:8] + "…" + name[-9:]
+
+
+@contextmanager
+def _figure(width: float, height: float) -> "Iterator[Figure]":
+    """A figure in the report's style; names are text, never formulas."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",  # the browser's letters: sharp, searchable, any script
+        "svg.hashsalt": "hmil-fast",
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.edgecolor": "#c8ccd2",
+        "axes.labelcolor": _QUIET,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": _GRID,
+        "grid.linewidth": 0.8,
+        "text.color": _INK,
+        "xtick.color": _QUIET,
+        "ytick.color": _QUIET,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+    }
+    with mpl.rc_context(style):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: "Figure") -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
