@@ -14,7 +14,7 @@ from hmil_fast.errors import StoreError
 from hmil_fast.io.store import disk
 from hmil_fast.io.store.layout import COMMIT_FILE, MAX_FILE_BYTES
 from hmil_fast.io.store.reader import AttemptReader
-from hmil_fast.io.store.schema import SlideRecord, canonical_json, malformed, parse_record
+from hmil_fast.io.store.schema import SlideRecord, canonical_json, parse_record
 
 _EXPONENT = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
 _ROWS_AT_ONCE = 2048
@@ -32,7 +32,7 @@ def read_record(slide_dir: Path) -> SlideRecord | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise malformed(path, str(error.strerror)) from error
+        raise disk.failed(error, "reading the commit", path) from error
 
 
 def publish(slide_dir: Path, record: SlideRecord) -> SlideRecord:

@@ -1,7 +1,9 @@
 """Every call to the file system that the store makes; another backend would replace this file."""
 
+import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -152,10 +154,13 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 @contextmanager
 def open_read(path: Path) -> Iterator[tuple[int, int]]:
-    """File descriptor and size of an object; a link in its place is refused."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """File descriptor and size of an object; links, pipes and devices are refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        yield fd, os.fstat(fd).st_size
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield fd, found.st_size
     finally:
         os.close(fd)
 

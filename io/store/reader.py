@@ -37,6 +37,7 @@ class ArrayLayout:
     block: int
     index_at: str | None  # "start" or "end" of a shard; None: a block is one bare chunk
     plain: bool  # False: codecs that only zarr-python knows
+    decoded: int  # bytes of one decoded block, padding included
 
     @property
     def row_bytes(self) -> int:
@@ -51,7 +52,7 @@ class ArrayLayout:
     @property
     def blocks(self) -> int:
         """Number of blocks, each a file."""
-        return math.ceil(self.shape[0] / self.block)
+        return -(-self.shape[0] // self.block)
 
     def key(self, block: int) -> str:
         """Key of a block's file below the array."""
@@ -66,7 +67,8 @@ def parse_layout(meta: dict[str, Any]) -> ArrayLayout:
     """The layout that an array's zarr.json tells of.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError: the metadata are not a zarr v3 array's.
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError: the metadata are not
+            those of a zarr v3 array.
     """
     shape = tuple(int(n) for n in meta["shape"])
     if meta["data_type"] not in _DTYPES or not 1 <= len(shape) <= 2 or min(shape) < 0:
@@ -87,7 +89,8 @@ def parse_layout(meta: dict[str, Any]) -> ArrayLayout:
     plain &= outer[1:] == inner[1:] == list(shape[1:]) and not meta.get("storage_transformers")
     if min(inner[0], outer[0]) < 1 or outer[0] % inner[0]:
         raise ValueError(f"chunks of {inner[0]} rows in shards of {outer[0]}")
-    return ArrayLayout(shape, dtype, inner[0], outer[0], index_at, plain)
+    decoded = math.prod(outer) * dtype.itemsize
+    return ArrayLayout(shape, dtype, inner[0], outer[0], index_at, plain, decoded)
 
 
 def _plain(codecs: list[dict[str, Any]]) -> bool:
@@ -116,10 +119,10 @@ class AttemptReader:
             path = self.folder / name / "zarr.json"
             try:
                 layout = parse_layout(parse_json(disk.read_bytes(path, MAX_FILE_BYTES), path))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise self.damaged(f"{path.name} of {name!r} is malformed ({error!r})") from error
             except OSError as error:
                 raise self.damaged(f"{name}/zarr.json: {error.strerror}") from error
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+                raise self.damaged(f"{name}/zarr.json is malformed: {error!r}") from error
             self._check_sizes(name, layout)
             self._layouts[name] = layout
         return self._layouts[name]
@@ -130,15 +133,19 @@ class AttemptReader:
             raise self.damaged(f"{name!r} has {len(keys)} objects of {layout.blocks}")
         held = 0
         for key in keys:
+            path = self.folder / key
+            if path.parent.resolve() != self.folder.resolve() / Path(key).parent:
+                raise self.damaged(f"{key} leads out of the attempt")
             try:
-                size = (self.folder / key).lstat().st_size
+                size = path.lstat().st_size
             except OSError as error:
                 raise self.damaged(f"{key}: {error.strerror}") from error
             if size != self._sizes[key]:
                 raise self.damaged(f"{key} is {size} bytes, committed were {self._sizes[key]}")
             held += size
-        if layout.bytes > held * (1 if layout.plain else _MOST_COMPRESSION):
-            raise self.damaged(f"{name!r} claims {layout.bytes:,} bytes, its files hold {held:,}")
+        claimed = layout.bytes if layout.plain else max(layout.bytes, layout.decoded)
+        if claimed > held * (1 if layout.plain else _MOST_COMPRESSION):
+            raise self.damaged(f"{name!r} claims {claimed:,} bytes, its files hold {held:,}")
 
     def features_layout(self) -> ArrayLayout:
         """Layout of the features, checked against the record's N and D."""
@@ -204,6 +211,8 @@ class AttemptReader:
 def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.NDArray[np.int64]:
     """Offsets of the first `used` chunks of a block, checked to lie inside the file."""
     length = layout.chunk * layout.row_bytes + CRC_BYTES
+    if size < length:
+        raise ValueError(f"{size} bytes cannot hold a chunk of {length}")
     if layout.index_at is None:
         index = np.array([[0, length]], np.uint64)
     else:
@@ -216,7 +225,7 @@ def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.ND
         if google_crc32c.value(raw[:-CRC_BYTES]) != int(raw[-CRC_BYTES:].view("<u4")[0]):
             raise ValueError("the checksum of the shard index is wrong")
         index = raw[:-CRC_BYTES].view("<u8").reshape(entries, 2)[:used]
-    if size < length or (index[:, 1] != length).any() or (index[:, 0] > size - length).any():
+    if (index[:, 1] != length).any() or (index[:, 0] > size - length).any():
         raise ValueError("a chunk is missing, of a wrong length, or outside the file")
     return index[:, 0].astype(np.int64)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from hmil_fast.errors import StoreError
@@ -181,8 +182,13 @@ class SlideRecord:
         return sum(stored.bytes for stored in self.objects)
 
     def to_json(self) -> str:
-        """The text of commit.json."""
-        return canonical_json(asdict(self) | {"schema_version": SCHEMA_VERSION}, "commit record")
+        """The text of commit.json, with a checksum over itself."""
+        value = asdict(self) | {"schema_version": SCHEMA_VERSION}
+        return canonical_json(value | {"crc32c": _crc(value)}, "commit record")
+
+
+def _crc(value: dict[str, Any]) -> int:
+    return int(google_crc32c.value(canonical_json(value, "commit record").encode()))
 
 
 def parse_record(data: bytes, path: Path) -> SlideRecord:
@@ -193,6 +199,8 @@ def parse_record(data: bytes, path: Path) -> SlideRecord:
     """
     value = parse_json(data, path)
     check_version(value, path)
+    if value.pop("crc32c", None) != _crc(value):
+        raise malformed(path, "its checksum is wrong")
     objects = []
     for item in field(value, "objects", list, path):
         if not isinstance(item, dict):

@@ -1,6 +1,5 @@
 """The store as its users see it: committed slides in, committed slides out."""
 
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,10 +15,7 @@ from hmil_fast.io.store import disk
 from hmil_fast.io.store.commit import other_config, read_record
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
-    MAX_FILE_BYTES,
-    SCHEMA_VERSION,
     SLIDES,
-    STORE_FILE,
     slide_dirname,
     slide_id_of,
 )
@@ -27,68 +23,11 @@ from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.schema import (
     SlideRecord,
     StoreSpec,
-    canonical_json,
-    check_version,
-    differences,
-    field,
     malformed,
-    parse_json,
 )
 from hmil_fast.io.store.sweep import sweep
 from hmil_fast.io.store.verify import Finding, findings
 from hmil_fast.io.store.writer import SlideWriter
-
-
-def create_store(path: str | Path, spec: StoreSpec) -> "FeatureStore":
-    """Make a store, or open the one that is there if its spec is the same.
-
-    Raises:
-        StoreError: a store of another spec lies there, or the folder cannot be written.
-    """
-    path = Path(path)
-    about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": str(uuid.uuid4())}
-    if not disk.exists(path / STORE_FILE):
-        try:
-            disk.make_folder(path / SLIDES)
-            disk.create_exclusive(path / STORE_FILE, canonical_json(about, "spec").encode())
-        except OSError as error:
-            raise disk.failed(error, "creating the store", path) from error
-    store = open_store(path)
-    parts = differences(asdict(store.spec), asdict(spec))
-    if parts:
-        raise StoreError(
-            f"the store {path} holds other features: {'; '.join(parts)}",
-            "Give a new folder with --store, or the settings that this store was made with.",
-        )
-    return store
-
-
-def open_store(path: str | Path) -> "FeatureStore":
-    """Open a store that exists; never writes.
-
-    Raises:
-        StoreError: there is none, it is malformed, or a newer release wrote it.
-    """
-    path = Path(path)
-    file = path / STORE_FILE
-    try:
-        value = parse_json(disk.read_bytes(file, MAX_FILE_BYTES), file)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(
-            f"no feature store at {path} (there is no {STORE_FILE})",
-            "Give the folder that `hmil-fast extract --store` or `store import` wrote.",
-        ) from error
-    except OSError as error:
-        raise disk.failed(error, "opening the store", path) from error
-    check_version(value, file)
-    spec = {
-        key: field(value, key, kind, file)
-        for key, kind in (("dim", int), ("dtype", str), ("encoder", dict), ("tiling", dict))
-    }
-    try:
-        return FeatureStore(path, StoreSpec(**spec), field(value, "uuid", str, file))
-    except StoreError as error:
-        raise malformed(file, error.what) from error
 
 
 class FeatureStore:
@@ -242,7 +181,8 @@ class FeatureStore:
         if out is None:
             out = np.empty((total, self.spec.dim), self.spec.stored_dtype)
         fits = out.ndim == 2 and out.shape[1] == self.spec.dim and len(out) >= total
-        if not (fits and out.dtype == self.spec.stored_dtype and out.flags.c_contiguous):
+        usable = out.flags.c_contiguous and out.flags.writeable
+        if not (fits and usable and out.dtype == self.spec.stored_dtype):
             raise StoreError(
                 f"out is {out.dtype} {out.shape}; needed are {total} rows of {self.spec.dim}",
                 f"Give a C-contiguous writable {self.spec.stored_dtype.name} array of that size.",
