@@ -9,7 +9,8 @@ from PIL import Image
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, UInt8
 
 WHITE = 255
-BLOCK_PX = 1024
+BLOCK_PX = 512
+MAX_SHRINK = 32
 
 
 class BaseReader:
@@ -53,8 +54,8 @@ class BaseReader:
             default=0,
         )
         wide, high = self._info.level_dimensions[level]
-        shrink = max(1, min(wide // target[0], high // target[1]))
-        block = max(1, BLOCK_PX // shrink) * shrink
+        shrink = min(MAX_SHRINK, max(1, min(wide // target[0], high // target[1])))
+        block = BLOCK_PX // shrink * shrink
         canvas = np.full((-(-high // shrink), -(-wide // shrink), 3), WHITE, np.uint8)
         buffer = np.empty((1, block, block, 3), np.uint8)
         for y in range(0, high, block):

@@ -9,6 +9,8 @@ import re
 
 # inside entropy-coded data 0xFF may only be followed by a stuffed zero, a restart or a fill byte
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+# inside packets 0xFF is never followed by more than 0x8F, but for the two packet markers
+_PACKET_MARKER = re.compile(rb"\xff[\x90\x93-\xff]", re.DOTALL)
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _SEGMENTS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))) | _FRAMES
 _BETWEEN_SCANS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE))
@@ -32,7 +34,8 @@ def whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
             return False
         kind = data[at + 1]
         if kind == 0xD9:
-            return scans > 0
+            # an end amid the data is damage; a little padding is not
+            return scans > 0 and (len(data) - at < 64 or not data[at + 2 :].strip(b"\0"))
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         end = at + 2 + length
         if length < 2 or end > len(data) or kind not in (_BETWEEN_SCANS if scans else _SEGMENTS):
@@ -57,8 +60,26 @@ def whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
 
 
 def whole_jpeg2000(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether `data` is a raw codestream: SOC, a SIZ of this (width, height), EOC at its end."""
-    if data[:4] != b"\xff\x4f\xff\x51" or data.rstrip(b"\0")[-2:] != b"\xff\xd9":
+    """Whether `data` is a raw codestream: main header, tile-parts of the length they state, EOC.
+
+    Args:
+        data: The tile's bytes.
+        size: (width, height) in px that its SIZ segment must state, with three channels.
+    """
+    if data[:4] != b"\xff\x4f\xff\x51":
         return False
     x1, y1, x0, y0 = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-    return (x1 - x0, y1 - y0) == size and int.from_bytes(data[40:42], "big") == 3
+    if (x1 - x0, y1 - y0) != size or data[40:42] != b"\0\3":
+        return False
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90":
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+    parts = 0
+    while data[at : at + 2] == b"\xff\x90":
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        end = at + length if length else len(data) - 2
+        body = data.find(b"\xff\x93", at + 12, end)
+        if end > len(data) - 2 or body < 0 or _PACKET_MARKER.search(data, body + 2, end):
+            return False
+        at, parts = end, parts + 1
+    return parts > 0 and data[at : at + 2] == b"\xff\xd9"

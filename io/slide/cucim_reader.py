@@ -8,10 +8,12 @@ import numpy as np
 from hmil_fast.io.slide.base import WHITE, BaseReader
 from hmil_fast.io.slide.codestream import whole_jpeg, whole_jpeg2000
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
-from hmil_fast.io.slide.tiff_facts import TiffFacts, TiffLevel
+from hmil_fast.io.slide.tiff_facts import CODECS, TiffFacts, TiffLevel
 
 STRIP = 8  # neighbouring tiles decoded together, so that an unaligned grid decodes less twice
 _UNKNOWN = 255
+# uncompressed, JPEG, JPEG 2000; a corrupt LZW tile becomes garbage without a word
+_READS = frozenset((1, 7, 33003, 33005))
 _PLUGIN_SWITCHES = ("ENABLE_CUSLIDE2", "CUCIM_PLUGINS")
 
 
@@ -32,10 +34,10 @@ def why_not(facts: TiffFacts | None, suffix: str) -> str | None:
     for level in facts.levels:
         if not level.plain_rgb:
             return "not 8-bit interleaved RGB"
-        if (level.compression, level.predictor) not in (
-            (1, 1), (5, 1), (5, 2), (7, 1), (33003, 1), (33005, 1),
-        ):  # fmt: skip
-            return f"compression {level.compression} with predictor {level.predictor}"
+        if level.compression not in _READS:
+            return f"{CODECS.get(level.compression, level.compression)} is not among what it reads safely"
+        if level.predictor != 1:
+            return f"predictor {level.predictor}"
     return None
 
 
@@ -151,8 +153,6 @@ class CucimReader(BaseReader):
         if level.compression == 1:
             whole = count == level.tile[0] * level.tile[1] * 3
             return TileStatus.OK if whole else TileStatus.CORRUPT
-        if level.compression == 5:
-            return TileStatus.OK
         if count > 16 * level.tile[0] * level.tile[1] + 65_536:
             return TileStatus.CORRUPT  # no codec grows so much; bounds what is read into memory
         data = os.pread(self._file, count, int(level.offsets[source]))

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def read_tiff(path: Path) -> TiffFacts | None:
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = list(tiff.pages)
+            if pages and not _is_last(tiff, pages[-1]):
+                raise _damaged(path, f"only {len(pages)} of its directories are there")
             vendor = "hamamatsu" if tiff.is_ndpi else "aperio" if tiff.is_svs else "generic-tiff"
             facts = _facts(vendor, pages)
     except SlideError:
@@ -101,6 +104,16 @@ def _facts(vendor: str, pages: list[Any]) -> TiffFacts | None:
     levels = tuple(_level(page) for page in tiled)
     mpp, source, power = _scale(vendor, first)
     return TiffFacts(vendor, levels, mpp, source, power, bool(first.subifds))
+
+
+def _is_last(tiff: Any, page: Any) -> bool:
+    """Whether no directory follows: tifffile stops without a word at one beyond the end."""
+    file, form = tiff.filehandle, tiff.tiff
+    file.seek(page.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(tags * form.tagsize, 1)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    return bool(following == 0)
 
 
 def _same_shape(first: Any, page: Any) -> bool:
@@ -175,7 +188,8 @@ def _check_extent(path: Path, facts: TiffFacts) -> None:
     for number, level in enumerate(facts.levels):
         if (level.offsets < 0).any() or (level.counts < 0).any():
             raise _damaged(path, f"level {number} places tiles before the start of the file")
-        beyond = int(np.count_nonzero(level.offsets > length - level.counts))
+        stored = level.counts > 0  # a sparse file leaves empty tiles out
+        beyond = int(np.count_nonzero(stored & (level.offsets > length - level.counts)))
         if beyond:
             raise _damaged(
                 path,
