@@ -28,7 +28,7 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
     """One-vs-rest ROC curve of every class that has positives and negatives, with its AUC."""
     from sklearn.metrics import roc_curve
 
-    with _figure(4.3, 4.5) as figure:
+    with _figure(3.75, 3.95) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
         handles, labels = [], []
@@ -84,8 +84,8 @@ def confusion_chart(
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (np.asarray(y), np.asarray(predicted)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(2.4, 0.42 * classes)
-    with _figure(side + 1.9, side + 1.5) as figure:
+    side = max(2.6, 0.34 * classes)
+    with _figure(side + 1.15, side + 1.35) as figure:
         axes = figure.add_subplot()
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -121,14 +121,15 @@ def reliability_chart(y: Ints, p: Floats) -> str:
     """Share of hits against the predicted class's probability, in ten bins."""
     edges, mean, accuracy, count = reliability_bins(y, p)
     filled = count > 0
-    with _figure(4.3, 4.5) as figure:
+    with _figure(3.75, 3.95) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
         upper.vlines(mean[filled], mean[filled], accuracy[filled], color="#D55E00", linewidth=1.5)
-        upper.plot(
-            mean[filled], accuracy[filled], "o-", color="#0072B2", linewidth=1.5, markersize=5
+        area = 20 + 180 * count[filled] / max(1, count.max())
+        upper.scatter(mean[filled], accuracy[filled], s=area, color="#0072B2", linewidth=0, zorder=3, clip_on=False)
+        upper.set(
+            ylim=(-0.02, 1.02), ylabel="share correct", title="Reliability (orange: gap to perfect)"
         )
-        upper.set(ylim=(-0.02, 1.02), ylabel="share correct", title="Reliability")
         lower.bar(edges + 0.05, count, width=0.09, color="#9fb6c9")
         lower.set(xlim=(-0.01, 1.01), ylabel="slides", xlabel="probability of the predicted class")
         return _svg(figure)
@@ -150,7 +151,7 @@ def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
     panels = [("Loss", losses), ("Balanced accuracy", scores), ("Loss terms, training", terms)]
     panels = [(title, {k: v for k, v in lines.items() if v}) for title, lines in panels]
     panels = [(title, lines) for title, lines in panels if lines]
-    with _figure(4.2 * max(1, len(panels)), 3.2) as figure:
+    with _figure(3.95 * max(1, len(panels)), 3.1) as figure:
         for place, (title, lines) in enumerate(panels, start=1):
             axes = figure.add_subplot(1, len(panels), place)
             handles = []
@@ -192,7 +193,7 @@ def _cycled(n: int) -> list[str]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:8] + "…" + name[-9:]
+    return name if len(name) <= 16 else name[:7] + "…" + name[-8:]
 
 
 @contextmanager

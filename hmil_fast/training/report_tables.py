@@ -17,14 +17,14 @@ _LEVEL_METRICS = {
     "accuracy": "accuracy",
     "specificity": "specificity (macro)",
     "qwk": "quadratic weighted kappa",
-    "ece": "calibration error (ECE)",
+    "ece": "calibration error (ECE, less is better)",
 }
 _TREE_METRICS = {
     "hierarchical_f1": "hierarchical F1",
     "hierarchical_precision": "hierarchical precision",
     "hierarchical_recall": "hierarchical recall",
-    "mean_tree_distance": "mean tree distance (edges)",
-    "mistake_severity": "tree distance of mistakes (edges)",
+    "mean_tree_distance": "mean tree distance (edges, less is better)",
+    "mistake_severity": "tree distance of mistakes (edges, less is better)",
 }
 _PICTURE_BYTES = 64 * 2**20  # pictures inside one page; a browser must still open it
 _FULL, _SMALL = (1600, 1600), (300, 128)
@@ -73,12 +73,12 @@ def folds_table(data: Run) -> str:
     """The chief metrics of every fold, their mean and standard deviation."""
     folds: Sequence[Mapping[str, Any]] = data.metrics["folds"]
     columns: list[tuple[str, tuple[str, ...]]] = [
-        (f"{_LEVEL_METRICS[key].split(' (')[0]}, level {level}", ("levels", str(level), key))
+        (f"level {level}<br>{_LEVEL_METRICS[key].split(' (')[0]}", ("levels", str(level), key))
         for level in range(data.tree.num_levels)
         for key in ("auc", "balanced_accuracy", "macro_f1")
     ]
-    columns.append(("hierarchical F1", ("tree", "hierarchical_f1")))
-    heads = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name, _ in columns)
+    columns.append(("hierarchical<br>F1", ("tree", "hierarchical_f1")))
+    heads = "".join(f'<th scope="col" class="n">{name}</th>' for name, _ in columns)
     table = [[_dig(fold, path) for _, path in columns] for fold in folds]
     lines = [
         f'<tr><td>{number}</td><td class="n">{fold.get("slides", "")}</td>'
@@ -102,8 +102,8 @@ def folds_table(data: Run) -> str:
     return (
         '<p class="note">± is the standard deviation over folds; folds share training slides, so '
         "it is no error bar.</p>"
-        '<div class="wide"><table><thead><tr><th scope="col">fold</th><th scope="col" class="n">'
-        f"slides</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        '<div class="wide"><table id="fold-table"><thead><tr><th scope="col">fold</th>'
+        f'<th scope="col" class="n">slides</th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody>'
         f'<tfoot><tr><td colspan="2"><b>mean</b></td>{"".join(summary)}</tr></tfoot></table></div>'
     )
 
@@ -153,7 +153,7 @@ def _groups(
 ) -> list[tuple[str, dict[str, str], list[Mapping[str, Any]]]]:
     """Heading, metric names and per run the cells, of every level and of the tree."""
     groups: list[tuple[str, dict[str, str], list[Mapping[str, Any]]]] = []
-    for level in reversed(range(data.tree.num_levels)):
+    for level in range(data.tree.num_levels):
         where = " (diagnoses)" if level == data.tree.num_levels - 1 else ""
         heading = f"Level {level}{where}, {data.tree.num_classes[level]} classes"
         cells = [run["levels"].get(str(level), {}) for run in runs]

@@ -1,0 +1,232 @@
+"""Label files as people write them, folds without leaks, and the manifest."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hmil_fast.bags.splits import Fold, Slide, make_folds, read_labels, read_splits, write_splits
+from hmil_fast.errors import UsageError
+from hmil_fast.labels import LabelTree
+
+TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["IC"]})
+
+
+def labels(tmp_path: Path, text: str | bytes) -> list[Slide]:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_labels(path, TREE)
+
+
+def cohort(counts: dict[str, int], slides_each: tuple[int, ...] = (1, 2, 1)) -> list[Slide]:
+    """Per label so many patients, with 1, 2, 1, 1, 2, 1… slides."""
+    slides = []
+    for label, patients in counts.items():
+        for number in range(patients):
+            pieces = range(slides_each[number % len(slides_each)])
+            slides += [Slide(f"{label}-{number}-{i}", label, f"{label}-{number}") for i in pieces]
+    return slides
+
+
+def test_reads_plain_and_full_files(tmp_path: Path) -> None:
+    assert labels(tmp_path, "slide_id,label\na,N\nb,IC\n") == [
+        Slide("a", "N", "a"),
+        Slide("b", "IC", "b"),
+    ]
+    full = "patient_id,extra,slide_id,split,label\nP1,x,a,train,N\nP2,y,b,Test,IC\n"
+    assert labels(tmp_path, full) == [
+        Slide("a", "N", "P1", "train"),
+        Slide("b", "IC", "P2", "test"),
+    ]
+
+
+def test_spreadsheet_habits_do_not_matter(tmp_path: Path) -> None:
+    text = '\ufeffSlide_ID , label\r\n\r\n "a, left" ,N\r\n"b ""2""", IC \r\n,\r\n'
+    # a quote after a space is no quote in CSV, so the first field is written without the space
+    text = text.replace(' "a', '"a').replace('left" ', 'left"')
+    assert [(s.slide_id, s.label) for s in labels(tmp_path, text)] == [
+        ("a, left", "N"),
+        ('b "2"', "IC"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,label\na,N\n", "line 1: no column slide_id"),
+        ("slide_id\na\n", "line 1: no column label"),
+        ("", "line 1: no column slide_id"),
+        ("slide_id,label,label\na,N,N\n", "line 1: two columns named label"),
+        ("slide_id;label\na;N\n", "line 1: no column slide_id"),
+        ("slide_id,label\n", "names no slides"),
+        ("slide_id,label\na,N\n,IC\n", "line 3: slide_id is empty"),
+        ("slide_id,label\na\n", "line 2: label is empty"),
+        ("slide_id,label,patient_id\na,N,\n", "line 2: patient_id is empty"),
+        ("slide_id,label\na,N\nb,IC\na,N\n", "line 4: slide_id 'a' is already on line 2"),
+        ("slide_id,label\na,n\n", r"line 2: label 'n' is not a leaf .*leaves: N, PB, IC"),
+        ("slide_id,label\na,malignant\n", "line 2: label 'malignant' is not a leaf"),
+        ("slide_id,label\na,b,N\n", "line 2: 3 fields where the header has 2"),
+        ("slide_id,label,split\na,N,dev\n", "line 2: split 'dev' is none of"),
+        ("slide_id,label,split\na,N,train\nb,N,\n", "line 3: split is empty"),
+        (
+            "slide_id,label,patient_id,split\na,N,P,train\nb,N,P,test\n",
+            "line 3: patient_id 'P' is in split test here and in train on line 2",
+        ),
+        (b"slide_id,label\n\xff\xfe,N\n", "not UTF-8"),
+        ("slide_id,label\n" + "a" * 200_000 + ",N\n", "line 2: field larger"),
+    ],
+)
+def test_a_faulty_file_is_refused_by_line_and_field(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        labels(tmp_path, text)
+    assert "labels.csv" in caught.value.what
+    assert caught.value.fix
+
+
+def test_line_numbers_count_quoted_line_breaks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 4: label 'X'"):
+        labels(tmp_path, 'slide_id,label\n"a\nb",N\nc,X\n')
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.csv"):
+        read_labels(tmp_path / "nowhere.csv", TREE)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_every_slide_is_tested_once_and_no_patient_leaks(k: int) -> None:
+    slides = cohort({"N": 20, "PB": 12, "IC": 7})
+    patient = {s.slide_id: s.patient_id for s in slides}
+    label = {s.slide_id: s.label for s in slides}
+    folds = make_folds(slides, k, seed=1, val_fraction=0.2)
+    assert len(folds) == k
+    assert Counter(i for f in folds for i in f.test) == Counter(s.slide_id for s in slides)
+    for fold in folds:
+        parts = [{patient[i] for i in part} for part in (fold.train, fold.val, fold.test)]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert len(fold.train) + len(fold.val) + len(fold.test) == len(slides)
+        for part in (fold.train, fold.test):
+            assert {label[i] for i in part} == {"N", "PB", "IC"}
+
+
+def test_folds_are_stratified() -> None:
+    slides = cohort({"N": 60, "PB": 30, "IC": 10}, (1,))
+    for fold in make_folds(slides, 5, seed=0, val_fraction=0.25):
+        label = {s.slide_id: s.label for s in slides}
+        assert Counter(label[i] for i in fold.test) == {"N": 12, "PB": 6, "IC": 2}
+        assert Counter(label[i] for i in fold.val) == {"N": 12, "PB": 6, "IC": 2}
+
+
+def test_seed_decides_the_folds() -> None:
+    slides = cohort({"N": 12, "PB": 12, "IC": 12})
+    first, again, other = (make_folds(slides, 3, seed, 0.2) for seed in (4, 4, 5))
+    assert first == again
+    assert first != other
+
+
+def test_a_patient_who_alone_carries_a_class_is_kept_for_training() -> None:
+    slides = cohort({"N": 10, "PB": 10, "IC": 2}, (1,))
+    for seed in range(10):
+        for fold in make_folds(slides, 2, seed, 0.2):
+            assert any(i.startswith("IC") for i in fold.train)
+            assert fold.val
+
+
+def test_no_validation_when_not_asked_for() -> None:
+    folds = make_folds(cohort({"N": 4, "IC": 4}), 2, 0, 0)
+    assert all(f.val == () for f in folds)
+
+
+def test_a_rare_class_is_named_with_counts_and_fix() -> None:
+    with pytest.raises(UsageError, match=r"'IC' has 3 patients \(4 slides\).* 5 folds") as caught:
+        make_folds(cohort({"N": 9, "IC": 3}), 5, 0, 0.2)
+    assert "--folds 3" in caught.value.fix
+    with pytest.raises(UsageError, match="'IC' has 1 patients") as caught:
+        make_folds(cohort({"N": 9, "IC": 1}), 2, 0, 0.2)
+    assert "add patients" in caught.value.fix
+
+
+def test_too_few_patients_for_a_validation_part_is_said() -> None:
+    with pytest.raises(UsageError, match="held back for validation"):
+        make_folds(cohort({"N": 2, "IC": 2}, (1,)), 2, 0, 0.2)
+
+
+@pytest.mark.parametrize(("k", "fraction"), [(1, 0.2), (0, 0.2), (3, -0.1), (3, 0.9)])
+def test_senseless_settings_are_refused(k: int, fraction: float) -> None:
+    with pytest.raises(UsageError):
+        make_folds(cohort({"N": 9, "IC": 9}), k, 0, fraction)
+
+
+def official(parts: dict[str, int]) -> list[Slide]:
+    return [
+        Slide(f"{part}{i}", ("N", "IC")[i % 2], f"{part}{i}", part)
+        for part, n in parts.items()
+        for i in range(n)
+    ]
+
+
+def test_official_split_is_one_fold() -> None:
+    (fold,) = make_folds(official({"train": 6, "val": 2, "test": 3}), 5, 0, 0.2)
+    assert fold.train == tuple(f"train{i}" for i in range(6))
+    assert fold.val == ("val0", "val1")
+    assert fold.test == ("test0", "test1", "test2")
+
+
+def test_official_split_without_validation_gets_one_from_training() -> None:
+    (fold,) = make_folds(official({"train": 20, "test": 3}), 5, 0, 0.2)
+    assert len(fold.val) == 4
+    assert set(fold.train) | set(fold.val) == {f"train{i}" for i in range(20)}
+    assert not set(fold.train) & set(fold.val)
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_official_split_needs_train_and_test(missing: str) -> None:
+    parts = {"train": 6, "val": 4, "test": 4}
+    del parts[missing]
+    with pytest.raises(UsageError, match=f"no {missing} slides"):
+        make_folds(official(parts), 5, 0, 0.2)
+
+
+def test_manifest_round_trip_and_change(tmp_path: Path) -> None:
+    slides = [*cohort({"N": 6, "IC": 6}), Slide("ü/<b>", "PB", "p1"), Slide("x", "PB", "p2")]
+    folds = make_folds(slides, 2, 0, 0.25)
+    path = tmp_path / "splits.json"
+    write_splits(path, folds, slides)
+    assert read_splits(path) == (folds, slides)
+    assert [p.name for p in tmp_path.iterdir()] == ["splits.json"]
+
+    data = json.loads(path.read_text())
+    data["folds"][0]["train"].append(data["folds"][0]["test"].pop())
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="changed after it was written"):
+        read_splits(path)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([Fold(("a",), ("a",), ("c",))], "slide 'a' in train and in val"),
+        ([Fold(("a",), (), ("b",))], "patient 'P' in train and in test"),
+        ([Fold(("a",), (), ("c",)), Fold(("a",), (), ("c",))], "'c' is tested in fold 0 and in"),
+        ([Fold(("a", "zz"), (), ("c",))], "slide 'zz', which has no label"),
+    ],
+)
+def test_leaks_are_refused(tmp_path: Path, folds: list[Fold], message: str) -> None:
+    slides = [Slide("a", "N", "P"), Slide("b", "N", "P"), Slide("c", "IC", "Q")]
+    with pytest.raises(UsageError, match=message):
+        write_splits(tmp_path / "splits.json", folds, slides)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"slides": 3, "folds": []}', '{"slides": [{}], "folds": []}', "[" * 9999],
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"splits\.json is no split manifest"):
+        read_splits(path)

@@ -1,0 +1,117 @@
+"""Intervals and the structure of metrics.json."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import bootstrap, evaluate_predictions, flat_metrics, tree_metrics
+
+TREE = LabelTree.from_nested({"benign": ["a", "b"], "malignant": ["c", "d", "e"]})
+
+
+def predictions(n: int, seed: int = 0) -> tuple[NDArray, list[NDArray]]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 5, n)
+    p = rng.dirichlet(np.ones(5), n) + np.eye(5)[y] * 0.3
+    p /= p.sum(axis=1, keepdims=True)
+    return y, [np.stack([p[:, :2].sum(1), p[:, 2:].sum(1)], 1), p]
+
+
+def test_interval_of_a_mean_is_the_textbook_one() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    got = bootstrap(
+        lambda w: {"mean": w @ values / w.sum(axis=1)}, [str(i) for i in range(400)], n=4000
+    )["mean"]
+    spread = values.std() / np.sqrt(400)
+    assert got.low == pytest.approx(values.mean() - 1.96 * spread, abs=0.15 * spread)
+    assert got.high == pytest.approx(values.mean() + 1.96 * spread, abs=0.15 * spread)
+
+
+def test_slides_of_a_patient_are_drawn_together() -> None:
+    values = np.repeat([0.0, 1.0] * 10, 5)
+    patients = np.repeat([f"p{i}" for i in range(20)], 5)
+
+    def mean(weights: NDArray) -> dict[str, NDArray]:
+        for p in np.unique(patients):
+            assert (np.ptp(weights[:, patients == p], axis=1) == 0).all()
+        return {"mean": weights @ values / weights.sum(axis=1)}
+
+    by_patient = bootstrap(mean, list(patients))["mean"]
+    by_slide = bootstrap(
+        lambda w: {"mean": w @ values / w.sum(axis=1)}, [str(i) for i in range(100)]
+    )["mean"]
+    assert by_patient.high - by_patient.low > 1.8 * (by_slide.high - by_slide.low)
+
+
+def test_undefined_draws_are_left_out_and_counted() -> None:
+    values = np.array([1.0, 0, 0, 0])
+
+    def share(weights: NDArray) -> dict[str, NDArray]:
+        hit = weights @ values
+        return {"share": np.where(hit > 0, 1.0, np.nan), "never": np.full(len(hit), np.nan)}
+
+    got = bootstrap(share, list("abcd"), n=2000, seed=3)
+    assert got["share"][:2] == (1.0, 1.0)
+    assert got["share"].undefined == pytest.approx(2000 * 0.75**4, rel=0.1)
+    assert got["never"] == (None, None, 2000)
+
+
+def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, levels = predictions(40)
+    patients = [f"p{i % 13}" for i in range(40)]
+    whole = evaluate_predictions(TREE, y, levels, patients, seed=5)
+    module = importlib.import_module("hmil_fast.metrics.bootstrap")  # the function hides it
+    monkeypatch.setattr(module, "_BLOCK", 700)
+    parts = evaluate_predictions(TREE, y, levels, patients, seed=5)
+    for level, cells in whole["levels"].items():
+        for name, cell in cells.items():
+            assert parts["levels"][level][name] == pytest.approx(cell)
+
+
+def test_values_are_those_of_the_single_metrics_and_lie_in_their_intervals() -> None:
+    y, levels = predictions(70)
+    got = evaluate_predictions(TREE, y, levels, [f"p{i // 2}" for i in range(70)])
+    up = TREE.ancestors()
+    for level in range(2):
+        cells = dict(got["levels"][str(level)])
+        assert cells.pop("ece")["low"] is None
+        want = flat_metrics(up[level][y], levels[level])
+        assert {k: c["value"] for k, c in cells.items()} == pytest.approx(want)
+        assert all(c["low"] < c["value"] < c["high"] for c in cells.values())
+    want = tree_metrics(TREE, y, levels[-1], levels[:-1])
+    assert {k: c["value"] for k, c in got["tree"].items()} == pytest.approx(want)
+    assert (got["slides"], got["patients"]) == (70, 35)
+    json.dumps(got, allow_nan=False)
+
+
+def test_seed_decides() -> None:
+    y, levels = predictions(30)
+    patients = [str(i) for i in range(30)]
+    first, again, other = (evaluate_predictions(TREE, y, levels, patients, s) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_few_slides_give_a_plain_answer(n: int) -> None:
+    y, levels = predictions(n)
+    got = evaluate_predictions(TREE, y, levels, ["same"] * n)
+    json.dumps(got, allow_nan=False)
+    assert got["slides"] == n
+    assert all(c["low"] is None for c in got["tree"].values())
+
+
+def test_no_draws_no_intervals() -> None:
+    y, levels = predictions(20)
+    got = evaluate_predictions(TREE, y, levels, [str(i) for i in range(20)], draws=0)
+    assert got["levels"]["1"]["accuracy"]["low"] is None
+
+
+def test_arrays_that_miss_the_tree_are_refused() -> None:
+    y, levels = predictions(20)
+    with pytest.raises(ValueError, match="level 0"):
+        evaluate_predictions(TREE, y, levels[::-1], ["p"] * 20)

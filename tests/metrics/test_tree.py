@@ -1,0 +1,73 @@
+"""Tree metrics against sets of ancestors written out by name."""
+
+import numpy as np
+import pytest
+
+from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import tree_metrics
+
+BRACS = LabelTree.from_nested(
+    {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}
+)
+UNEVEN = LabelTree.from_nested(
+    {"normal": None, "tumour": {"benign": None, "malignant": ["low", "high"]}}
+)
+# nodes by name, without the root; "normal" and "benign" are repeated to the last level
+UNEVEN_PATHS = {
+    "normal": ["normal"],
+    "benign": ["tumour", "benign"],
+    "low": ["tumour", "malignant", "low"],
+    "high": ["tumour", "malignant", "high"],
+}
+BRACS_PATHS = {
+    **{leaf: ["benign", leaf] for leaf in ("N", "PB", "UDH")},
+    **{leaf: ["atypical", leaf] for leaf in ("FEA", "ADH")},
+    **{leaf: ["malignant", leaf] for leaf in ("DCIS", "IC")},
+}
+
+
+@pytest.mark.parametrize(("tree", "paths"), [(BRACS, BRACS_PATHS), (UNEVEN, UNEVEN_PATHS)])
+def test_hierarchical_f1_counts_shared_ancestors(
+    tree: LabelTree, paths: dict[str, list[str]]
+) -> None:
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, len(tree.leaves), 50), rng.random((50, len(tree.leaves)))
+    true = [set(paths[tree.leaves[i]]) for i in y]
+    predicted = [set(paths[tree.leaves[i]]) for i in p.argmax(axis=1)]
+    shared = sum(len(a & b) for a, b in zip(true, predicted, strict=True))
+    precision = shared / sum(map(len, predicted))
+    recall = shared / sum(map(len, true))
+    got = tree_metrics(tree, y, p)
+    assert got["hierarchical_precision"] == pytest.approx(precision)
+    assert got["hierarchical_recall"] == pytest.approx(recall)
+    assert got["hierarchical_f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_leaves_of_unlike_depth_part_precision_from_recall() -> None:
+    high, benign = UNEVEN.leaf("high"), UNEVEN.leaf("benign")
+    got = tree_metrics(UNEVEN, np.array([high]), np.eye(4)[[benign]])
+    assert got["hierarchical_precision"] == pytest.approx(1 / 2)
+    assert got["hierarchical_recall"] == pytest.approx(1 / 3)
+
+
+def test_distances_of_all_and_of_mistakes() -> None:
+    y = np.array([BRACS.leaf(n) for n in ("N", "N", "N", "IC")])
+    predicted = [BRACS.leaf(n) for n in ("N", "PB", "IC", "IC")]
+    got = tree_metrics(BRACS, y, np.eye(7)[predicted])
+    assert got["mean_tree_distance"] == pytest.approx((0 + 2 + 4 + 0) / 4)
+    assert got["mistake_severity"] == pytest.approx((2 + 4) / 2)
+
+
+def test_no_mistake_has_no_severity_and_all_wrong_has_f1_zero() -> None:
+    y = np.array([0, 6])
+    assert "mistake_severity" not in tree_metrics(BRACS, y, np.eye(7)[y])
+    wrong = tree_metrics(BRACS, y, np.eye(7)[[6, 0]])
+    assert wrong["hierarchical_f1"] == 0
+    assert tree_metrics(BRACS, np.zeros(0, int), np.zeros((0, 7))) == {}
+
+
+def test_agreement_of_the_coarse_head_with_the_predicted_leaf() -> None:
+    y = np.array([0, 0, 0, 0])
+    leaves = np.eye(7)[[0, 1, 3, 6]]  # benign, benign, atypical, malignant
+    coarse = np.eye(3)[[0, 1, 1, 0]]
+    assert tree_metrics(BRACS, y, leaves, [coarse])["agreement_0"] == pytest.approx(2 / 4)
