@@ -121,6 +121,8 @@ class AttemptReader:
                 layout = parse_layout(parse_json(disk.read_bytes(path, MAX_FILE_BYTES), path))
             except OSError as error:
                 raise self.damaged(f"{name}/zarr.json: {error.strerror}") from error
+            except StoreError as error:
+                raise self.damaged(error.what) from error
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 raise self.damaged(f"{name}/zarr.json is malformed: {error!r}") from error
             self._check_sizes(name, layout)
