@@ -135,6 +135,12 @@ def test_a_patient_who_alone_carries_a_class_is_kept_for_training() -> None:
             assert fold.val
 
 
+def test_rare_classes_do_not_prevent_a_validation_part() -> None:
+    # each fold trains on one patient of N, one of PB and two of IC: only IC can spare one
+    for fold in make_folds(cohort({"N": 2, "PB": 2, "IC": 4}, (1,)), 2, 0, 0.2):
+        assert [i.split("-")[0] for i in fold.val] == ["IC"]
+
+
 def test_no_validation_when_not_asked_for() -> None:
     folds = make_folds(cohort({"N": 4, "IC": 4}), 2, 0, 0)
     assert all(f.val == () for f in folds)
