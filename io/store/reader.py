@@ -131,8 +131,6 @@ class AttemptReader:
 
     def _check_sizes(self, name: str, layout: ArrayLayout) -> None:
         keys = [key for key in self._sizes if key.startswith(f"{name}/c/")]
-        if layout.plain and len(keys) != layout.blocks:
-            raise self.damaged(f"{name!r} has {len(keys)} objects of {layout.blocks}")
         held = 0
         for key in keys:
             path = self.folder / key

@@ -267,27 +267,39 @@ def test_nonsense_in_metadata_is_damage(store: FeatureStore, edit: Callable[[dic
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "why"),
     [
-        {"attempt": ".."},
-        {"attempt": "../../../etc"},
-        {"objects": (StoredObject("../../../x", 1, 0),)},
-        {"objects": (StoredObject("/etc/passwd", 1, 0),)},
-        {"objects": (StoredObject("features//c", 1, 0),)},
-        {"objects": (StoredObject("features/c/0/0", -1, 0),)},
-        {"num_tiles": -1},
-        {"num_tiles": 2**40},
-        {"num_tiles": N + 1},
-        {"dim": DIM + 1},
-        {"dtype": "float32"},
-        {"slide_id": "another"},
+        ({"attempt": ".."}, "attempt"),
+        ({"attempt": "../../../etc"}, "attempt"),
+        ({"objects": (StoredObject("../../../x", 1, 0),)}, "object"),
+        ({"objects": (StoredObject("/etc/passwd", 1, 0),)}, "object"),
+        ({"objects": (StoredObject("features//c", 1, 0),)}, "object"),
+        ({"objects": (StoredObject("features/c/0/0", -1, 0),)}, "object"),
+        ({"num_tiles": -1}, "-1 tiles"),
+        ({"num_tiles": 2**40}, "tiles"),
+        ({"num_tiles": N + 1}, "features are"),
+        ({"dim": DIM + 1}, "dim 17"),
+        ({"dtype": "float32"}, "float32"),
+        ({"slide_id": "another"}, "another"),
     ],
 )
-def test_commits_that_lie_are_refused(store: FeatureStore, changes: dict[str, object]) -> None:
+def test_commits_that_lie_are_refused(
+    store: FeatureStore, changes: dict[str, object], why: str
+) -> None:
     rewrite_commit(store, **changes)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match=why):
         open_store(store.path).features("s")
     assert not next(store.verify(["s"])).ok
+
+
+def test_a_shard_index_needs_its_own_checksum(store: FeatureStore) -> None:
+    shard = attempt(store) / "features/c/0/0"
+    data = bytearray(shard.read_bytes())
+    index = np.frombuffer(data, "<u8", count=6, offset=len(data) - 52).reshape(3, 2)
+    index[[0, 1]] = index[[1, 0]]  # two whole chunks change places: their own checksums are right
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match="shard index"):
+        open_store(store.path).features("s")
 
 
 def test_links_and_pipes_are_not_followed(store: FeatureStore, tmp_path: Path) -> None:
@@ -305,6 +317,10 @@ def test_links_and_pipes_are_not_followed(store: FeatureStore, tmp_path: Path) -
     restate_sizes(store)
     with pytest.raises(StoreError, match="damaged"):
         open_store(store.path).features("s")
+    (folder / "coords/zarr.json").rename(tmp_path / "zarr.json")
+    (folder / "coords/zarr.json").symlink_to(tmp_path / "zarr.json")
+    with pytest.raises(StoreError, match="symbolic links"):
+        open_store(store.path).coords("s")
     (folder / "coords/zarr.json").unlink()
     os.mkfifo(folder / "coords/zarr.json")
     with pytest.raises(StoreError, match="not a regular file"):
