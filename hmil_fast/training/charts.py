@@ -28,7 +28,9 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
     """One-vs-rest ROC curve of every class that has positives and negatives, with its AUC."""
     from sklearn.metrics import roc_curve
 
-    with _figure(3.75, 3.95) as figure:
+    few = len(names) <= 8
+    size = (3.75, 3.95) if few else (7.3, max(3.95, 0.4 + 0.165 * len(names)))
+    with _figure(*size) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
         handles, labels = [], []
@@ -46,7 +48,7 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
                 linewidth=1.8,
             )
             # the number first: a label that begins with "_" would be hidden
-            labels.append(f"{area['auc']:.3f}  {name} (n={positive.sum()})")
+            labels.append(f"{area['auc']:.3f}  {_short(name)} (n={positive.sum()})")
         axes.set(
             xlim=(-0.01, 1.01),
             ylim=(-0.01, 1.01),
@@ -55,17 +57,10 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
             ylabel="true positive rate",
             title="ROC, one class against the rest",
         )
-        if 0 < len(handles) <= 8:
+        if few:
             axes.legend(handles, labels, loc="lower right", title="AUC", alignment="left")
-        elif handles:
-            axes.legend(
-                handles,
-                labels,
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.16),
-                ncols=2,
-                title="AUC",
-            )
+        else:
+            figure.legend(handles, labels, loc="outside right upper", title="AUC", alignment="left")
         return _svg(figure)
 
 
@@ -126,7 +121,15 @@ def reliability_chart(y: Ints, p: Floats) -> str:
         upper.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
         upper.vlines(mean[filled], mean[filled], accuracy[filled], color="#D55E00", linewidth=1.5)
         area = 20 + 180 * count[filled] / max(1, count.max())
-        upper.scatter(mean[filled], accuracy[filled], s=area, color="#0072B2", linewidth=0, zorder=3, clip_on=False)
+        upper.scatter(
+            mean[filled],
+            accuracy[filled],
+            s=area,
+            color="#0072B2",
+            linewidth=0,
+            zorder=3,
+            clip_on=False,
+        )
         upper.set(
             ylim=(-0.02, 1.02), ylabel="share correct", title="Reliability (orange: gap to perfect)"
         )
@@ -193,7 +196,7 @@ def _cycled(n: int) -> list[str]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:7] + "…" + name[-8:]
+    return name if len(name) <= 22 else name[:12] + "…" + name[-9:]
 
 
 @contextmanager
