@@ -17,8 +17,6 @@ import numpy.typing as npt
 from hmil_fast.errors import StoreError
 
 _PIECE = 8 * 2**20
-_MOST_BUFFERS = 1000  # IOV_MAX is 1024
-_MOST_BYTES = 2**30  # a single preadv stops at 2 GiB
 
 
 def failed(error: OSError, doing: str, path: Path) -> StoreError:
@@ -166,26 +164,19 @@ def open_read(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_into(fd: int, offset: int, buffers: list[npt.NDArray[np.uint8]]) -> None:
-    """Fill the buffers, in turn, from one contiguous run of a file.
+    """Fill a few buffers, in turn, from one contiguous run of a file.
 
     Raises:
         EOFError: the file ends too soon.
     """
     views = [b.data.cast("B") for b in buffers if b.size]
     while views:
-        batch, size = 0, 0
-        while batch < min(len(views), _MOST_BUFFERS) and (not batch or size < _MOST_BYTES):
-            size += len(views[batch])
-            batch += 1
-        got = os.preadv(fd, views[:batch], offset)
+        got = os.preadv(fd, views, offset)
         if got == 0:
             raise EOFError
         offset += got
-        done = 0
-        while done < batch and got >= len(views[done]):
-            got -= len(views[done])
-            done += 1
-        views = views[done:]
+        while views and got >= len(views[0]):
+            got -= len(views.pop(0))
         if got:
             views[0] = views[0][got:]
 

@@ -233,23 +233,11 @@ def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.ND
 def _read_chunks(
     fd: int, where: npt.NDArray[np.int64], layout: ArrayLayout, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Scatter the chunks into `out` (rows, bytes), whatever their order in the file."""
-    stored = np.empty((len(where), CRC_BYTES), np.uint8)
-    padding = np.empty((len(where) * layout.chunk - len(out)) * layout.row_bytes, np.uint8)
-    parts = [out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1) for i in range(len(where))]
-    length = layout.chunk * layout.row_bytes + CRC_BYTES
-    run: list[npt.NDArray[np.uint8]] = []
-    start = end = 0
-    for i in np.argsort(where):
-        if where[i] != end:
-            disk.read_into(fd, start, run)
-            run, start, end = [], int(where[i]), int(where[i])
-        run += [parts[i], stored[i]] if i < len(where) - 1 else [parts[i], padding, stored[i]]
-        end += length
-    disk.read_into(fd, start, run)
-    for i, crc in enumerate(stored.view("<u4")[:, 0]):
-        got = google_crc32c.value(parts[i])
-        if i == len(where) - 1 and padding.size:
-            got = google_crc32c.extend(got, padding)
-        if got != crc:
+    """Fill `out` (rows, bytes) chunk by chunk, so that checksums are taken from a warm cache."""
+    stored = np.empty(CRC_BYTES, np.uint8)
+    for i, offset in enumerate(where.tolist()):
+        part = out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1)
+        padding = np.empty(layout.chunk * layout.row_bytes - part.size, np.uint8)
+        disk.read_into(fd, offset, [part, padding, stored])
+        if google_crc32c.extend(google_crc32c.value(part), padding) != int(stored.view("<u4")[0]):
             raise ValueError(f"the checksum of chunk {i} is wrong")
