@@ -1,6 +1,7 @@
 """The charts of the report, as SVG text: ROC, confusion, reliability, training curves."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,8 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
 
 def _svg(figure: "Figure") -> str:
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():  # letters that our font lacks: the browser has them
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return text[text.index("<svg") :]

@@ -25,7 +25,7 @@ def test_charts_of_few_and_many(slides: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, classes, slides)
     p = rng.dirichlet(np.ones(classes), slides)
-    names = [f"_a rather long name of diagnosis {c} $\\frac$ <b>" for c in range(classes)]
+    names = [f"_a rather long name of diagnosis {c} 乳腺 $\\frac$ <b>" for c in range(classes)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         charts = [
