@@ -1,0 +1,249 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import hmil_fast.kernels.gated_attention_pool.streaming as streaming
+from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
+from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
+
+D, H, C = 12, 10, 3
+BAGS = [[0, 1], [7, 0], [1, 2], [5, 40], [60, 9]]  # rows 3, 4 and 45 to 59 are in no bag
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_TILE", 16)
+
+
+def _operands(rows: int = 70, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, D), (H, D), (H,), (H, D), (H,), (C, H), (C,)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def _bags(pairs: list[list[int]]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def _by_hand(operands: list[Tensor], pairs: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula with sums written out, independent of the code under test."""
+    x, V, bv, U, bu, Wc, bc = operands
+    pooled, lse = x.new_zeros(len(pairs), C, D), x.new_full((len(pairs), C), -torch.inf)
+    logits = x.new_zeros(len(x), C)
+    for b, (start, length) in enumerate(pairs):
+        for c in range(C):
+            total, weighted = 0.0, x.new_zeros(D)
+            for i in range(start, start + length):
+                gate = torch.tanh(V @ x[i] + bv) / (1 + torch.exp(-(U @ x[i] + bu)))
+                logits[i, c] = Wc[c] @ gate + bc[c]
+                total += logits[i, c].exp()
+                weighted = weighted + logits[i, c].exp() * x[i]
+            if length:
+                pooled[b, c], lse[b, c] = weighted / total, total.log()
+    return pooled, lse, logits
+
+
+def test_equals_the_formula_written_out() -> None:
+    operands = _operands()
+    for ours, theirs in zip(
+        gated_attention_pool(*operands, _bags(BAGS)), _by_hand(operands, BAGS), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 30], ids=["recomputed gates", "kept gates"])
+@pytest.mark.parametrize("pairs", [BAGS, [[5, 40], [30, 30], [0, 6]], [[3, 0]], []])
+def test_gradients_equal_autograd_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, pairs: list[list[int]], keep: int
+) -> None:
+    monkeypatch.setattr(streaming, "_KEEP_BYTES", keep)
+    operands = [t.requires_grad_() for t in _operands()]
+    full = torch.tensor([length > 0 for _, length in pairs], dtype=torch.bool)
+    results = []
+    for op in (
+        lambda: gated_attention_pool(*operands, _bags(pairs)),
+        lambda: pool_reference(operands[0], operands[1:], check_bags(_bags(pairs), 70)),
+    ):
+        pooled, lse, logits = op()
+        generator = torch.Generator().manual_seed(1)
+        loss = sum(
+            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum()
+            for t in (pooled, lse[full], logits)
+        )
+        grads = torch.autograd.grad(loss, operands, allow_unused=True, materialize_grads=True)
+        results.append([pooled, lse, logits, *grads])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_gradcheck_with_respect_to_everything() -> None:
+    operands = [t.requires_grad_() for t in _operands(20)]
+    bags = _bags([[0, 1], [3, 17], [2, 0]])
+
+    def op(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, lse, logits = gated_attention_pool(*inputs, bags)
+        return pooled, lse[:2], logits
+
+    assert torch.autograd.gradcheck(op, operands, fast_mode=True)
+
+
+def test_only_what_is_trained_gets_a_gradient() -> None:
+    operands = _operands()
+    operands[1].requires_grad_()
+    gated_attention_pool(*operands, _bags(BAGS))[0].sum().backward()
+    assert operands[1].grad is not None
+    assert all(t.grad is None for k, t in enumerate(operands) if k != 1)
+
+
+def test_empty_bag_is_finite_and_gives_no_gradient() -> None:
+    operands = [t.requires_grad_() for t in _operands()]
+    pooled, lse, _ = gated_attention_pool(*operands, _bags([[4, 0], [0, 3]]))
+    assert (pooled[0] == 0).all()
+    assert (lse[0] == -torch.inf).all()
+    (pooled[0].sum() + lse[0].sum()).backward()
+    assert all((t.grad == 0).all() for t in operands)
+
+
+def test_bag_of_one_is_its_instance() -> None:
+    x, *weights = _operands(dtype=torch.float32)
+    pooled, lse, logits = gated_attention_pool(x, *weights, _bags([[8, 1]]))
+    assert torch.equal(pooled[0], x[8].expand(C, D))
+    assert torch.equal(lse[0], logits[8])
+
+
+def test_rows_outside_every_bag_do_not_count() -> None:
+    operands = _operands()
+    operands[0][3:5] = torch.nan
+    operands = [t.requires_grad_() for t in operands]
+    pooled, _, logits = gated_attention_pool(*operands, _bags(BAGS))
+    assert (logits[3:5] == 0).all()
+    (pooled.sum() + logits.sum()).backward()
+    assert all(t.grad.isfinite().all() for t in operands)
+    assert (operands[0].grad[3:5] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_alone_packed_and_elsewhere_are_bitwise_equal(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = [t.to(dtype) for t in _operands(seed=4)[1:]]
+    weights[0] = torch.randn(H, 32, generator=generator).to(dtype)
+    weights[2] = torch.randn(H, 32, generator=generator).to(dtype)
+    lengths = [1, 2, 7, 16, 17, 0, 63, 130]
+    parts = [torch.randn(n, 32, generator=generator).to(dtype) for n in lengths]
+    order = [6, 0, 3, 7, 5, 1, 4, 2]
+    start, pairs = 11, {}
+    cache = [torch.randn(11, 32, generator=generator).to(dtype)]
+    for k in order:
+        pairs[k] = [start, lengths[k]]
+        cache.append(parts[k])
+        start += lengths[k]
+    packed = gated_attention_pool(
+        torch.cat(cache), *weights, _bags([pairs[k] for k in range(len(lengths))])
+    )
+    for k, part in enumerate(parts):
+        alone = gated_attention_pool(part, *weights, _bags([[0, len(part)]]))
+        lo, n = pairs[k]
+        assert torch.equal(alone[0][0], packed[0][k])
+        assert torch.equal(alone[1][0], packed[1][k])
+        assert torch.equal(alone[2], packed[2][lo : lo + n])
+
+
+def test_bag_of_nans_touches_no_other_bag() -> None:
+    clean, dirty = _operands(), _operands()
+    dirty[0][5:45] = torch.nan
+    results = []
+    for operands in (clean, dirty):
+        x = operands[0].requires_grad_()
+        pooled, lse, logits = gated_attention_pool(*operands, _bags(BAGS))
+        (pooled.sum() + lse[0].sum() + logits.sum()).backward()
+        results.append((pooled, lse, logits, x.grad))
+    assert results[1][0][3].isnan().all()
+    others, rows = [0, 1, 2, 4], [*range(5), *range(45, 70)]
+    for k, index in ((0, others), (1, others), (2, rows), (3, rows)):
+        assert torch.equal(results[0][k][index], results[1][k][index])
+
+
+def test_large_logits_do_not_overflow() -> None:
+    operands = _operands(dtype=torch.float32)
+    operands[5] *= 1e4
+    pooled, lse, _ = gated_attention_pool(*operands, _bags([[0, 70]]))
+    assert pooled.isfinite().all()
+    assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
+    half = [t.requires_grad_() for t in _operands(dtype=dtype)]
+    full = [t.detach().double().requires_grad_() for t in half]
+    ours, theirs = gated_attention_pool(*half, _bags(BAGS)), gated_attention_pool(*full, _bags(BAGS))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    ours[0].sum().backward()
+    theirs[0].sum().backward()
+    for a, b in zip(half, full, strict=True):
+        assert a.grad.dtype == dtype
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_changes_nothing() -> None:
+    operands = _operands(dtype=torch.float32)
+    plain = gated_attention_pool(*operands, _bags(BAGS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = gated_attention_pool(*operands, _bags(BAGS))
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
+def test_dropout_drops_and_keeps_the_mean() -> None:
+    operands = _operands()
+    torch.manual_seed(0)
+    drawn = torch.stack(
+        [gated_attention_pool(*operands, _bags(BAGS), dropout=0.25)[2] for _ in range(500)]
+    )
+    exact = gated_attention_pool(*operands, _bags(BAGS))[2]
+    assert drawn[:, 0].std(0).min() > 0.05
+    torch.testing.assert_close(drawn.mean(0), exact, rtol=0, atol=0.3)
+
+
+def test_frozen_inference_keeps_no_gates() -> None:
+    operands = [t.requires_grad_() for t in _operands()]
+    with torch.no_grad():
+        pooled = gated_attention_pool(*operands, _bags(BAGS))[0]
+    assert pooled.grad_fn is None
+    assert torch.equal(pooled, gated_attention_pool(*operands, _bags(BAGS))[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), max_size=5), st.integers(0, 99))
+def test_any_slices_equal_the_reference(pairs: list[tuple[int, int]], seed: int) -> None:
+    operands = _operands(seed=seed)
+    bags = _bags([[start, min(length, 70 - start)] for start, length in pairs])
+    theirs = pool_reference(operands[0], operands[1:], check_bags(bags, 70))
+    for a, b in zip(gated_attention_pool(*operands, bags), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "said"),
+    [
+        ("x", torch.zeros(70), r"x has shape \[70\]"),
+        ("V", torch.zeros(H, D + 1), r"V has shape \[10, 13\].*give V the shape \[10, 12\]"),
+        ("bu", torch.zeros(H + 1), r"bu has shape \[11\].*give bu the shape \[10\]"),
+        ("Wc", torch.zeros(C, H - 1), r"Wc has shape \[3, 9\]"),
+        ("bc", torch.zeros(C, dtype=torch.int64), r"bc is torch.int64; cast it"),
+        ("bags", torch.zeros(3, 2, dtype=torch.int32), r"bags must be int64 \[B, 2\]"),
+        ("bags", torch.zeros(3, dtype=torch.int64), r"bags must be int64 \[B, 2\]"),
+        ("bags", torch.tensor([[0, 5], [66, 5]]), r"bags\[1\] = \(66, 5\) leaves the 70 rows"),
+        ("bags", torch.tensor([[-1, 5]]), r"bags\[0\] = \(-1, 5\)"),
+        ("bags", torch.tensor([[5, -1]]), r"bags\[0\] = \(5, -1\)"),
+        ("dropout", 1.0, r"dropout is 1.0; give a probability"),
+    ],
+)
+def test_bad_arguments_are_named(name: str, bad: Tensor | float, said: str) -> None:
+    names = ["x", "V", "bv", "U", "bu", "Wc", "bc"]
+    arguments = dict(zip(names, _operands(), strict=True)) | {"bags": _bags(BAGS), name: bad}
+    with pytest.raises(ValueError, match=said):
+        gated_attention_pool(**arguments)
