@@ -64,7 +64,8 @@ class BaseReader:
                 inside = Image.fromarray(buffer[0, : high - y, : wide - x])
                 small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
                 canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
-        return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX))
+        covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
+        return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
     path = Path(path)
     _check_file(path)
     facts = read_tiff(path)
-    reason = why_not(facts, path.suffix)
+    reason = why_not(facts, path.suffix) or _foreign(path)
     reader: BaseReader
     if facts is not None and reason is None:
         try:
@@ -35,6 +35,16 @@ def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
         else:
             return _with_mpp(reader, mpp)
     return _with_mpp(_second(path, facts, reason or ""), mpp)
+
+
+def _foreign(path: Path) -> str | None:
+    """Why a TIFF of another vendor (Philips, Ventana, Leica, …) is not for cuCIM."""
+    try:
+        import openslide
+    except ImportError:
+        return None
+    vendor = openslide.OpenSlide.detect_format(path)
+    return None if vendor in (None, "aperio", "generic-tiff") else f"it is a {vendor} file"
 
 
 def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:

@@ -35,9 +35,10 @@ def why_not(facts: TiffFacts | None, suffix: str) -> str | None:
         if not level.plain_rgb:
             return "not 8-bit interleaved RGB"
         if level.compression not in _READS:
-            return f"{CODECS.get(level.compression, level.compression)} is not among what it reads safely"
+            codec = CODECS.get(level.compression, level.compression)
+            return f"it is not trusted with {codec}"
         if level.predictor != 1:
-            return f"predictor {level.predictor}"
+            return f"it is not trusted with predictor {level.predictor}"
     return None
 
 

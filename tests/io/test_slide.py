@@ -1,0 +1,218 @@
+"""Real slides: facts, pixels equal to OpenSlide's, edges, threads, handles."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from hmil_fast.errors import SlideError
+from hmil_fast.io.slide import SlideReader, open_slide, require_mpp
+
+SlideFile = Callable[[str], Path]
+CMU = "CMU-1-Small-Region.svs"
+PYRAMID = "cmu1_small_pyramid.tif"
+MOSAIC = "brca_m2c_mosaic.tif"
+TCGA = "TCGA-CR-7395-01A-01-TS1.svs"
+DAPI = "test3-DAPI-2-387.ndpi"
+
+
+def read(reader: SlideReader, level: int, xy: list[tuple[int, int]], size: int) -> np.ndarray:
+    out = np.full((len(xy), size, size, 3), 7, np.uint8)
+    status = reader.read(level, np.array(xy, np.int64), size, out)
+    assert status.tolist() == [0] * len(xy)
+    return out
+
+
+def openslide_level0(path: Path, corner: tuple[int, int], size: int) -> np.ndarray:
+    with openslide.OpenSlide(path) as slide:
+        tile = np.asarray(slide.read_region(corner, 0, (size, size)))
+    return np.where(tile[..., 3:] == 0, 255, tile[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "vendor", "codec", "mpp", "source", "power"),
+    [
+        (CMU, "cucim", "aperio", "jpeg", 0.499, "aperio metadata", 20.0),
+        (PYRAMID, "cucim", "generic-tiff", "jpeg", 0.499, "resolution tag", None),
+        (MOSAIC, "cucim", "generic-tiff", "jpeg", 0.5, "resolution tag", None),
+        (TCGA, "cucim", "aperio", "jpeg2000", None, "none in aperio metadata", None),
+        (DAPI, "openslide", "hamamatsu", "jpeg", 0.228, "openslide", 40.0),
+    ],
+)
+def test_facts(
+    slide_file: SlideFile,
+    name: str,
+    reader: str,
+    vendor: str,
+    codec: str,
+    mpp: float | None,
+    source: str,
+    power: float | None,
+) -> None:
+    with open_slide(slide_file(name)) as slide:
+        info = slide.info
+    assert (info.reader, info.vendor, info.codec) == (reader, vendor, codec)
+    assert info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+    assert (info.mpp_source, info.objective_power) == (source, power)
+    with openslide.OpenSlide(slide_file(name)) as other:
+        assert info.level_dimensions == other.level_dimensions
+
+
+def test_level_mpp_is_the_ratio_of_widths(slide_file: SlideFile) -> None:
+    with open_slide(slide_file(TCGA), mpp=0.5) as slide:
+        assert slide.info.mpp_source == "user"
+        assert slide.info.level_mpp(1) == 0.5 * 4443 / 2221
+
+
+def test_missing_mpp_is_refused_with_the_fix(slide_file: SlideFile) -> None:
+    with open_slide(slide_file(TCGA)) as slide, pytest.raises(SlideError) as error:
+        require_mpp(slide.info)
+    assert "states no mpp" in error.value.what
+    assert "--slide-mpp 0.5" in error.value.fix
+
+
+def test_implausible_mpp_is_refused(slide_file: SlideFile) -> None:
+    path = slide_file("CMU-1-Small-Region.wrong-mpp.tiff")
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"0\.00499.*0\.05–20"):
+        require_mpp(slide.info)
+    with open_slide(path, mpp=0.499) as slide:
+        assert require_mpp(slide.info) == 0.499
+
+
+@pytest.mark.parametrize(("name", "atol"), [(CMU, 0), (PYRAMID, 0), (MOSAIC, 0), (TCGA, 1)])
+def test_level_0_equals_openslide(slide_file: SlideFile, name: str, atol: int) -> None:
+    path, size = slide_file(name), 200
+    rng = np.random.default_rng(0)
+    with open_slide(path) as slide:
+        wide, high = slide.info.level_dimensions[0]
+        corners = [(int(rng.integers(wide)), int(rng.integers(high))) for _ in range(12)]
+        corners += [(0, 0), (wide - 90, high - 70), (wide - 200, 0)]
+        ours = read(slide, 0, corners, size)
+    for tile, corner in zip(ours, corners, strict=True):
+        theirs = openslide_level0(path, corner, size)
+        assert int(np.abs(tile.astype(int) - theirs).max()) <= atol, corner
+
+
+def test_all_levels_equal_openslide_where_sizes_divide(slide_file: SlideFile) -> None:
+    path = slide_file(MOSAIC)
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        for level, (wide, high) in enumerate(slide.info.level_dimensions):
+            for x, y in [(0, 0), (wide // 3, high // 2), (wide - 200, high - 200)]:
+                theirs = other.read_region((x << level, y << level), level, (200, 200))
+                ours = read(slide, level, [(x, y)], 200)[0]
+                assert np.array_equal(ours, np.asarray(theirs)[..., :3])
+
+
+@pytest.mark.parametrize("name", [PYRAMID, TCGA])
+def test_level_pixels_are_exact_where_sizes_do_not_divide(slide_file: SlideFile, name: str) -> None:
+    with open_slide(slide_file(name)) as slide:
+        wide, high = slide.info.level_dimensions[1]
+        whole = read(slide, 1, [(0, 0)], max(wide, high))[0]
+        for x, y in [(1, 1), (257, 311), (613, 517), (wide - 64, high - 64)]:
+            assert np.array_equal(read(slide, 1, [(x, y)], 64)[0], whole[y : y + 64, x : x + 64])
+
+
+@pytest.mark.parametrize("name", [CMU, DAPI])
+def test_outside_is_white(slide_file: SlideFile, name: str) -> None:
+    with open_slide(slide_file(name)) as slide:
+        wide, high = slide.info.level_dimensions[0]
+        inside = read(slide, 0, [(0, 0)], 100)[0]
+        left, right, gone = read(slide, 0, [(-40, -30), (wide - 10, high - 20), (wide, 0)], 100)
+        last = read(slide, 0, [(wide - 10, high - 20)], 10)[0]
+    assert (left[:30] == 255).all()
+    assert (left[:, :40] == 255).all()
+    assert np.array_equal(left[30:, 40:], inside[:70, :60])
+    assert (right[20:] == 255).all()
+    assert (right[:, 10:] == 255).all()
+    assert np.array_equal(right[:10, :10], last)
+    assert (gone == 255).all()
+
+
+def test_neighbours_read_as_a_strip_equal_single_tiles(slide_file: SlideFile) -> None:
+    with open_slide(slide_file(CMU)) as slide:
+        row = [(x, 700) for x in range(-256, 2600, 256)]
+        strip = read(slide, 0, row, 256)
+        for tile, corner in zip(strip, row, strict=True):
+            assert np.array_equal(tile, read(slide, 0, [corner], 256)[0])
+
+
+@pytest.mark.parametrize("name", [MOSAIC, DAPI])
+def test_two_threads_read_what_one_reads(slide_file: SlideFile, name: str) -> None:
+    rng = np.random.default_rng(1)
+    with open_slide(slide_file(name)) as slide:
+        limit = np.array(slide.info.level_dimensions[0]) - 100
+        corners = [tuple(map(int, rng.integers(limit))) for _ in range(60)]
+        alone = read(slide, 0, corners, 100)
+        got: list[np.ndarray] = []
+        threads = [
+            threading.Thread(target=lambda: got.append(read(slide, 0, corners, 100)))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(got) == 2
+    assert all(np.array_equal(alone, pixels) for pixels in got)
+
+
+@pytest.mark.parametrize("name", [CMU, DAPI])
+def test_handles_stay_flat(slide_file: SlideFile, name: str) -> None:
+    path = slide_file(name)
+
+    def use() -> int:
+        with open_slide(path) as slide:
+            read(slide, 0, [(300, 300)], 64)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    first = use()
+    assert [use() for _ in range(100)][-1] == first
+
+
+@pytest.mark.parametrize(("name", "max_px"), [(CMU, 400), (MOSAIC, 1000), (DAPI, 100), (TCGA, 64)])
+def test_thumbnail_is_the_slide_box_filtered(slide_file: SlideFile, name: str, max_px: int) -> None:
+    path = slide_file(name)
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        ours = slide.thumbnail(max_px)
+        wide, high = slide.info.level_dimensions[0]
+        whole = other.read_region((0, 0), 0, (wide, high)).convert("RGB")
+    assert max(ours.shape[:2]) == max_px
+    theirs = np.asarray(whole.resize(ours.shape[1::-1], Image.Resampling.BOX), float)
+    assert np.abs(ours - theirs).mean() < 4
+    assert np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))).max() < 1
+
+
+def test_without_cucim_openslide_serves(slide_file: SlideFile) -> None:
+    path = slide_file(CMU)
+    code = (
+        "import sys; sys.modules['cucim'] = None\n"
+        "from pathlib import Path; from hmil_fast.io.slide import open_slide\n"
+        "info = open_slide(Path(sys.argv[1])).info; print(info.reader, info.vendor, info.mpp)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["openslide", "aperio", "0.499"]
+
+
+def test_opening_prints_nothing(slide_file: SlideFile, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in (CMU, PYRAMID, MOSAIC, TCGA, DAPI):
+        with open_slide(slide_file(name)) as slide:
+            read(slide, 0, [(0, 0)], 32)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_readers_agree(slide_file: SlideFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = [(0, 0), (1000, 1400), (2100, 2900), (-20, 2800)]
+    with open_slide(slide_file(CMU)) as slide:
+        ours = read(slide, 0, corners, 256)
+    monkeypatch.setenv("ENABLE_CUSLIDE2", "1")
+    with open_slide(slide_file(CMU)) as slide:
+        assert slide.info.reader == "openslide"
+        assert np.array_equal(read(slide, 0, corners, 256), ours)

@@ -1,0 +1,225 @@
+"""Bad files and bad tiles: one line for a person, never a crash, never garbage pixels."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from hmil_fast.errors import SlideError
+from hmil_fast.io.slide import TileStatus, open_slide
+
+SlideFile = Callable[[str], Path]
+
+# run in a child process, so that a native crash fails the test instead of ending it
+CHILD = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from hmil_fast.errors import SlideError
+from hmil_fast.io.slide import open_slide
+
+for name in sys.argv[1:]:
+    try:
+        slide = open_slide(Path(name))
+    except SlideError as error:
+        print(json.dumps({"file": Path(name).name, "what": error.what, "fix": error.fix}))
+        continue
+    with slide:
+        bad, total = 0, 0
+        for level, (wide, high) in enumerate(slide.info.level_dimensions):
+            xy = np.array([(x, y) for y in range(0, high, 256) for x in range(0, wide, 256)])
+            out = np.empty((len(xy), 256, 256, 3), np.uint8)
+            bad += int((slide.read(level, xy, 256, out) > 0).sum())
+            total += int(out.sum(dtype=np.int64))
+        slide.thumbnail(200)
+    print(json.dumps({"file": Path(name).name, "bad": bad, "sum": total}))
+"""
+
+
+def open_in_child(paths: list[Path]) -> list[dict[str, object]]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CMU-1-Small-Region.svs",
+        "cmu1_small_pyramid.tif",
+        "TCGA-CR-7395-01A-01-TS1.svs",
+        "test3-DAPI-2-387.ndpi",
+    ],
+)
+def test_cut_off_copies(slide_file: SlideFile, tmp_path: Path, name: str) -> None:
+    path = slide_file(name)
+    whole = path.read_bytes()
+    kept = [3, 8, 100, *(int(part * len(whole)) for part in (0.2, 0.5, 0.8, 0.95, 0.999))]
+    cuts = [tmp_path / f"cut{length}-{name}" for length in kept]
+    for cut, length in zip(cuts, kept, strict=True):
+        cut.write_bytes(whole[:length])
+    almost = tmp_path / f"almost-{name}"
+    almost.write_bytes(whole[:-1])
+    *refused, last, good = open_in_child([*cuts, almost, path])
+    for answer in refused:
+        assert "what" in answer, answer
+        assert "\n" not in str(answer["what"])
+        assert answer["fix"]
+    assert good["bad"] == 0
+    assert "what" in last or last["sum"] == good["sum"]
+
+
+def test_files_that_are_no_slides(slide_file: SlideFile, tmp_path: Path) -> None:
+    (tmp_path / "text.svs").write_text("not a slide\n" * 100)
+    (tmp_path / "text.ndpi").write_text("not a slide\n" * 100)
+    (tmp_path / "empty.svs").touch()
+    (tmp_path / "folder.svs").mkdir()
+    tifffile.imwrite(tmp_path / "strips.tif", np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "magic.tif").write_bytes(b"II*\0" + bytes(400))
+    (tmp_path / "loop.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\x08\0\0\0")
+    names = ["text.svs", "text.ndpi", "empty.svs", "folder.svs", "strips.tif"]
+    paths = [tmp_path / name for name in [*names, "magic.tif", "loop.tif", "missing.svs"]]
+    paths += sorted(slide_file("CMU-1-Small-Region-dicom").glob("*.dcm"))
+    answers = open_in_child(paths)
+    assert len(answers) == len(paths) == 11
+    for answer in answers:
+        assert "\n" not in str(answer["what"])
+        assert answer["fix"]
+    words = ["no reader opens", "no reader opens", "is empty", "is a folder", "no reader opens"]
+    words += ["damaged", "damaged", "does not exist", *3 * ["YBR_FULL"]]
+    for answer, word in zip(answers, words, strict=True):
+        assert word in str(answer["what"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret.svs"
+    path.write_bytes(b"II*\0")
+    path.chmod(0)
+    with pytest.raises(SlideError, match="permission denied"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("compression", "predictor"),
+    [("zlib", True), ("zlib", False), ("lzw", True), ("lzw", False), (None, False)],
+)
+def test_other_codecs_are_read_right(
+    tmp_path: Path, compression: str | None, predictor: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
+    path = tmp_path / "codec.tif"
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(128, 128),
+        compression=compression,
+        predictor=predictor,
+        photometric="rgb",
+    )
+    with open_slide(path) as slide:
+        assert slide.info.reader == ("openslide" if compression else "cucim")
+        out = np.empty((1, 500, 500, 3), np.uint8)
+        assert slide.read(0, np.zeros((1, 2), np.int64), 500, out).tolist() == [0]
+    assert np.array_equal(out[0, :300], pixels)
+    assert (out[0, 300:] == 255).all()
+
+
+def scramble(raw: bytearray, at: int, count: int) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, count - count // 4, np.uint8)
+    raw[at + count // 4 : at + count] = noise.tobytes()
+
+
+def cut_tile_bytes(raw: bytearray, at: int, count: int) -> None:
+    raw[at + count // 2 : at + count] = bytes(count - count // 2)
+
+
+def enlarge_frame(raw: bytearray, at: int, count: int) -> None:
+    frame = raw.index(b"\xff\xc0", at, at + count)
+    raw[frame + 5 : frame + 9] = b"\x40\x00\x40\x00"
+
+
+@pytest.mark.parametrize("damage", [scramble, cut_tile_bytes, enlarge_frame])
+@pytest.mark.parametrize("grid", [256, 200])
+def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
+    slide_file: SlideFile,
+    tmp_path: Path,
+    damage: Callable[[bytearray, int, int], None],
+    grid: int,
+) -> None:
+    path = slide_file("cmu1_small_pyramid.tif")
+    with tifffile.TiffFile(path) as tiff:
+        across = -(-2220 // 256)
+        source = 5 * across + 4
+        at, count = tiff.pages[0].dataoffsets[source], tiff.pages[0].databytecounts[source]
+    raw = bytearray(path.read_bytes())
+    damage(raw, at, count)
+    hurt = tmp_path / "hurt.tif"
+    hurt.write_bytes(raw)
+    xy = np.array([(x, y) for y in range(0, 2967, grid) for x in range(0, 2220, grid)], np.int64)
+    bad, good = (np.empty((len(xy), grid, grid, 3), np.uint8) for _ in range(2))
+    with open_slide(hurt) as slide:
+        status = slide.read(0, xy, grid, bad)
+    with open_slide(path) as slide:
+        slide.read(0, xy, grid, good)
+    x, y = xy.T
+    touches = (x < 5 * 256) & (x + grid > 4 * 256) & (y < 6 * 256) & (y + grid > 5 * 256)
+    assert np.array_equal(status != 0, touches)
+    assert set(status[touches].tolist()) == {TileStatus.CORRUPT}
+    assert (bad[touches] == 255).all()
+    assert np.array_equal(bad[~touches], good[~touches])
+
+
+def test_a_corrupt_jpeg2000_tile(slide_file: SlideFile, tmp_path: Path) -> None:
+    path = slide_file("TCGA-CR-7395-01A-01-TS1.svs")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        raw = bytearray(path.read_bytes())
+        scramble(raw, page.dataoffsets[90], page.databytecounts[90])
+    hurt = tmp_path / "hurt.svs"
+    hurt.write_bytes(raw)
+    xy = np.array([(x * 256, 5 * 256) for x in range(-(-4443 // 256))], np.int64)
+    with open_slide(hurt) as slide:
+        status = slide.read(0, xy, 256, np.empty((len(xy), 256, 256, 3), np.uint8))
+    assert status.tolist() == [TileStatus.CORRUPT, *[0] * 17]
+
+
+def test_a_tile_without_bytes_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.tif"
+    pixels = np.full((512, 512, 3), 90, np.uint8)
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages[0].tags
+        tags["TileByteCounts"].overwrite([196608, 0, 196608, 196608])
+    with open_slide(path) as slide:
+        out = np.empty((4, 256, 256, 3), np.uint8)
+        xy = np.array([(0, 0), (256, 0), (0, 256), (256, 256)], np.int64)
+        assert slide.read(0, xy, 256, out).tolist() == [0, TileStatus.MISSING, 0, 0]
+    assert np.unique(out[0]).tolist() == [90]
+    assert (out[1] == 255).all()
+
+
+def test_openslide_bad_tile_leaves_the_others(slide_file: SlideFile, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    path = tmp_path / "lzw.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), compression="lzw", photometric="rgb")
+    with tifffile.TiffFile(path) as tiff:
+        at, count = tiff.pages[0].dataoffsets[1], tiff.pages[0].databytecounts[1]
+    raw = bytearray(path.read_bytes())
+    scramble(raw, at, count)
+    path.write_bytes(raw)
+    xy = np.array([(0, 0), (256, 0), (0, 256), (256, 256)] * 2, np.int64)
+    out = np.empty((8, 256, 256, 3), np.uint8)
+    with open_slide(path) as slide:
+        assert slide.info.reader == "openslide"
+        assert slide.read(0, xy, 256, out).tolist() == [0, TileStatus.FAILED, 0, 0] * 2
+    assert np.array_equal(out[3], pixels[256:, 256:])
+    assert (out[1] == 255).all()

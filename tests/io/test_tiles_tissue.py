@@ -1,0 +1,128 @@
+"""Tissue detection against a known truth and on awkward real slides."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hmil_fast.io.slide import SlideInfo, open_slide
+from hmil_fast.io.tiles.grid import TileSpec, plan_grid
+from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue, overlay
+
+SlideFile = Callable[[str], Path]
+
+
+def look(
+    path: Path, mpp: float, max_px: int = THUMBNAIL_PX
+) -> tuple[np.ndarray, TissueMask, SlideInfo]:
+    with open_slide(path, mpp=mpp) as slide:
+        thumbnail = slide.thumbnail(max_px)
+        scale = mpp * slide.info.level_dimensions[0][0] / thumbnail.shape[1]
+        return thumbnail, find_tissue(thumbnail, scale), slide.info
+
+
+@pytest.mark.parametrize("max_px", [1024, THUMBNAIL_PX])
+def test_mosaic_against_its_truth(slide_file: SlideFile, max_px: int) -> None:
+    _, tissue, info = look(slide_file("brca_m2c_mosaic.tif"), 0.5, max_px)
+    wide, high = info.level_dimensions[0]
+    truth = np.zeros((high, wide), np.uint8)
+    with slide_file("brca_m2c_mosaic_regions.csv").open() as file:
+        for row in csv.DictReader(file):
+            x, y, w, h = (int(row[key]) for key in "xywh")
+            truth[y : y + h, x : x + w] = 255
+    small = Image.fromarray(truth).resize(tissue.mask.shape[::-1], Image.Resampling.BOX)
+    share = np.asarray(small) / 255
+    assert tissue.note is None
+    assert (share * tissue.mask).sum() / share.sum() >= 0.98
+    assert ((1 - share) * tissue.mask).sum() / (1 - share).sum() <= 0.05
+
+
+def test_mosaic_tiles_hold_the_regions(slide_file: SlideFile) -> None:
+    _, tissue, info = look(slide_file("brca_m2c_mosaic.tif"), 0.5)
+    grid, again = (plan_grid(info, TileSpec(min_tissue=0.25), tissue) for _ in range(2))
+    assert np.array_equal(grid.xy, again.xy)
+    assert np.array_equal(np.lexsort(grid.xy.T), np.arange(len(grid.xy)))
+    kept = np.zeros((20, 25), bool)
+    kept[grid.xy[:, 1] // 256, grid.xy[:, 0] // 256] = True
+    assert not kept[:, 0].any()
+    assert grid.tissue.min() >= 0.25
+    assert 350 <= len(grid.xy) <= 420
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("CMU-1-Small-Region.svs", 0.36, 0.44), ("TCGA-CR-7395-01A-01-TS1.svs", 0.60, 0.68)],
+)
+def test_share_of_tissue(slide_file: SlideFile, name: str, low: float, high: float) -> None:
+    thumbnail, tissue, _ = look(slide_file(name), 0.5)
+    assert tissue.note is None
+    assert tissue.mask.shape == thumbnail.shape[:2]
+    assert low < tissue.mask.mean() < high
+
+
+def test_stitching_is_not_tissue(slide_file: SlideFile) -> None:
+    thumbnail, tissue, _ = look(slide_file("TCGA-CR-7395-01A-01-TS1.svs"), 0.5)
+    white = (thumbnail >= 254).all(axis=2)
+    assert white.mean() > 0.05
+    assert tissue.mask[white].mean() < 0.02
+    # the off-white strip left of the tissue, beside pure white
+    assert not tissue.mask[430:560, 190:250].any()
+
+
+def test_dark_background_is_never_tissue(slide_file: SlideFile) -> None:
+    thumbnail, tissue, info = look(slide_file("test3-DAPI-2-387.ndpi"), 0.228)
+    assert tissue.note is not None
+    assert tissue.note.startswith("dark background: ")
+    assert 0.1 < tissue.mask.mean() < 0.5
+    assert thumbnail[tissue.mask].mean() > 3 * thumbnail[~tissue.mask].mean()
+    corner = tissue.mask[-100:, -100:]
+    assert not corner.any()
+    assert 10 < len(plan_grid(info, TileSpec(), tissue).xy) < 60
+
+
+def test_all_glass_and_all_black() -> None:
+    rng = np.random.default_rng(0)
+    glass = rng.integers(238, 246, (200, 300, 3), np.uint8)
+    for blank in (glass, np.full_like(glass, 255)):
+        tissue = find_tissue(blank, 8.0)
+        assert not tissue.mask.any()
+        assert tissue.note == "no tissue found: all glass"
+    dark = find_tissue(np.zeros_like(glass), 8.0)
+    assert not dark.mask.any()
+    assert dark.note is not None
+    assert dark.note.startswith("dark background")
+
+
+def test_black_padding_beside_glass_is_not_tissue() -> None:
+    thumbnail = np.full((300, 300, 3), 242, np.uint8)
+    thumbnail[:, 150:] = 0
+    thumbnail[100:200, 40:110] = (200, 120, 170)
+    tissue = find_tissue(thumbnail, 8.0)
+    assert tissue.mask[100:200, 40:110].all()
+    assert not tissue.mask[:, 150:].any()
+
+
+def test_holes_and_dust_go_by_size() -> None:
+    thumbnail = np.full((300, 300, 3), 242, np.uint8)
+    thumbnail[50:250, 50:250] = (200, 120, 170)
+    thumbnail[80:90, 80:90] = 242  # 100 px × 64 µm² = 6,400 µm²: a gland
+    thumbnail[150:200, 150:200] = 242  # 160,000 µm²: outside the tissue
+    thumbnail[10:14, 10:14] = 90  # 1,024 µm²: dust
+    tissue = find_tissue(thumbnail, 8.0)
+    assert tissue.mask[80:90, 80:90].all()
+    assert not tissue.mask[155:195, 155:195].any()
+    assert not tissue.mask[:30, :30].any()
+
+
+def test_overlay_draws_outline_and_tiles(slide_file: SlideFile) -> None:
+    thumbnail, tissue, info = look(slide_file("CMU-1-Small-Region.svs"), 0.499, 800)
+    grid = plan_grid(info, TileSpec(), tissue)
+    picture = np.asarray(overlay(thumbnail, tissue, grid, info))
+    assert picture.shape == thumbnail.shape
+    scale = 800 / 2967
+    x, y = (grid.xy[0] * scale).round().astype(int)
+    assert picture[y, x].tolist() == [30, 80, 220]
+    assert (picture == (0, 170, 60)).all(axis=2).sum() > 500
