@@ -17,7 +17,7 @@ from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.schema import SlideRecord, canonical_json, parse_record
 
 _EXPONENT = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
-_ROWS_AT_ONCE = 2048
+_VALUES_AT_ONCE = 2**21
 
 
 def read_record(slide_dir: Path) -> SlideRecord | None:
@@ -76,8 +76,9 @@ def nonfinite_rows(features: npt.NDArray[np.generic], dtype: str) -> npt.NDArray
     bits = features.view(f"u{features.dtype.itemsize}")
     mask = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
     bad = np.zeros(len(bits), bool)
-    for start in range(0, len(bits), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    step = max(1, _VALUES_AT_ONCE // bits.shape[1])
+    for start in range(0, len(bits), step):
+        rows = slice(start, start + step)
         bad[rows] = (bits[rows] & mask).max(axis=1) >= _EXPONENT[dtype]
     return np.flatnonzero(bad)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class StoreSpec:
     tiling: dict[str, Any]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", operator.index(self.dim))  # numpy's integers are not JSON
         if not 1 <= self.dim <= MAX_DIM:
             raise StoreError(f"dim is {self.dim}", f"Give a feature length of 1 to {MAX_DIM}.")
         if self.dtype not in STORED_AS:

@@ -1,6 +1,7 @@
 """Write one slide: an attempt of our own, in whole shards, then the commit."""
 
 import json
+import operator
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -57,6 +58,7 @@ class SlideWriter:
         most_shard_rows: int = MAX_SHARD_ROWS,
     ) -> None:
         self.slide_id = slide_id
+        num_tiles = operator.index(num_tiles)
         if not 0 <= num_tiles <= MAX_TILES:
             raise self._misuse(f"num_tiles is {num_tiles}", f"Give 0 to {MAX_TILES:,}.")
         self.num_tiles = num_tiles
@@ -240,8 +242,8 @@ class SlideWriter:
                 "Look for overflow in the encoder's dtype, or give these rows a status.",
             )
         disk.touch(self._attempt)
-        disk.sync_folder(self._slide_dir)
-        disk.sync_folder(self._slide_dir.parent)
+        disk.sync(self._slide_dir)
+        disk.sync(self._slide_dir.parent)
         self._open = False
         return publish(self._slide_dir, replace(record, content_digest=digest))
 

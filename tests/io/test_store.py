@@ -237,6 +237,15 @@ def test_commit_wants_every_row_and_sound_coords(store: FeatureStore) -> None:
         writer.append(rows(1))
 
 
+def test_numbers_from_numpy_are_numbers(tmp_path: Path) -> None:
+    store = create_store(tmp_path, replace(SPEC, dim=np.int64(DIM)))
+    with store.writer("s", np.int64(3), {}) as writer:  # type: ignore[arg-type]
+        writer.append(rows(3))
+        writer.commit(coords(3), np.zeros(3, np.int64), {"empty.txt": b""})
+    assert open_store(tmp_path).features("s").shape == (3, DIM)
+    assert store.file("s", "empty.txt") == b""
+
+
 def test_leaving_without_commit_leaves_nothing(store: FeatureStore) -> None:
     with store.writer("s", 10, {}) as writer:
         writer.append(rows(3))
