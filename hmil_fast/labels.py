@@ -1,5 +1,6 @@
 """The label tree: leaves are diagnoses, inner nodes are what the diagnoses share."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from hmil_fast.errors import UsageError
 
-_MAX_NODES = 10_000  # a YAML file must not make us allocate at will
+# a YAML file must not make us allocate at will
+_MAX_NODES = 10_000
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,23 +107,23 @@ class LabelTree:
         if len(paths) < 2:
             raise UsageError(f"{source} has one leaf only ({paths[0][-1]!r})", "name at least two")
         leaves = [path[-1] for path in paths]
-        for name in leaves:
-            if leaves.count(name) > 1:
+        for name, count in Counter(leaves).items():
+            if count > 1:
                 raise UsageError(f"{source} has the leaf {name!r} twice", "give it one place only")
         depth = max(len(path) for path in paths)
         # a leaf placed higher is repeated: (a,) becomes (a, a, a)
         chains = [path + (path[-1],) * (depth - len(path)) for path in paths]
         names: list[tuple[str, ...]] = []
         parents: list[tuple[int, ...]] = []
-        above: list[tuple[str, ...]] = [()]
+        above: dict[tuple[str, ...], int] = {}
         for level in range(1, depth + 1):
             nodes = list(dict.fromkeys(chain[:level] for chain in chains))
             if level > 1:
-                parents.append(tuple(above.index(node[:-1]) for node in nodes))
+                parents.append(tuple(above[node[:-1]] for node in nodes))
             names.append(tuple(node[-1] for node in nodes))
             if len(set(names[-1])) < len(names[-1]):
                 raise UsageError(f"{source} names two nodes of level {level} alike", "rename one")
-            above = nodes
+            above = {node: k for k, node in enumerate(nodes)}
         return cls(tuple(names), tuple(parents))
 
     @classmethod
@@ -131,12 +134,39 @@ class LabelTree:
             UsageError: The file is missing, no YAML, or no tree.
         """
         try:
-            nested = yaml.safe_load(path.read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as file:
+                text = file.read(_MAX_BYTES + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the tree {path}: {error}", "check the path") from None
-        except (yaml.YAMLError, RecursionError) as error:
+        if len(text) > _MAX_BYTES:
+            raise UsageError(f"the tree {path} is larger than 1 MiB", "shrink it")
+        try:
+            nested = _Loader(text).get_single_data()
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2024-13-45
             raise UsageError(f"{path} is not valid YAML: {error}", "correct the file") from None
         return cls.from_nested(nested, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, whose expansion has no bound, and without keys lost in silence."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "a label tree takes no aliases (*)", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[tuple[str, ...]]:
@@ -154,6 +184,10 @@ def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[
         raise UsageError(
             f"{source}: {'/'.join(path) or 'the root'} is a {type(nested).__name__}",
             "write nested mappings, for instance `positive: {micro: , macro: }`",
+        )
+    if path and not items:
+        raise UsageError(
+            f"{source}: {'/'.join(path)} has no leaves", "name some, or write no value"
         )
     paths: list[tuple[str, ...]] = []
     for name, below in items:

@@ -16,7 +16,7 @@ def supcon_reference(z: Tensor, labels: Tensor, temperature: float, eps: float) 
         log_sum = torch.logsumexp(logits.masked_fill(own, -torch.inf), dim=1)
     else:
         log_sum = z.new_zeros(len(z))
-    positives = same.sum(1)
+    positives = same.sum(1).to(z.dtype)
     log_p = torch.where(same, logits, 0).sum(1) - positives * log_sum
     pull = torch.where(positives > 0, log_p / (positives.clamp_min(1) + eps), 0)
     return -pull.sum() / (positives > 0).sum().clamp_min(1)

@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import hmil_fast.kernels.gated_attention_pool.streaming as streaming
 from hmil_fast.kernels.bags import check_bags
-from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
+from hmil_fast.kernels.gated_attention_pool import gated_attention_pool, streaming
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 
 D, H, C = 12, 10, 3
@@ -178,7 +177,10 @@ def test_large_logits_do_not_overflow() -> None:
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     half = [t.requires_grad_() for t in _operands(dtype=dtype)]
     full = [t.detach().double().requires_grad_() for t in half]
-    ours, theirs = gated_attention_pool(*half, _bags(BAGS)), gated_attention_pool(*full, _bags(BAGS))
+    ours, theirs = (
+        gated_attention_pool(*half, _bags(BAGS)),
+        gated_attention_pool(*full, _bags(BAGS)),
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)

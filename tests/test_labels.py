@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmil_fast.errors import UsageError
+from hmil_fast.labels import LabelTree
+
+BRACS = """
+benign: [N, PB, UDH]
+atypical: [FEA, ADH]
+malignant: [DCIS, IC]
+"""
+
+
+def _tree(tmp_path: Path, text: str) -> LabelTree:
+    path = tmp_path / "tree.yaml"
+    path.write_text(text, encoding="utf-8")
+    return LabelTree.from_yaml(path)
+
+
+def test_two_levels(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, BRACS)
+    assert tree.num_levels == 2
+    assert tree.num_classes == (3, 7)
+    assert tree.leaves == ("N", "PB", "UDH", "FEA", "ADH", "DCIS", "IC")
+    assert tree.parents == ((0, 0, 0, 1, 1, 2, 2),)
+    assert tree.leaf("ADH") == 4
+    np.testing.assert_array_equal(tree.ancestors(), [[0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5, 6]])
+    assert tree.distances()[0].tolist() == [0, 2, 2, 4, 4, 4, 4]
+    np.testing.assert_array_equal(tree.distances(), tree.distances().T)
+
+
+@pytest.mark.parametrize("text", ["[a, b, c]", "{a: , b: , c: }"])
+def test_depth_one(tmp_path: Path, text: str) -> None:
+    tree = _tree(tmp_path, text)
+    assert tree.num_classes == (3,)
+    assert tree.parents == ()
+    assert tree.ancestors().tolist() == [[0, 1, 2]]
+    assert tree.distances().tolist() == [[0, 2, 2], [2, 0, 2], [2, 2, 0]]
+
+
+def test_leaf_placed_higher_is_repeated_downwards(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, "{negative: , positive: {micro: , macro: [large, small]}}")
+    assert tree.names == (
+        ("negative", "positive"),
+        ("negative", "micro", "macro"),
+        ("negative", "micro", "large", "small"),
+    )
+    assert tree.parents == ((0, 1, 1), (0, 1, 2, 2))
+    assert tree.distances()[0].tolist() == [0, 6, 6, 6]
+    assert tree.distances()[2].tolist() == [6, 4, 0, 2]
+
+
+def test_single_child_chains(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, "{a: {b: {c: }}, d: e}")
+    assert tree.names == (("a", "d"), ("b", "e"), ("c", "e"))
+    assert tree.parents == ((0, 1), (0, 1))
+    assert tree.ancestors().tolist() == [[0, 1]] * 3
+
+
+def test_list_entries_may_be_mappings(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, "[normal, {tumour: [low, high]}]")
+    assert tree.names == (("normal", "tumour"), ("normal", "low", "high"))
+
+
+def test_dictionary_form_comes_back(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, BRACS)
+    assert LabelTree.from_dict(tree.to_dict()) == tree
+
+
+def test_unknown_label_names_the_leaves(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"label 'benign' is not a leaf.*N, PB, UDH"):
+        _tree(tmp_path, BRACS).leaf("benign")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the root is a NoneType"),
+        ("{}", "has no leaves"),
+        ("[]", "has no leaves"),
+        ("a: {}", "has no leaves"),
+        ("{a: [], b: , c: }", "a has no leaves"),
+        ("just text", "the root is a str"),
+        ("[only]", "has one leaf only"),
+        ("{a: {b: }}", "has one leaf only"),
+        ("{a: [x, y], b: [x, z]}", "the leaf 'x' twice"),
+        ("{a: {s: [x, y]}, b: {s: [z, w]}}", "names two nodes of level 2 alike"),
+        ("{a: [x, 3], b: [z]}", "the name 3 below a is no text"),
+        ("{a: [x, No], b: [z]}", "the name False below a is no text"),
+        ("{a: [x, ' '], b: [z]}", "is no text"),
+        ("{a: 3, b: }", "a is a int"),
+        ("{a: [x, [y, z]], b: }", "is no text"),
+        ("{a: [x, y], a: [z, w]}", "the key 'a' occurs twice"),
+        ("{a: [x", "is not valid YAML"),
+        ("{[a]: b}", "is not valid YAML|is no text"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("a: &a {b: *a}", "takes no aliases"),
+        ("{a: &a [x, y], b: {<<: *a}}", "takes no aliases"),
+        ("[" * 2000, "is not valid YAML"),
+        ("2024-13-45", "is not valid YAML"),
+    ],
+)
+def test_bad_trees_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        _tree(tmp_path, text)
+    assert "tree.yaml" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("seed", ["{x: , y: }", "{}"])
+@pytest.mark.parametrize("item", ["n{i}: *a{k}", "? *a{k}", "<<: *a{k}"])
+def test_yaml_bombs_are_refused(tmp_path: Path, seed: str, item: str) -> None:
+    lines = [f"a0: &a0 {seed}"]
+    for k in range(24):
+        items = ", ".join(item.format(i=i, k=k) for i in range(9))
+        lines.append(f"a{k + 1}: &a{k + 1} {{{items}}}")
+    with pytest.raises(UsageError, match="takes no aliases"):
+        _tree(tmp_path, "\n".join(lines))
+
+
+def test_size_is_limited(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="more than 10000 leaves"):
+        _tree(tmp_path, "\n".join(f"- leaf{k}" for k in range(10_001)))
+    with pytest.raises(UsageError, match="larger than 1 MiB"):
+        _tree(tmp_path, "#" * (1 << 21))
+    assert len(_tree(tmp_path, "\n".join(f"- leaf{k}" for k in range(2_000))).leaves) == 2_000
+
+
+def test_mapping_that_holds_itself_is_refused() -> None:
+    nested: dict[str, object] = {}
+    nested["a"] = nested
+    with pytest.raises(UsageError, match="deeper than 32 levels, or refers to itself"):
+        LabelTree.from_nested(nested)
+
+
+def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the tree .*none\.yaml"):
+        LabelTree.from_yaml(tmp_path / "none.yaml")
+    (tmp_path / "bin.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UsageError, match=r"bin\.yaml"):
+        LabelTree.from_yaml(tmp_path / "bin.yaml")
