@@ -1,6 +1,8 @@
 """cuCIM, for the tiled TIFFs that it is known to read right."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,22 @@ _UNKNOWN = 255
 # uncompressed, JPEG, JPEG 2000; a corrupt LZW tile becomes garbage without a word
 _READS = frozenset((1, 7, 33003, 33005))
 _PLUGIN_SWITCHES = ("ENABLE_CUSLIDE2", "CUCIM_PLUGINS")
+
+
+def _import() -> Any:
+    """The class CuImage, or why there is none."""
+    # cuCIM starts libcufile if torch has loaded it, and on a kernel without /proc/modules
+    # libcufile never returns from its start: there cuCIM must be imported before torch
+    if "torch" in sys.modules and "cucim" not in sys.modules and not Path("/proc/modules").exists():
+        return "torch was imported before it, which hangs on a kernel without /proc/modules"
+    try:
+        from cucim.clara import CuImage
+    except ImportError:
+        return "not installed"
+    return CuImage
+
+
+_CUIMAGE = _import()
 
 
 class Unsuited(Exception):
@@ -165,11 +183,9 @@ def _open(info: SlideInfo) -> Any:
     switch = next((name for name in _PLUGIN_SWITCHES if os.environ.get(name)), None)
     if switch is not None:
         raise Unsuited(f"{switch} is set, and only its default plugin is trusted")
+    if isinstance(_CUIMAGE, str):
+        raise Unsuited(_CUIMAGE)
     try:
-        from cucim.clara import CuImage
-    except ImportError:
-        raise Unsuited("not installed") from None
-    try:
-        return CuImage(str(info.path))
+        return _CUIMAGE(str(info.path))
     except (RuntimeError, ValueError) as error:
         raise Unsuited(" ".join(str(error).split())) from None
