@@ -95,7 +95,7 @@ def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
     """
     record = reader.record
     layout = reader.features_layout()
-    status = reader.read("status")
+    status = reader.status()
     header = {"dtype": record.dtype, "shape": [record.num_tiles, record.dim]}
     digest = hashlib.sha256(canonical_json(header, "header").encode())
     buffer = np.empty((min(layout.block, record.num_tiles), record.dim), layout.dtype)
@@ -107,6 +107,6 @@ def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
         digest.update(features.data)
         found = nonfinite_rows(features, record.dtype) + rows.start
         bad.append(found[status[found] == 0])
-    digest.update(reader.read("coords").data)
+    digest.update(reader.coords().data)
     digest.update(status.data)
     return f"sha256:{digest.hexdigest()}", np.concatenate(bad)

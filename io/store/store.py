@@ -129,21 +129,11 @@ class FeatureStore:
 
     def coords(self, slide_id: str) -> npt.NDArray[np.int32]:
         """Top-left corners [N, 2] (x, y) in level-0 px."""
-        return self._rows(slide_id, "coords", (2,), np.int32)
+        return self._reader(slide_id).coords()
 
     def status(self, slide_id: str) -> npt.NDArray[np.uint8]:
         """Status [N] of each tile; 0 is good, features of the others are zeros."""
-        return self._rows(slide_id, "status", (), np.uint8)
-
-    def _rows(
-        self, slide_id: str, name: str, tail: tuple[int, ...], dtype: type[Any]
-    ) -> npt.NDArray[Any]:
-        reader = self._reader(slide_id)
-        layout = reader.layout(name)
-        wanted = (reader.record.num_tiles, *tail)
-        if layout.shape != wanted or layout.dtype != dtype:
-            raise reader.damaged(f"{name!r} is {layout.dtype} {layout.shape}, not {wanted}")
-        return reader.read(name)
+        return self._reader(slide_id).status()
 
     def file(self, slide_id: str, name: str) -> bytes | None:
         """An extra file's bytes; None when the slide has none of that name."""

@@ -15,6 +15,7 @@ import zarr
 
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import FeatureStore, StoredObject, StoreSpec, create_store, open_store
+from hmil_fast.io.store.disk import crc32c_of
 
 DIM = 16
 N = 1100
@@ -300,6 +301,22 @@ def test_a_shard_index_needs_its_own_checksum(store: FeatureStore) -> None:
     shard.write_bytes(data)
     with pytest.raises(StoreError, match="shard index"):
         open_store(store.path).features("s")
+
+
+@pytest.mark.parametrize("name", ["status", "coords"])
+def test_rows_that_do_not_match_the_features_are_damage(store: FeatureStore, name: str) -> None:
+    edit_meta(store, lambda meta: meta["shape"].__setitem__(0, N - 1), name)
+    restate_sizes(store)
+    with pytest.raises(StoreError, match=f"'{name}' is"):
+        getattr(open_store(store.path), name)("s")
+    rewrite_commit(
+        store,
+        objects=tuple(
+            replace(o, crc32c=crc32c_of(attempt(store) / o.key))
+            for o in open_store(store.path).record("s").objects
+        ),
+    )
+    assert f"'{name}' is" in next(store.verify(["s"])).problem
 
 
 def test_links_and_pipes_are_not_followed(store: FeatureStore, tmp_path: Path) -> None:
