@@ -28,9 +28,9 @@ TILES_PER_SLIDE = (28, 33)  # numpy's half-open ranges, here and below
 # label: slides, tumour tiles a slide
 CLASSES = {
     "negative": (22, (0, 1)),
-    "isolated_cells": (14, (4, 8)),
-    "micro": (14, (11, 17)),
-    "macro": (14, (21, 27)),
+    "isolated_cells": (14, (6, 10)),
+    "micro": (14, (14, 19)),
+    "macro": (14, (23, 28)),
 }
 TREE = """\
 # What a lymph-node slide is diagnosed as; the leaves of `positive` go by the share of tumour.

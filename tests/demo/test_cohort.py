@@ -19,7 +19,7 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 
 DATA = Path(cohort.__file__).parent / "data"
-TUMOUR_TILES = {"negative": (0, 0), "isolated_cells": (4, 7), "micro": (11, 16), "macro": (21, 26)}
+TUMOUR_TILES = {"negative": (0, 0), "isolated_cells": (6, 9), "micro": (14, 18), "macro": (23, 27)}
 
 
 def labels() -> list[dict[str, str]]:
