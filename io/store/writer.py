@@ -2,6 +2,7 @@
 
 import json
 import operator
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -263,7 +264,10 @@ class SlideWriter:
 
     def _fail(self, error: OSError, doing: str) -> StoreError:
         explained = disk.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
-        self.abort()
+        # where one of zarr's parallel writes failed, the others may still be making folders
+        for pause in (0.0, 0.05, 0.2):
+            time.sleep(pause)
+            self.abort()
         return explained
 
     def _misuse(self, what: str, fix: str) -> StoreError:
