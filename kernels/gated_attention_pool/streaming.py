@@ -79,7 +79,10 @@ class _Pool(torch.autograd.Function):
             shift = d_lse[k] - (d_pooled[k] * pooled[k]).sum(1)
             for lo, hi in _tiles(start, length):
                 p = torch.exp(logits[lo:hi] - lse[k])
-                d_p = x[lo:hi].to(W.dtype) @ d_pooled[k].T
+                with torch.autocast(
+                    W.device.type, enabled=False
+                ):  # backward() may be called in one
+                    d_p = x[lo:hi].to(W.dtype) @ d_pooled[k].T
                 ds[lo:hi] += p * (d_p + shift)
                 if dx is not None:
                     dx[lo:hi].addmm_(p, d_pooled[k])

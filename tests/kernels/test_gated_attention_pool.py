@@ -191,12 +191,18 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=2e-2, atol=2e-2)
 
 
-def test_autocast_changes_nothing() -> None:
-    operands = _operands(dtype=torch.float32)
-    plain = gated_attention_pool(*operands, _bags(BAGS))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = gated_attention_pool(*operands, _bags(BAGS))
-    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_autocast_changes_nothing(dropout: float) -> None:
+    operands = [t.requires_grad_() for t in _operands(dtype=torch.float32)]
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = gated_attention_pool(*operands, _bags(BAGS), dropout=dropout)
+            if not dropout:  # autograd's own products follow the autocast around backward()
+                out = (*out, *torch.autograd.grad(out[0].square().sum(), operands))
+        results.append(out)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_dropout_drops_and_keeps_the_mean() -> None:

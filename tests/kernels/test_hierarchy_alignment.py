@@ -60,6 +60,16 @@ def test_float32_is_exact_where_cosine_similarity_saturates() -> None:
     assert abs(clamped - exact) > 0.1
 
 
+def test_float32_survives_attention_that_underflows() -> None:
+    levels = _levels(60.0)
+    exact = hierarchy_alignment(*levels, PARENT, BAGS)
+    single = [t.float().requires_grad_() for t in levels]
+    ours = hierarchy_alignment(*single, PARENT, BAGS)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-6)
+    ours.sum().backward()
+    assert all(t.grad.isfinite().all() for t in single)
+
+
 def test_uniform_attention_reaches_zero_only_when_averaged() -> None:
     logits = [torch.zeros(10, 3), torch.zeros(10, 7)]
     lse = [torch.full((1, 3), 10.0).log(), torch.full((1, 7), 10.0).log()]
