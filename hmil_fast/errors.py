@@ -31,3 +31,15 @@ class SlideError(HmilError):
 
 class StoreError(HmilError):
     """The feature store, or one slide in it, is missing, damaged or of another kind."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user asked to stop by a signal; what was done so far is kept.
+
+    Args:
+        signal_number: The signal, which decides the exit code.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,313 @@
+"""The command line: every command parses its arguments, then calls one function.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 all good, 1 some slides failed
+(listed), 2 bad usage or input, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from hmil_fast import __version__
+from hmil_fast.config import MODELS, PRESETS
+from hmil_fast.errors import HmilError, Stopped, UsageError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(argv)
+    command: Command = args.run
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        return command(args)
+    except HmilError as error:
+        sys.stderr.write(f"hmil-fast: {error}\n")
+        return 2
+    except Stopped as stopped:
+        sys.stderr.write("\nhmil-fast: stopped; the same command resumes\n")
+        return stopped.exit_code
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has gone
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hmil-fast",
+        description="Whole-slide images in, diagnoses on a label tree out.",
+        epilog="Start with `hmil-fast demo`, or `hmil-fast doctor SLIDES` on slides of yours.",
+    )
+    parser.add_argument("--version", action="version", version=f"hmil-fast {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_doctor(commands)
+    _add_extract(commands)
+    _add_store(commands)
+    _add_train(commands)
+    _add_results(commands)
+    _add_bench(commands)
+    _add_demo(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # argparse gives it no public name
+
+
+def _command(
+    commands: "Commands[argparse.ArgumentParser]", name: str, text: str, run: Command
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _slide_arguments(parser: argparse.ArgumentParser, needed: str) -> None:
+    parser.add_argument("slides", nargs=needed, metavar="SLIDES", help="files, folders or globs")
+    parser.add_argument("--manifest", type=Path, metavar="CSV", help="path[,slide_id][,mpp]")
+    parser.add_argument(
+        "--slide-mpp",
+        type=_positive,
+        metavar="X",
+        help="µm/px of level 0, where a slide does not state it",
+    )
+    parser.add_argument(
+        "--tile", type=_tile_px, default=256, metavar="PX", help="edge of a tile (256)"
+    )
+    parser.add_argument("--mpp", type=_positive, default=0.5, help="µm/px of the tiles (0.5)")
+    parser.add_argument(
+        "--min-tissue",
+        type=_share,
+        default=0.25,
+        metavar="SHARE",
+        help="least share of tissue in a tile (0.25)",
+    )
+    parser.add_argument(
+        "--encoder",
+        default="efficientnet-lite0",
+        metavar="NAME",
+        help="a card (see doctor), or any timm model",
+    )
+
+
+def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.extraction.doctor import doctor
+
+        return doctor(args)
+
+    text = "Say what this machine has, and what is to be known of slides before extracting them."
+    parser = _command(commands, "doctor", text, run)
+    _slide_arguments(parser, "*")
+    parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
+
+
+def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.extraction.command import extract
+
+        return extract(args)
+
+    text = "Extract features of slides into a store; run again, it resumes."
+    parser = _command(commands, "extract", text, run)
+    _slide_arguments(parser, "*")
+    parser.add_argument("--store", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors or .pth of the encoder"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="of the stored features (float16)",
+    )
+    parser.add_argument(
+        "--batch", type=_count, default=64, metavar="N", help="tiles a forward pass (64)"
+    )
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads that decode")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
+
+
+def _add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.extraction import store_command
+
+        return int(getattr(store_command, args.action)(args))
+
+    text = "Look after a feature store."
+    parser = _command(commands, "store", text, run)
+    parser.add_argument(
+        "action",
+        choices=("info", "verify", "sweep"),
+        help="info: what it holds; verify: every checksum; sweep: what stopped jobs left behind",
+    )
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("--delete", action="store_true", help="sweep: delete instead of list")
+    parser.add_argument(
+        "--older-than",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="sweep: age of an attempt that no job works on any more (24)",
+    )
+
+
+def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.training.commands import train
+
+        return train(args)
+
+    text = "Train and evaluate by cross-validation; run again, it resumes."
+    parser = _command(commands, "train", text, run)
+    parser.add_argument("--store", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="slide_id,label[,patient_id][,split]",
+    )
+    parser.add_argument(
+        "--tree",
+        type=Path,
+        required=True,
+        metavar="YAML",
+        help="nested mapping whose leaves are the labels",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--folds", type=_count)
+    parser.add_argument("--epochs", type=_count)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML", help="settings; flags and key=value win over it"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="any setting of config.yaml"
+    )
+
+
+def _add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def command(name: str) -> Command:
+        def run(args: argparse.Namespace) -> int:
+            from hmil_fast.training import commands as training
+
+            return int(getattr(training, name)(args))
+
+        return run
+
+    evaluate = _command(
+        commands, "evaluate", "Metrics of a run, or of it on another cohort.", command("evaluate")
+    )
+    evaluate.add_argument("run_path", type=Path, metavar="RUN")
+    evaluate.add_argument("--store", type=Path, metavar="DIR", help="features of the other cohort")
+    evaluate.add_argument("--labels", type=Path, metavar="CSV", help="labels of the other cohort")
+    predict = _command(
+        commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
+    )
+    predict.add_argument("run_path", type=Path, metavar="RUN")
+    predict.add_argument("--store", type=Path, required=True, metavar="DIR")
+    predict.add_argument(
+        "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
+    )
+    predict.add_argument("--out", type=Path, metavar="CSV", help="write there instead of stdout")
+    heatmap = _command(
+        commands, "heatmap", "Attention per tree node over the slide.", command("heatmap")
+    )
+    heatmap.add_argument("run_path", type=Path, metavar="RUN")
+    heatmap.add_argument("slide", metavar="SLIDE_ID")
+    heatmap.add_argument("--store", type=Path, required=True, metavar="DIR")
+    heatmap.add_argument("--out", type=Path, required=True, metavar="PNG")
+    heatmap.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tree node to draw; may be repeated",
+    )
+    report = _command(
+        commands, "report", "Write the run's report, one HTML file.", command("report")
+    )
+    report.add_argument("run_path", type=Path, metavar="RUN")
+    report.add_argument("--store", type=Path, metavar="DIR", help="draw heatmaps that are missing")
+    report.add_argument(
+        "--heatmaps", type=int, default=100, metavar="N", help="draw at most N (100)"
+    )
+
+
+def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        cases = Path(__file__).resolve().parent.parent / "bench"
+        if not cases.is_dir() or find_spec("pytest_benchmark") is None:
+            raise UsageError(
+                "the benchmarks need a checkout of the repository and pytest-benchmark",
+                'clone it and run `pip install -e ".[bench]"`, or `make bench`',
+            )
+        chosen = [cases] if args.what == "all" else [cases / f"test_bench_{args.what}.py"]
+        options = ["--benchmark-only", "--benchmark-columns=median,iqr,rounds", "-q", "-s"]
+        options += [f"--benchmark-json={args.json}"] if args.json else []
+        return subprocess.call([sys.executable, "-m", "pytest", *options, *map(str, chosen)])
+
+    text = "Measure this machine (needs a checkout)."
+    parser = _command(commands, "bench", text, run)
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=("all", "decode", "store", "extract", "step")
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write pytest-benchmark's JSON")
+
+
+def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.demo.run import demo
+
+        return demo(args.out)
+
+    text = "The whole job on real tissue: extract, train, evaluate, draw, report."
+    parser = _command(commands, "demo", text, run)
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _tile_px(text: str) -> int:
+    value = int(text)
+    if not 16 <= value <= 8192:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

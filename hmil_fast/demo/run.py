@@ -1,0 +1,41 @@
+"""`hmil-fast demo`: the main job, end to end, on the cohort that the package ships."""
+
+from pathlib import Path
+
+from hmil_fast.bags.splits import read_labels
+from hmil_fast.config import TrainConfig
+from hmil_fast.demo.cohort import MPP, TILE, write_cohort
+from hmil_fast.extraction.command import run_job
+from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
+from hmil_fast.extraction.plan import collect_slides
+from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.io.store import create_store
+from hmil_fast.io.tiles.grid import TileSpec
+from hmil_fast.labels import LabelTree
+from hmil_fast.training.commands import draw_missing, print_table, train_and_evaluate
+from hmil_fast.training.device import pick_device
+from hmil_fast.training.report import write_report
+
+# a small cohort wants larger steps and fewer of them than the published setting
+SETTINGS = TrainConfig(lr=1e-3, weight_decay=1e-3, batch_bags=13, epochs=30, patience=12)
+
+
+def demo(out: Path) -> int:
+    """Extract, train, evaluate, draw and report; run again, it resumes. Returns the exit code."""
+    cohort = write_cohort(out / "cohort")
+    spec = TileSpec(tile_px=TILE, mpp=MPP)
+    encoder = load_encoder(DEFAULT_ENCODER, None, pick_device("auto"))
+    store = create_store(out / "store", store_spec(encoder, spec, "float16"))
+    if run_job(collect_slides([str(cohort / "slides")]), Extractor(store, encoder, spec)):
+        return 1
+    tree = LabelTree.from_yaml(cohort / "tree.yaml")
+    slides = read_labels(cohort / "labels.csv", tree)
+    run = train_and_evaluate(store, slides, tree, SETTINGS, out / "run")
+    draw_missing(run, store, len(run.slides))
+    report = write_report(run.path)
+    print_table(run)
+    print(f"slides     {cohort / 'slides'}")
+    print(f"tissue     {store.path / 'overlays'}")
+    print(f"heatmaps   {run.path / 'heatmaps'}")
+    print(f"report     {report}")
+    return 0

@@ -1,0 +1,254 @@
+"""`hmil-fast doctor`: what this machine has, and what is to be known of slides before a job."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from hmil_fast.errors import HmilError, UsageError
+from hmil_fast.extraction.encoders import DEFAULT_ENCODER, encoder_names, load_encoder
+from hmil_fast.extraction.plan import SlideTask, collect_slides
+from hmil_fast.extraction.run import prepare_slide
+from hmil_fast.io.tiles.decode import decode_tiles
+from hmil_fast.io.tiles.grid import TileSpec
+
+PACKAGES = ("hmil-fast", "torch", "triton", "timm", "zarr", "numcodecs", "openslide-python")
+PROBE_TILES = 32
+SIGNS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[red]✗[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: its state ("ok", "note" or "bad"), and what to do about it."""
+
+    state: str
+    what: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """What a job has to expect of one slide; fields after `error` are empty where it is set.
+
+    Attributes:
+        seconds: Expected time to decode and encode all tiles here; None where nobody can tell.
+        bytes: Expected size of the features (float16) and coords in the store.
+    """
+
+    slide_id: str
+    error: str | None = None
+    fix: str | None = None
+    reader: str = ""
+    codec: str = ""
+    size: tuple[int, int] = (0, 0)
+    levels: int = 0
+    mpp: float = 0.0
+    mpp_source: str = ""
+    level: int = 0
+    mpp_effective: float = 0.0
+    tiles: int = 0
+    bytes: int = 0
+    seconds: float | None = None
+    note: str | None = None
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at the machine and at slides; returns 1 where a slide cannot be used."""
+    spec = TileSpec(tile_px=args.tile, mpp=args.mpp, min_tissue=args.min_tissue)
+    findings = machine_findings()
+    slides: list[SlideReport] = []
+    if args.slides or args.manifest:
+        tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
+        slides, more = slide_reports(tasks, spec, args.encoder)
+        findings += more
+    if args.json:
+        both = {"machine": [asdict(f) for f in findings], "slides": [asdict(s) for s in slides]}
+        print(json.dumps(both, indent=1))
+    else:
+        _print_findings(findings)
+        _print_slides(slides)
+    return 1 if any(slide.error for slide in slides) else 0
+
+
+def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: str) -> int:
+    """Look at slides only (`extract --dry-run`); returns 1 where one cannot be used."""
+    slides, findings = slide_reports(tasks, spec, encoder)
+    _print_findings([finding for finding in findings if finding.state != "ok"])
+    _print_slides(slides)
+    return 1 if any(slide.error for slide in slides) else 0
+
+
+def machine_findings() -> list[Finding]:
+    """Hardware, versions, readers and encoders."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = [
+        Finding(
+            "ok",
+            f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+            f"{os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()}), {memory:.0f} GiB",
+        )
+    ]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(i)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+            found.append(
+                Finding("ok", f"GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}")
+            )
+    else:
+        found.append(
+            Finding(
+                "note",
+                "no CUDA device: everything runs on the CPU in float32",
+                "nothing, unless this machine has a GPU; then check `nvidia-smi` and its driver",
+            )
+        )
+    found.append(Finding("ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)))
+    for what, names in (
+        ("slide reader cuCIM", ("cucim-cu13", "cucim-cu12")),
+        ("tile pipelines DALI", ("nvidia-dali-cuda130", "nvidia-dali-cuda120")),
+    ):
+        installed = [name for name in names if _version(name) != "missing"]
+        if installed:
+            found.append(Finding("ok", f"{what}: {installed[0]} {_version(installed[0])}"))
+        else:
+            fix = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
+            found.append(Finding("note", f"{what} is not installed", fix))
+    found.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
+    others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)
+    found.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))
+    text = f"encoders with weights from the hub or --weights: {others}, and any timm model"
+    found.append(Finding("ok", text))
+    return found
+
+
+def slide_reports(
+    tasks: Sequence[SlideTask], spec: TileSpec, encoder: str
+) -> tuple[list[SlideReport], list[Finding]]:
+    """Open every slide, lay its grid, and time a sample of tiles."""
+    findings: list[Finding] = []
+    encode_s, dim = None, 0
+    try:
+        encode_s, dim = _encoder_speed(encoder)
+    except UsageError as error:
+        findings.append(Finding("bad", error.what, error.fix))
+    reports = [_report(task, spec, encode_s, dim) for task in tasks]
+    need = sum(report.bytes for report in reports)
+    findings.append(Finding("ok", f"features of all slides: {_size(need)} (float16)"))
+    free = shutil.disk_usage(Path.cwd()).free
+    if need > free:
+        fix = "free some, or give a --store on a larger disk"
+        findings.append(Finding("bad", f"the disk here has {_size(free)} free", fix))
+    return reports, findings
+
+
+def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -> SlideReport:
+    try:
+        ready = prepare_slide(task, spec)
+    except HmilError as error:
+        return SlideReport(task.slide_id, error.what, error.fix)
+    except Exception as error:  # noqa: BLE001  # the doctor looks at every slide
+        return SlideReport(
+            task.slide_id, f"{type(error).__name__}: {error}", "report this as a bug"
+        )
+    with ready.reader:
+        info, grid = ready.reader.info, ready.grid
+        n = len(grid.coords)
+        decode_s = 0.0
+        if n:
+            middle = max(0, n // 2 - PROBE_TILES // 2)
+            start, bad = time.perf_counter(), 0
+            sample = slice(middle, min(n, middle + PROBE_TILES))
+            for batch in decode_tiles(
+                ready.reader, grid, batch=PROBE_TILES, threads=1, rows=sample
+            ):
+                bad += int(np.count_nonzero(batch.status))
+                batch.release()
+            decode_s = (time.perf_counter() - start) / (sample.stop - sample.start)
+        note = ready.tissue.note
+        if n and bad:
+            note = f"{bad} of {sample.stop - sample.start} sampled tiles cannot be decoded"
+        return SlideReport(
+            task.slide_id,
+            reader=info.reader,
+            codec=info.codec,
+            size=info.level_dimensions[0],
+            levels=len(info.level_dimensions),
+            mpp=grid.slide_mpp,
+            mpp_source=info.mpp_source,
+            level=grid.level,
+            mpp_effective=grid.mpp_effective,
+            tiles=n,
+            bytes=n * (2 * dim + 9),
+            seconds=None if encode_s is None else n * (max(encode_s, decode_s)),
+            note=note,
+        )
+
+
+def _encoder_speed(name: str) -> tuple[float, int]:
+    """Seconds per tile of an encoder on this machine, and its dimension."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(name, None, device)
+    size = 64 if device.type == "cuda" else 8
+    tiles = torch.zeros(size, 3, encoder.card.resize_px, encoder.card.resize_px, device=device)
+    encoder(tiles).cpu()
+    start = time.perf_counter()
+    encoder(tiles).cpu()
+    return (time.perf_counter() - start) / size, encoder.card.dim
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    out = Console(soft_wrap=True, highlight=False)
+    for finding in findings:
+        out.print(f"{SIGNS[finding.state]} ", end="")
+        out.print(finding.what, markup=False)
+        if finding.fix:
+            out.print(f"  Fix: {finding.fix}", markup=False, style="dim")
+
+
+def _print_slides(slides: Sequence[SlideReport]) -> None:
+    for s in slides:
+        if s.error is not None:
+            _print_findings([Finding("bad", f"{s.slide_id}: {s.error}", s.fix or "")])
+            continue
+        time_left = "" if s.seconds is None else f", about {max(s.seconds, 1):.0f} s"
+        text = (
+            f"{s.slide_id}: {s.reader}, {s.codec}, {s.size[0]}×{s.size[1]} px in {s.levels} "
+            f"level{'s' * (s.levels > 1)}, {s.mpp:.4g} µm/px from {s.mpp_source}; reads level "
+            f"{s.level}, tiles of {s.mpp_effective:.4g} µm/px: {s.tiles:,} tiles, "
+            f"{_size(s.bytes)}{time_left}"
+        )
+        note = f" ({s.note})" if s.note else ""
+        _print_findings([Finding("note" if note else "ok", text + note)])
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _openslide_version() -> Any:
+    import openslide
+
+    return openslide.__library_version__

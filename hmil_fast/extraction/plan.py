@@ -1,0 +1,127 @@
+"""What a job is to extract: slide files from the command line or a manifest, each with an id."""
+
+import csv
+import glob
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmil_fast.errors import UsageError
+
+_SUFFIXES = ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .qptiff .czi .dcm"
+SLIDE_SUFFIXES = frozenset(_SUFFIXES.split())
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """One slide of a job.
+
+    Attributes:
+        slide_id: Name of the slide in the store: its path below the folder that was given, without
+            the suffix, or what the manifest says.
+        path: The file; for a DICOM series the largest file of its folder.
+        mpp: Level-0 resolution in µm/px that the user states, or None to read it from the file.
+    """
+
+    slide_id: str
+    path: Path
+    mpp: float | None = None
+
+
+def collect_slides(
+    inputs: Sequence[str], manifest: Path | None = None, slide_mpp: float | None = None
+) -> list[SlideTask]:
+    """Slides of files, folders (searched through), globs and a manifest, in a fixed order.
+
+    Args:
+        inputs: Files, folders or glob patterns.
+        manifest: CSV with columns path[,slide_id][,mpp]; paths are relative to its folder.
+        slide_mpp: Level-0 µm/px for every slide that the manifest gives none.
+
+    Raises:
+        UsageError: Nothing found, an unreadable manifest, or two slides with one id.
+    """
+    tasks = [task for text in inputs for task in _from_input(text, slide_mpp)]
+    if manifest is not None:
+        tasks += _from_manifest(manifest, slide_mpp)
+    tasks = list(dict.fromkeys(tasks))
+    if not tasks:
+        raise UsageError(
+            f"no slide found in {', '.join(inputs) or manifest}",
+            f"name slide files, or folders that hold some of {' '.join(sorted(SLIDE_SUFFIXES))}",
+        )
+    seen: dict[str, Path] = {}
+    for task in tasks:
+        if task.slide_id in seen:
+            raise UsageError(
+                f"two slides have the id {task.slide_id!r}: {seen[task.slide_id]} and {task.path}",
+                "name them apart in a manifest with columns path,slide_id",
+            )
+        seen[task.slide_id] = task.path
+    return tasks
+
+
+def _from_input(text: str, mpp: float | None) -> list[SlideTask]:
+    path = Path(text)
+    if path.is_dir():
+        files = _slide_files(path.rglob("*"))
+        return [SlideTask(_slide_id(file.relative_to(path)), file, mpp) for file in files]
+    if path.exists() or not glob.has_magic(text):
+        return [SlideTask(path.stem, path, mpp)]  # a missing file fails by itself, not the job
+    found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+    return [SlideTask(file.stem, file, mpp) for file in found if file.is_file()]
+
+
+def _slide_files(paths: Iterable[Path]) -> list[Path]:
+    """The slide files among paths, sorted; the largest stands for a folder of DICOM files."""
+    files: list[Path] = []
+    series: dict[Path, Path] = {}
+    for path in sorted(paths):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() == ".dcm":
+            best = series.get(path.parent)
+            if best is None or path.stat().st_size > best.stat().st_size:
+                series[path.parent] = path
+        elif path.suffix.lower() in SLIDE_SUFFIXES:
+            files.append(path)
+    return sorted([*files, *series.values()])
+
+
+def _slide_id(relative: Path) -> str:
+    if relative.is_absolute():  # only a manifest has such
+        return relative.stem
+    if relative.suffix.lower() == ".dcm" and len(relative.parts) > 1:
+        return relative.parent.as_posix()
+    return relative.with_suffix("").as_posix()
+
+
+def _from_manifest(manifest: Path, slide_mpp: float | None) -> list[SlideTask]:
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the manifest {manifest}: {error}", "check it") from None
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    if rows.fieldnames is None or "path" not in rows.fieldnames:
+        raise UsageError(
+            f"the manifest {manifest} has no column `path` (columns: {rows.fieldnames})",
+            "give it a first line path[,slide_id][,mpp]",
+        )
+    tasks = []
+    for line, row in enumerate(rows, start=2):
+        if not (row["path"] or "").strip():
+            raise UsageError(f"{manifest} line {line} has no path", "fill it in, or drop the line")
+        path = manifest.parent / row["path"].strip()
+        mpp = slide_mpp
+        stated = (row.get("mpp") or "").strip()
+        if stated:
+            try:
+                mpp = float(stated)
+            except ValueError:
+                mpp = math.nan
+            if not (math.isfinite(mpp) and mpp > 0):
+                raise UsageError(f"{manifest} line {line}: mpp is {stated!r}", "give µm per pixel")
+        slide_id = (row.get("slide_id") or "").strip() or _slide_id(Path(row["path"].strip()))
+        tasks.append(SlideTask(slide_id, path, mpp))
+    return tasks

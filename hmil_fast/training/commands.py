@@ -1,0 +1,196 @@
+"""The commands over a run as a person sees them: train, evaluate, predict, heatmap, report."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.splits import Slide, make_folds, read_labels
+from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore, open_store
+from hmil_fast.labels import LabelTree
+from hmil_fast.training import evaluate as evaluation
+from hmil_fast.training.heatmap import draw_heatmap, heatmap_file
+from hmil_fast.training.loop import EpochReport, train_run
+from hmil_fast.training.predict import predict_slides
+from hmil_fast.training.report import write_report
+from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, with the baseline beside it, evaluate, and print the table."""
+    flags = {name: getattr(args, name) for name in ("model", "preset", "folds", "epochs", "seed")}
+    config = load_config(args.config, args.settings, {**flags, "device": args.device})
+    tree = LabelTree.from_yaml(args.tree)
+    run = train_and_evaluate(
+        open_store(args.store), read_labels(args.labels, tree), tree, config, args.out
+    )
+    print_table(run)
+    return 0
+
+
+def train_and_evaluate(
+    store: FeatureStore, slides: Sequence[Slide], tree: LabelTree, config: TrainConfig, out: Path
+) -> Run:
+    """Train a run and its baseline on the same folds, or resume; write metrics.json."""
+    err = Console(stderr=True, highlight=False)
+    present = _with_features(store, slides, err)
+    folds = make_folds(present, config.folds, config.seed, config.val_fraction)
+    run = create_run(out, config, tree, (folds, present), store)
+    runs = [run]
+    if config.baseline not in ("none", config.model):
+        beside = dataclasses.replace(config, model=config.baseline, baseline="none")
+        runs.append(create_run(out / "baseline", beside, tree, (folds, present), store))
+    cache = None
+    for each in runs:
+        if (each.path / "predictions.csv").exists():
+            err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
+            continue
+        cache = cache or FeatureCache(store, [slide.slide_id for slide in present], out)
+        with _EpochBar(err, each) as bar:
+            train_run(each, cache, bar.update)
+    evaluation.evaluate_run(run)
+    return run
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Metrics of a run's own test slides, or of another labelled cohort."""
+    run = open_run(args.run_path)
+    if args.labels is None and args.store is None:
+        evaluation.evaluate_run(run)
+        print_table(run)
+        return 0
+    if args.labels is None or args.store is None:
+        raise UsageError("another cohort needs --store and --labels", "give both, or neither")
+    store = open_store(args.store)
+    run.check_store(store)
+    slides = _with_features(store, read_labels(args.labels, run.tree), Console(stderr=True))
+    cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
+    _print(evaluation.evaluate_cohort(run, cache, slides))
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Write predictions of slides of a store as CSV."""
+    run, store = open_run(args.run_path), open_store(args.store)
+    run.check_store(store)
+    slide_ids = list(dict.fromkeys(args.slides)) or store.slide_ids()
+    if not slide_ids:
+        raise UsageError(f"the store {store.path} holds no slide", "extract some first")
+    predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path))
+    write_predictions(args.out or sys.stdout, run.tree, predictions)
+    return 0
+
+
+def heatmap(args: argparse.Namespace) -> int:
+    """Draw one slide's attention and say what the run predicts for it."""
+    run, store = open_run(args.run_path), open_store(args.store)
+    prediction = draw_heatmap(run, store, args.slide, args.out, args.node)
+    out = Console(soft_wrap=True, highlight=False)
+    for names, p in zip(run.tree.names, prediction.probabilities, strict=True):
+        best = ", ".join(f"{names[k]} {p[k]:.2f}" for k in (-p).argsort()[:4])
+        out.print(f"{args.slide}: {best}", markup=False)
+    out.print(f"heatmap: {args.out}", markup=False)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the report, drawing heatmaps that are missing where a store is given."""
+    run = open_run(args.run_path)
+    evaluation.read_metrics(run)
+    if args.store is not None and run.config.model == "hmil":
+        draw_missing(run, open_store(args.store), args.heatmaps)
+    print(f"report: {write_report(run.path)}")
+    return 0
+
+
+def draw_missing(run: Run, store: FeatureStore, most: int) -> None:
+    """Draw the heatmaps that the report lacks, at most so many."""
+    err = Console(stderr=True)
+    missing = [s.slide_id for s in run.slides if not heatmap_file(run, s.slide_id).exists()]
+    drawable = [s for s in missing if store.record(s).num_tiles][:most]
+    columns = (TextColumn("heatmaps"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("", total=len(drawable))
+        for slide_id in drawable:
+            draw_heatmap(run, store, slide_id, heatmap_file(run, slide_id))
+            bar.advance(task)
+
+
+def print_table(run: Run) -> None:
+    """Print the run's results beside its baseline's."""
+    _print(evaluation.read_metrics(run))
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    head, rows = evaluation.table_rows(metrics)
+    pooled = metrics["pooled"]
+    title = f"{pooled['slides']} slides of {pooled['patients']} patients, [95 % interval]"
+    table = Table(*head, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=100).print(table)
+
+
+def _with_features(store: FeatureStore, slides: Sequence[Slide], err: Console) -> list[Slide]:
+    """The slides that the store has; those it lacks are named, none is dropped in silence."""
+    stored = set(store.slide_ids())
+    present = [slide for slide in slides if slide.slide_id in stored]
+    missing = [slide.slide_id for slide in slides if slide.slide_id not in stored]
+    if not present:
+        raise UsageError(
+            f"none of the {len(slides)} labelled slides is in the store {store.path} "
+            f"(labels name for instance {slides[0].slide_id!r}, "
+            f"the store {sorted(stored)[0]!r})" if slides and stored else "no slides, or no labels",
+            "make the slide_id column agree with `hmil-fast store info`, or extract the slides",
+        )  # fmt: skip
+    if missing:
+        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        err.print(f"[yellow]{len(missing)} labelled slides are not in the store:[/] {names}")
+    return present
+
+
+class _EpochBar:
+    """Progress over all folds; a fold that stops early gives back its epochs."""
+
+    def __init__(self, console: Console, run: Run) -> None:
+        self._epochs, self._folds = run.config.epochs, len(run.folds)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True)
+        total = self._epochs * self._folds
+        self._name = run.config.model
+        self._task = self._bar.add_task(self._name, total=total)
+        self._console = console
+
+    def __enter__(self) -> "_EpochBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, report: EpochReport) -> None:
+        """An epoch, or a whole fold, has ended."""
+        completed = report.fold * self._epochs + report.epoch + 1
+        text = (
+            f"{self._name} fold {report.fold + 1}/{self._folds} epoch {report.epoch + 1} "
+            f"loss {report.loss:.3f} val {report.val_loss:.3f} "
+            f"{report.instances_per_s:,.0f} instances/s"
+        )
+        if report.last:
+            completed = (report.fold + 1) * self._epochs
+            self._console.print(
+                f"[green]✓[/] {self._name} fold {report.fold + 1}/{self._folds}: "
+                f"best epoch {report.best_epoch + 1} of {report.epoch + 1}, "
+                f"validation loss {report.val_loss:.3f}, waited for data "
+                f"{report.data_share:.0%} of the time"
+            )
+        self._bar.update(self._task, completed=completed, description=text)

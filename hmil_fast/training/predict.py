@@ -1,0 +1,148 @@
+"""Predictions of a trained run, for its own test slides and for new ones."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hmil_fast.bags.packed import FeatureCache, epoch_batches
+from hmil_fast.errors import UsageError
+from hmil_fast.models import build_model
+from hmil_fast.models.output import HmilOutput
+from hmil_fast.training.checkpoint import read_checkpoint, restore
+from hmil_fast.training.device import amp, pick_device
+from hmil_fast.training.run_folder import Prediction, Run
+
+
+def build_for_run(run: Run) -> nn.Module:
+    """The untrained model of a run's settings."""
+    config = run.config
+    options = {"dropout": config.dropout} if config.model == "hmil" else {}
+    return build_model(
+        config.model, run.store["dim"], run.tree.num_classes, hidden=config.hidden, **options
+    )
+
+
+def load_fold(run: Run, fold: int, device: torch.device) -> nn.Module:
+    """The best model of one fold, ready to predict.
+
+    Raises:
+        UsageError: The fold is not trained yet, or its checkpoint is damaged.
+    """
+    path = run.fold_path(fold) / "best.safetensors"
+    if not path.exists() or not (run.fold_path(fold) / "predictions.csv").exists():
+        raise UsageError(
+            f"fold {fold} of {run.path} is not trained to its end",
+            "run `hmil-fast train` with the same --out again, it resumes",
+        )
+    model = build_for_run(run).to(device)
+    restore(read_checkpoint(path)[0], model)
+    return model.eval()
+
+
+@torch.inference_mode()
+def forward_bags(
+    run: Run, model: nn.Module, cache: FeatureCache, indices: Sequence[int]
+) -> Iterator[tuple[list[int], HmilOutput, Tensor]]:
+    """Run a model over bags of the cache, batch by batch.
+
+    Yields:
+        Positions in the cache, the model's output for them, and the bags int64 [B, 2].
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    lengths = cache.lengths[list(indices)]
+    budget = (run.config.batch_bags, run.config.batch_instances)
+    for batch in epoch_batches(lengths, *budget, seed=None):
+        chosen = [indices[i] for i in batch]
+        x, bags = cache.batch(chosen, device)
+        with amp(device):
+            yield chosen, model(x, bags), bags
+
+
+def fold_predictions(
+    run: Run, fold: int, model: nn.Module, cache: FeatureCache, slide_ids: Sequence[str]
+) -> list[Prediction]:
+    """What one fold's model says of slides of the cache, in the order given."""
+    position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
+    known = {slide.slide_id: slide for slide in run.slides}
+    found = []
+    for chosen, output, _ in forward_bags(run, model, cache, [position[s] for s in slide_ids]):
+        levels = [level.float().softmax(1).double().cpu().numpy() for level in output.logits]
+        for row, index in enumerate(chosen):
+            slide_id = cache.slide_ids[index]
+            slide = known.get(slide_id)
+            found.append(
+                Prediction(
+                    slide_id,
+                    slide.patient_id if slide else slide_id,
+                    fold,
+                    slide.label if slide else "",
+                    int(cache.lengths[index]),
+                    tuple(level[row] for level in levels),
+                )
+            )
+    return found
+
+
+def predict_slides(run: Run, cache: FeatureCache) -> list[Prediction]:
+    """What a run says of every slide of the cache.
+
+    A slide that the run was made with is predicted by the one fold that tested it; for any other
+    slide the probabilities of all folds are averaged.
+    """
+    device = pick_device(run.config.device)
+    tested_in = {slide_id: i for i, fold in enumerate(run.folds) for slide_id in fold.test}
+    new = [slide_id for slide_id in cache.slide_ids if slide_id not in tested_in]
+    found: dict[str, list[Prediction]] = {slide_id: [] for slide_id in cache.slide_ids}
+    for fold in range(len(run.folds)):
+        own = [s for s in cache.slide_ids if tested_in.get(s) == fold]
+        model = load_fold(run, fold, device)
+        for prediction in fold_predictions(run, fold, model, cache, [*own, *new]):
+            found[prediction.slide_id].append(prediction)
+    return [_mean(predictions) for predictions in found.values()]
+
+
+def slide_attention(
+    run: Run, cache: FeatureCache, slide_id: str
+) -> tuple[Prediction, list[NDArray[np.float64]]]:
+    """A slide's prediction and the attention of that very forward.
+
+    Returns:
+        The prediction, and per level the attention float64 [n, K_l], summing to 1 over the tiles
+        of the bag; for a slide that is new to the run both are means over the folds.
+
+    Raises:
+        UsageError: The run's model has no attention.
+    """
+    if run.config.model != "hmil":
+        raise UsageError(
+            f"the model {run.config.model!r} of {run.path} has no attention to draw",
+            "use a run of --model hmil",
+        )
+    device = pick_device(run.config.device)
+    tested_in = [i for i, fold in enumerate(run.folds) if slide_id in fold.test]
+    index = cache.slide_ids.index(slide_id)
+    predictions, maps = [], []
+    for fold in tested_in or range(len(run.folds)):
+        model = load_fold(run, fold, device)
+        predictions += fold_predictions(run, fold, model, cache, [slide_id])
+        _, output, _ = next(forward_bags(run, model, cache, [index]))
+        maps.append(
+            [
+                (scores.double() - lse.double()).exp().cpu().numpy()
+                for scores, lse in zip(output.attention_logits, output.lse, strict=True)
+            ]
+        )
+    return _mean(predictions), [np.mean(level, axis=0) for level in zip(*maps, strict=True)]
+
+
+def _mean(predictions: list[Prediction]) -> Prediction:
+    first = predictions[0]
+    if len(predictions) == 1:
+        return first
+    levels = zip(*(p.probabilities for p in predictions), strict=True)
+    mean = tuple(np.mean(level, axis=0) for level in levels)
+    return Prediction(first.slide_id, first.patient_id, -1, first.label, first.num_tiles, mean)

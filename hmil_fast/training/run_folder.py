@@ -1,0 +1,202 @@
+"""The run folder: what a run was told, on what it was trained, and what it predicted.
+
+config.yaml  tree.json  splits.json  run.json (the store it was trained on)
+fold-<i>/best.safetensors  last.safetensors (until the fold is done)  predictions.csv
+log.jsonl  tensorboard/  predictions.csv  metrics.json  heatmaps/  report.html
+baseline/   the same again for the baseline on the same splits
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
+from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore
+from hmil_fast.labels import LabelTree
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one slide.
+
+    Attributes:
+        fold: The fold whose model spoke, or -1 for the mean over all folds.
+        probabilities: Per level, coarse first, float64 [K_l].
+    """
+
+    slide_id: str
+    patient_id: str
+    fold: int
+    label: str
+    num_tiles: int
+    probabilities: tuple[NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that has been set up."""
+
+    path: Path
+    config: TrainConfig
+    tree: LabelTree
+    folds: list[Fold]
+    slides: list[Slide]
+    store: dict[str, Any]
+
+    def fold_path(self, fold: int) -> Path:
+        """Folder of one fold."""
+        return self.path / f"fold-{fold}"
+
+    def check_store(self, store: FeatureStore) -> None:
+        """Refuse a store whose vectors mean something else than those trained on.
+
+        Raises:
+            UsageError: Another encoder, other weights or other tiles.
+        """
+        other = store_identity(store)
+        for name in ("dim", "config_hash"):
+            if other[name] != self.store[name]:
+                raise UsageError(
+                    f"the store {store.path} has {name} {other[name]}, the run {self.path} was "
+                    f"trained on {name} {self.store[name]} (encoder {self.store['encoder']})",
+                    "extract these slides with the run's encoder, weights, --tile and --mpp",
+                )
+
+
+def store_identity(store: FeatureStore) -> dict[str, Any]:
+    """What a run remembers of its store."""
+    spec = store.spec
+    return {"dim": spec.dim, "config_hash": spec.config_hash, "encoder": spec.encoder.get("name")}
+
+
+def create_run(
+    path: Path,
+    config: TrainConfig,
+    tree: LabelTree,
+    split: tuple[list[Fold], list[Slide]],
+    store: FeatureStore,
+) -> Run:
+    """Set up a run folder, or open it if it was set up for the very same run.
+
+    Raises:
+        UsageError: The folder holds another run, or something else; nothing in it is touched.
+    """
+    folds, slides = split
+    run = Run(path, config, tree, folds, slides, store_identity(store))
+    if (path / "config.yaml").exists():
+        there = open_run(path)
+        same = {
+            "settings": there.config == config,
+            "label tree": there.tree == tree,
+            "labels or splits": (there.folds, there.slides) == (folds, slides),
+            "store": there.store == run.store,
+        }
+        if not all(same.values()):
+            changed = ", ".join(name for name, equal in same.items() if not equal)
+            raise UsageError(
+                f"the run folder {path} was set up with other {changed}",
+                "give another --out, or delete that folder yourself",
+            )
+        return there
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} exists and is no run folder", "give another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write_splits(path / "splits.json", folds, slides)
+    write_json(path / "tree.json", tree.to_dict())
+    write_json(path / "run.json", run.store)
+    write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
+    return run
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        UsageError: It is none, or a file in it is damaged.
+    """
+    if not (path / "config.yaml").exists():
+        raise UsageError(
+            f"{path} is no run folder (no config.yaml)", "name the --out of a training"
+        )
+    try:
+        tree = LabelTree.from_dict(json.loads((path / "tree.json").read_text("utf-8")))
+        store = dict(json.loads((path / "run.json").read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"the run folder {path} is damaged: {error}", "train anew") from None
+    folds, slides = read_splits(path / "splits.json")
+    return Run(path, load_config(path / "config.yaml"), tree, folds, slides, store)
+
+
+def write_predictions(
+    to: Path | TextIO, tree: LabelTree, predictions: Iterable[Prediction]
+) -> None:
+    """Write predictions as CSV: one row a slide, one column a node and level."""
+    if isinstance(to, Path):
+        partial = _partial(to)
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            write_predictions(file, tree, predictions)
+        partial.replace(to)
+        return
+    nodes = [(l, name) for l, names in enumerate(tree.names) for name in names]
+    out = csv.writer(to)
+    head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
+    out.writerow([*head, *(f"p{l}_{name}" for l, name in nodes)])
+    for p in predictions:
+        said = tree.leaves[int(p.probabilities[-1].argmax())]
+        values = [f"{value:.9g}" for level in p.probabilities for value in level]
+        out.writerow([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
+
+
+def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    ends = np.cumsum([0, *tree.num_classes])
+    found = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in list(csv.reader(file))[1:]:
+                p = np.array([float(value) for value in row[6:]])
+                if len(p) != ends[-1]:
+                    raise ValueError(f"slide {row[0]} has {len(p)} probabilities")
+                levels = tuple(p[a:b] for a, b in pairwise(ends))
+                found.append(Prediction(row[0], row[1], int(row[2]), row[3], int(row[5]), levels))
+    except (OSError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"cannot read the predictions {path}: {error}",
+            "run `hmil-fast train` with the same --out again, it makes what is missing",
+        ) from None
+    return found
+
+
+def stack_probabilities(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
+    """Per level the probabilities of all slides, float64 [n, K_l]."""
+    return [np.stack(level) for level in zip(*(p.probabilities for p in predictions), strict=True)]
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON under its final name in one step."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text under its final name in one step."""
+    partial = _partial(path)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
