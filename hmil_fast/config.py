@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
-
-import yaml
 
 from hmil_fast.errors import UsageError
 
@@ -27,7 +26,8 @@ class TrainConfig:
         folds: Folds of the patient-grouped cross-validation; ignored for official splits.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
-        patience: Epochs without a better validation loss after which a fold stops.
+        patience: Epochs without a better validation score (AUC, mean over the levels; then the
+            loss) after which a fold stops.
         lr: Learning rate of Adam.
         weight_decay: Weight decay of Adam.
         batch_bags: The most bags in one optimiser step.
@@ -61,6 +61,7 @@ class TrainConfig:
             "baseline": (self.baseline in ("mean", "none"), "choose mean or none"),
             "preset": (self.preset in PRESETS, f"choose one of {', '.join(PRESETS)}"),
             "folds": (self.folds >= 2, "give at least 2"),
+            "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
             "patience": (self.patience >= 1, "give at least 1"),
             "lr": (0 < self.lr < float("inf"), "give a positive number"),
@@ -82,6 +83,8 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The settings as YAML, read back by `load_config`."""
+        import yaml  # here, so that --help needs nothing installed
+
         return str(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 
 
@@ -96,8 +99,8 @@ def load_config(
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            loaded = _yaml(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the settings {file}: {error}", "correct it") from None
         if not isinstance(loaded, dict | None):
             raise UsageError(f"{file} holds no settings", "write one `name: value` a line")
@@ -107,20 +110,35 @@ def load_config(
         name, sign, text = pair.partition("=")
         if not sign:
             raise UsageError(f"{pair!r} is not of the form key=value", "write for instance lr=1e-3")
-        values[name] = yaml.safe_load(text)
+        try:
+            values[name] = _yaml(text)
+        except ValueError:
+            values[name] = text
     return TrainConfig(**{name: _typed(name, value) for name, value in values.items()})
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _typed(name: object, value: Any) -> Any:
     fields = {name: type(value) for name, value in dataclasses.asdict(TrainConfig()).items()}
     if name not in fields:
-        raise UsageError(f"unknown setting {name!r}", f"use one of {', '.join(sorted(fields))}")
+        raise UsageError(
+            f"unknown setting {short(name)}", f"use one of {', '.join(sorted(fields))}"
+        )
     kind = fields[str(name)]
     try:
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+            raise ValueError
+        if kind is int and float(value) != int(float(value)):
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
-        raise UsageError(
-            f"setting {name} is {value!r}", f"give a value of type {kind.__name__}"
-        ) from None
+        words = {int: "a whole number", float: "a number", str: "text"}
+        raise UsageError(f"setting {name} is {short(value)}", f"give {words[kind]}") from None

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmil_fast.io.store import FeatureStore
-
-_DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
 
 
 class FeatureCache:
@@ -23,16 +23,24 @@ class FeatureCache:
         store: Where the features are.
         slide_ids: Slides, in the order of their bags.
         scratch: Folder for the scratch file, should one be needed; it is unlinked at once.
+        in_memory: The most bytes of features to keep in memory; by default half of what is free.
 
     Attributes:
         lengths: Instances per bag, int64 [B].
     """
 
-    def __init__(self, store: FeatureStore, slide_ids: Sequence[str], scratch: Path) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        slide_ids: Sequence[str],
+        scratch: Path,
+        in_memory: int | None = None,
+    ) -> None:
         self.slide_ids = list(slide_ids)
         self.dim = store.spec.dim
         rows = sum(store.record(slide_id).num_tiles for slide_id in self.slide_ids)
-        self._features = self._allocate(rows, _DTYPES[store.spec.dtype], scratch)
+        limit = _free_memory() // 2 if in_memory is None else in_memory
+        self._features = _allocate((rows, self.dim), store.spec.stored_dtype, scratch, limit)
         _, bags = store.read_packed(self.slide_ids, out=self._features)
         self._bags = bags
         self._good: dict[int, NDArray[np.intp]] = {}
@@ -42,15 +50,6 @@ class FeatureCache:
             if status.any():
                 self._good[i] = np.flatnonzero(status == 0)
                 self.lengths[i] = len(self._good[i])
-
-    def _allocate(self, rows: int, dtype: type, scratch: Path) -> NDArray[np.generic]:
-        shape = (rows, self.dim)
-        if rows * self.dim * np.dtype(dtype).itemsize < _free_memory() // 2:
-            return np.empty(shape, dtype)
-        path = scratch / f"features-{id(self)}.scratch"
-        mapped = np.memmap(path, dtype, "w+", shape=shape)
-        path.unlink()
-        return mapped
 
     def bag(self, index: int) -> Tensor:
         """One bag's features [n, D] in the store's dtype, without a copy where no tile is bad."""
@@ -103,6 +102,15 @@ def epoch_batches(
         batches[-1].append(int(i))
         used += length
     return batches
+
+
+def _allocate(
+    shape: tuple[int, int], dtype: np.dtype[Any], scratch: Path, limit: int
+) -> NDArray[Any]:
+    if shape[0] * shape[1] * dtype.itemsize <= limit:
+        return np.empty(shape, dtype)
+    with TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def _free_memory() -> int:

@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, dict(state)  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
             f"cannot read the checkpoint {path}: {error}",
             "delete it and run `hmil-fast train` again, it trains what is missing",
@@ -56,9 +56,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Adam | None = None
 ) -> None:
-    """Put a checkpoint's tensors back into a model and, if given, its optimiser."""
+    """Put a checkpoint's tensors back into a model and, if given, its optimiser.
+
+    Raises:
+        UsageError: They are those of another model.
+    """
     prefix = "model."
-    model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise UsageError(
+            f"a checkpoint does not fit the run's model: {error}",
+            "delete it and run `hmil-fast train` again, it trains what is missing",
+        ) from None
     if optimizer is None:
         return
     moments: dict[int, dict[str, Tensor]] = {}

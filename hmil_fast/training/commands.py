@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -51,7 +52,8 @@ def train_and_evaluate(
         runs.append(create_run(out / "baseline", beside, tree, (folds, present), store))
     cache = None
     for each in runs:
-        if (each.path / "predictions.csv").exists():
+        done = all(each.is_done(fold) for fold in range(len(folds)))
+        if done and (each.path / "predictions.csv").exists():
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
         cache = cache or FeatureCache(store, [slide.slide_id for slide in present], out)
@@ -154,7 +156,16 @@ def _with_features(store: FeatureStore, slides: Sequence[Slide], err: Console) -
         )  # fmt: skip
     if missing:
         names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        err.print(f"[yellow]{len(missing)} labelled slides are not in the store:[/] {names}")
+        err.print(
+            f"[yellow]{len(missing)} labelled slides are not in the store:[/] {escape(names)}"
+        )
+    empty = [slide.slide_id for slide in present if not store.record(slide.slide_id).num_tiles]
+    if empty:
+        names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        err.print(
+            f"[yellow]{len(empty)} slides have no tissue tiles, their bags are empty:[/] "
+            f"{escape(names)}"
+        )
     return present
 
 

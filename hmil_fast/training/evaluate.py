@@ -121,4 +121,9 @@ def read_metrics(run: Run) -> dict[str, Any]:
     path = run.path / "metrics.json"
     if not path.exists():
         return evaluate_run(run)
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"cannot read the metrics {path}: {error}", "delete it and run `hmil-fast evaluate`"
+        ) from None

@@ -32,7 +32,7 @@ def draw_heatmap(
         nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
 
     Raises:
-        UsageError: No such node, or the model has no attention.
+        UsageError: No such node, the model has no attention, or the PNG cannot be written.
         StoreError: The slide is not in the store, or has no tiles.
     """
     run.check_store(store)
@@ -64,10 +64,15 @@ def draw_heatmap(
         mpp=attrs["mpp"]["level0"],
         title=slide_id,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
-    picture.save(partial, "PNG")
-    partial.replace(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, "PNG")
+        partial.replace(out)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {out}: {error.strerror}", "name a place you can write to"
+        ) from None
     return prediction
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmil_fast.bags.packed import FeatureCache, epoch_batches
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.losses import HmilLoss
+from hmil_fast.metrics import flat_metrics
 from hmil_fast.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from hmil_fast.training.device import amp, pick_device
 from hmil_fast.training.predict import build_for_run, fold_predictions, forward_bags
@@ -47,7 +48,7 @@ class EpochReport:
 def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], None]) -> None:
     """Train all folds of a run that are not done, resuming the one that was stopped.
 
-    A fold is done when its predictions.csv exists. Ctrl-C or SIGTERM ends the running epoch, saves
+    A fold is done when `Run.is_done` says so. Ctrl-C or SIGTERM ends the running epoch, saves
     and raises `Stopped`; a kill loses at most the epochs since the last save.
 
     Raises:
@@ -57,8 +58,10 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
     device = pick_device(run.config.device)
     with _stop_flag() as stopped, (run.path / "log.jsonl").open("a", encoding="utf-8") as log:
         for fold in range(len(run.folds)):
-            if not (run.fold_path(fold) / "predictions.csv").exists():
+            if not run.is_done(fold):
                 FoldTrainer(run, fold, cache, device, log).train(stopped, report)
+        if stopped:  # in the last moments of the last fold
+            raise Stopped(stopped[0])
     everything = [
         prediction
         for fold in range(len(run.folds))
@@ -87,11 +90,13 @@ class FoldTrainer:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.epoch = 0
-        self.best: dict[str, Any] = {"epoch": -1, "val_loss": math.inf}
+        self.best: dict[str, Any] = {"epoch": -1, "val_auc": -1.0, "val_loss": math.inf}
         self._waited = 0.0
         self.path = run.fold_path(fold)
         self.path.mkdir(exist_ok=True)
-        if (self.path / "last.safetensors").exists():
+        (self.path / "predictions.csv").unlink(missing_ok=True)  # of weights that are lost
+        names = ("last.safetensors", "best.safetensors")
+        if all((self.path / name).exists() for name in names):
             self._resume()
 
     def train(self, stopped: list[int], report: Callable[[EpochReport], None]) -> None:
@@ -99,17 +104,19 @@ class FoldTrainer:
         from torch.utils.tensorboard import SummaryWriter
 
         config = self.run.config
-        board = SummaryWriter(self.run.path / "tensorboard" / f"fold-{self.fold}")
+        folder = self.run.path / "tensorboard" / f"fold-{self.fold}"
+        board = SummaryWriter(folder, purge_step=self.epoch)
         begun = time.perf_counter()
         saved = time.monotonic()
         now = None
-        while self.epoch < config.epochs:
+        while self.epoch < config.epochs and self.epoch - 1 - self.best["epoch"] < config.patience:
             start = time.perf_counter()
             terms, instances = self._train_epoch()
-            val_loss, val_accuracy = self._validate()
+            val = self._validate()
             seconds = time.perf_counter() - start
-            if val_loss < self.best["val_loss"]:
-                self.best = {"epoch": self.epoch, "val_loss": val_loss}
+            # ranks first: with few validation slides the loss mostly tells how sure the model is
+            if (val["val_auc"], -val["val_loss"]) > (self.best["val_auc"], -self.best["val_loss"]):
+                self.best = {"epoch": self.epoch, **val}
                 self._save("best.safetensors")
             record = {
                 "event": "epoch",
@@ -117,20 +124,19 @@ class FoldTrainer:
                 "epoch": self.epoch,
                 "loss": terms["total"],
                 "terms": terms,
-                "val_loss": val_loss,
-                "val_balanced_accuracy": val_accuracy,
+                **val,
                 "seconds": seconds,
                 "instances_per_s": instances / seconds,
             }
             self.log.write(json.dumps(record) + "\n")
             self.log.flush()
-            for name, value in {**terms, "val_loss": val_loss, "val_acc": val_accuracy}.items():
+            for name, value in {**terms, **val}.items():
                 board.add_scalar(name, value, self.epoch)
             now = EpochReport(
                 self.fold,
                 self.epoch,
                 terms["total"],
-                val_loss,
+                val["val_loss"],
                 instances / seconds,
                 self.best["epoch"],
                 self._waited / (time.perf_counter() - begun),
@@ -140,8 +146,6 @@ class FoldTrainer:
             if stopped:
                 self._save("last.safetensors", self.optimizer)
                 raise Stopped(stopped[0])
-            if self.epoch - 1 - self.best["epoch"] >= config.patience:
-                break
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self._save("last.safetensors", self.optimizer)
                 saved = time.monotonic()
@@ -181,23 +185,30 @@ class FoldTrainer:
             for name, value in {"total": terms.total.detach(), **terms.terms}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value
         means = {name: float(value) / len(batches) for name, value in totals.items()}
-        if not np.isfinite(means["total"]):
-            raise UsageError(
-                f"the loss of fold {self.fold} is {means['total']} in epoch {self.epoch}",
-                "lower lr, and look for broken features with `hmil-fast store verify`",
-            )
+        self._require_finite("loss", means["total"])
         return means, int(lengths.sum())
 
-    def _validate(self) -> tuple[float, float]:
-        """Mean over leaves of the cross-entropy and of the accuracy of their slides."""
-        losses, right, targets = [], [], []
-        for chosen, output, _ in forward_bags(self.run, self.model, self.cache, self.val_bags):
-            leaf, y = output.logits[-1].float().cpu(), self.targets[chosen, -1]
-            losses.append(nn.functional.cross_entropy(leaf, y, reduction="none"))
-            right.append((leaf.argmax(1) == y).float())
-            targets.append(y)
-        y = torch.cat(targets)
-        return _mean_per_class(torch.cat(losses), y), _mean_per_class(torch.cat(right), y)
+    def _validate(self) -> dict[str, float]:
+        """Scores of the validation slides: loss of the leaves, AUC as mean over the levels."""
+        chosen: list[int] = []
+        levels: list[list[Tensor]] = [[] for _ in self.run.tree.names]
+        for part, output, _ in forward_bags(self.run, self.model, self.cache, self.val_bags):
+            chosen += part
+            for found, logits in zip(levels, output.logits, strict=True):
+                found.append(logits.float().cpu())
+        logits = [torch.cat(found) for found in levels]
+        y = self.targets[chosen]
+        loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")
+        right = (logits[-1].argmax(1) == y[:, -1]).float()
+        flat = [
+            flat_metrics(y[:, l].numpy(), level.softmax(1).double().numpy())
+            for l, level in enumerate(logits)
+        ]
+        return {
+            "val_loss": _mean_per_class(loss, y[:, -1]),
+            "val_balanced_accuracy": _mean_per_class(right, y[:, -1]),
+            "val_auc": float(np.mean([metrics.get("auc", 0.5) for metrics in flat])),
+        }
 
     def _save(self, name: str, optimizer: torch.optim.Adam | None = None) -> None:
         state = {"epoch": self.epoch, "best": self.best, "fingerprint": self._fingerprint()}

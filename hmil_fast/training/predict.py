@@ -31,14 +31,13 @@ def load_fold(run: Run, fold: int, device: torch.device) -> nn.Module:
     Raises:
         UsageError: The fold is not trained yet, or its checkpoint is damaged.
     """
-    path = run.fold_path(fold) / "best.safetensors"
-    if not path.exists() or not (run.fold_path(fold) / "predictions.csv").exists():
+    if not run.is_done(fold):
         raise UsageError(
             f"fold {fold} of {run.path} is not trained to its end",
             "run `hmil-fast train` with the same --out again, it resumes",
         )
     model = build_for_run(run).to(device)
-    restore(read_checkpoint(path)[0], model)
+    restore(read_checkpoint(run.fold_path(fold) / "best.safetensors")[0], model)
     return model.eval()
 
 

@@ -57,6 +57,11 @@ class Run:
         """Folder of one fold."""
         return self.path / f"fold-{fold}"
 
+    def is_done(self, fold: int) -> bool:
+        """Whether a fold is trained to its end: its best weights and its predictions are there."""
+        names = ("best.safetensors", "predictions.csv")
+        return all((self.fold_path(fold) / name).exists() for name in names)
+
     def check_store(self, store: FeatureStore) -> None:
         """Refuse a store whose vectors mean something else than those trained on.
 
@@ -108,14 +113,26 @@ def create_run(
                 "give another --out, or delete that folder yourself",
             )
         return there
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
         raise UsageError(f"{path} exists and is no run folder", "give another --out")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
     write_splits(path / "splits.json", folds, slides)
     write_json(path / "tree.json", tree.to_dict())
     write_json(path / "run.json", run.store)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
+
+
+def _is_setup(entry: Path) -> bool:
+    """Whether a file is one that `create_run`, had it been killed, would have left."""
+    return entry.name.startswith(("splits.json", "tree.json", "run.json", "config.yaml."))
+
+
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {path}: {error.strerror}", "name a place you can write to")
 
 
 def open_run(path: Path) -> Run:
@@ -140,15 +157,22 @@ def open_run(path: Path) -> Run:
 def write_predictions(
     to: Path | TextIO, tree: LabelTree, predictions: Iterable[Prediction]
 ) -> None:
-    """Write predictions as CSV: one row a slide, one column a node and level."""
+    """Write predictions as CSV: one row a slide, one column a node and level.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     if isinstance(to, Path):
         partial = _partial(to)
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            write_predictions(file, tree, predictions)
-        partial.replace(to)
+        try:
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                write_predictions(file, tree, predictions)
+            partial.replace(to)
+        except OSError as error:
+            raise _cannot_write(to, error) from None
         return
     nodes = [(l, name) for l, names in enumerate(tree.names) for name in names]
-    out = csv.writer(to)
+    out = csv.writer(to, lineterminator="\n")
     head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
     out.writerow([*head, *(f"p{l}_{name}" for l, name in nodes)])
     for p in predictions:
@@ -176,7 +200,7 @@ def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(
             f"cannot read the predictions {path}: {error}",
-            "run `hmil-fast train` with the same --out again, it makes what is missing",
+            "delete it and run the same `hmil-fast train` again, it makes what is missing",
         ) from None
     return found
 
