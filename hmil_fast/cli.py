@@ -5,24 +5,37 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 all good, 1 some s
 """
 
 import argparse
+import io
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from hmil_fast import __version__
 from hmil_fast.config import MODELS, PRESETS
 from hmil_fast.errors import HmilError, Stopped, UsageError
 
 Command = Callable[[argparse.Namespace], int]
+N = TypeVar("N", int, float)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a locale without ✓ and µ ends no job
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes a list of words in one piece only; those behind an option come back here
+    if rest and ("words" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        getattr(args, args.words).extend(rest)
     command: Command = args.run
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -72,8 +85,9 @@ def _command(
     return parser
 
 
-def _slide_arguments(parser: argparse.ArgumentParser, needed: str) -> None:
-    parser.add_argument("slides", nargs=needed, metavar="SLIDES", help="files, folders or globs")
+def _slide_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("slides", nargs="*", metavar="SLIDES", help="files, folders or globs")
+    parser.set_defaults(words="slides")
     parser.add_argument("--manifest", type=Path, metavar="CSV", help="path[,slide_id][,mpp]")
     parser.add_argument(
         "--slide-mpp",
@@ -93,10 +107,16 @@ def _slide_arguments(parser: argparse.ArgumentParser, needed: str) -> None:
         help="least share of tissue in a tile (0.25)",
     )
     parser.add_argument(
+        "--allow-upsample", action="store_true", help="take slides that are coarser than --mpp too"
+    )
+    parser.add_argument(
         "--encoder",
         default="efficientnet-lite0",
         metavar="NAME",
         help="a card (see doctor), or any timm model",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors or .pth of the encoder"
     )
 
 
@@ -108,7 +128,7 @@ def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Say what this machine has, and what is to be known of slides before extracting them."
     parser = _command(commands, "doctor", text, run)
-    _slide_arguments(parser, "*")
+    _slide_arguments(parser)
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
 
 
@@ -120,11 +140,8 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Extract features of slides into a store; run again, it resumes."
     parser = _command(commands, "extract", text, run)
-    _slide_arguments(parser, "*")
+    _slide_arguments(parser)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help=".safetensors or .pth of the encoder"
-    )
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
@@ -199,6 +216,7 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="any setting of config.yaml"
     )
+    parser.set_defaults(words="settings")
 
 
 def _add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -224,6 +242,7 @@ def _add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     predict.add_argument(
         "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
     )
+    predict.set_defaults(words="slides")
     predict.add_argument("--out", type=Path, metavar="CSV", help="write there instead of stdout")
     heatmap = _command(
         commands, "heatmap", "Attention per tree node over the slide.", command("heatmap")
@@ -282,31 +301,27 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
 
 
 def _tile_px(text: str) -> int:
-    value = int(text)
-    if not 16 <= value <= 8192:
-        raise ValueError
-    return value
+    return _number(text, int, lambda value: 16 <= value <= 8192, "a whole number from 16 to 8192")
+
+
+def _number(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], wanted: str) -> N:
+    with suppress(ValueError):
+        value = kind(text)
+        if fits(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
 
 if __name__ == "__main__":
