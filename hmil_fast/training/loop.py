@@ -185,7 +185,11 @@ class FoldTrainer:
             for name, value in {"total": terms.total.detach(), **terms.terms}.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value
         means = {name: float(value) / len(batches) for name, value in totals.items()}
-        self._require_finite("loss", means["total"])
+        if not math.isfinite(means["total"]):
+            raise UsageError(
+                f"the loss of fold {self.fold} is {means['total']} in epoch {self.epoch}",
+                "lower lr, and look for broken features with `hmil-fast store verify`",
+            )
         return means, int(lengths.sum())
 
     def _validate(self) -> dict[str, float]:
