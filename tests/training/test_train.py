@@ -1,0 +1,115 @@
+"""Training through the command line: what a run leaves behind, and that it learns."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors import safe_open
+
+from hmil_fast.bags.splits import read_splits
+from hmil_fast.training.run_folder import open_run, read_predictions
+
+
+def test_a_run_holds_all_that_is_promised(run: Any) -> None:
+    assert run.printed.returncode == 0, run.printed.stderr
+    for folder in (run.path, run.path / "baseline"):
+        names = {p.name for p in folder.iterdir()}
+        wanted = {"config.yaml", "tree.json", "splits.json", "run.json", "log.jsonl"}
+        wanted |= {"tensorboard", "predictions.csv", "fold-0", "fold-1", "fold-2"}
+        assert names == wanted | ({"metrics.json", "baseline"} if folder == run.path else set())
+        for fold in range(3):
+            inside = {p.name for p in (folder / f"fold-{fold}").iterdir()}
+            assert inside == {"best.safetensors", "predictions.csv"}
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["dropout"] == 0.25
+    assert read_splits(run.path / "splits.json") == read_splits(
+        run.path / "baseline" / "splits.json"
+    )
+
+
+def test_every_slide_is_tested_once_the_empty_one_too(run: Any, cohort: Any) -> None:
+    for folder in (run.path, run.path / "baseline"):
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert Counter(row["slide_id"] for row in rows) == Counter(list(cohort.slides))
+        folds, _ = read_splits(run.path / "splits.json")
+        for row in rows:
+            assert row["slide_id"] in folds[int(row["fold"])].test
+            level0 = np.array([float(row[f"p0_{n}"]) for n in ("benign", "malignant")])
+            level1 = np.array([float(row[f"p1_{n}"]) for n in ("N", "PB", "DCIS", "IC")])
+            np.testing.assert_allclose([level0.sum(), level1.sum()], 1, atol=1e-6)
+            assert row["prediction"] == ("N", "PB", "DCIS", "IC")[level1.argmax()]
+        tiles = {row["slide_id"]: int(row["num_tiles"]) for row in rows}
+        assert tiles["s05"] == 0
+        n = cohort.slides["s06"][1]
+        assert tiles["s06"] == n - len(range(0, n, 3))  # tiles that could not be decoded
+    assert "1 slides have no tissue tiles, their bags are empty: s05" in run.printed.stderr
+
+
+def test_the_planted_signal_is_learnt_and_printed(run: Any) -> None:
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert (metrics["model"], metrics["baseline"]["model"]) == ("hmil", "mean")
+    assert (metrics["pooled"]["slides"], metrics["pooled"]["patients"]) == (36, 30)
+    assert len(metrics["folds"]) == 3
+    for level in ("0", "1"):
+        cell = metrics["pooled"]["levels"][level]["balanced_accuracy"]
+        assert cell["value"] > 0.85
+        assert cell["low"] <= cell["value"] <= cell["high"]
+    assert 0 <= metrics["baseline"]["pooled"]["levels"]["1"]["auc"]["low"] <= 1
+    out = run.printed.stdout
+    accuracy = metrics["pooled"]["levels"]["1"]["balanced_accuracy"]
+    printed = f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
+    line = next(line for line in out.splitlines() if "leaf balanced accuracy" in line)
+    assert printed in line
+    assert "36 slides of 30 patients" in out
+    assert "mean (baseline)" in out
+    assert "best epoch" in run.printed.stderr
+    assert "best epoch" not in out
+
+
+def test_the_log_says_which_epoch_was_best(run: Any) -> None:
+    records = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    for fold in range(3):
+        mine = [r for r in records if r["fold"] == fold]
+        assert [r["epoch"] for r in mine] == list(range(len(mine)))
+        best = max(range(len(mine)), key=lambda e: (mine[e]["val_auc"], -mine[e]["val_loss"]))
+        assert len(mine) == min(40, best + 1 + 15)  # patience
+        with safe_open(run.path / f"fold-{fold}" / "best.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["state"])["best"]["epoch"] == best
+
+
+def test_a_finished_run_is_only_printed(
+    run: Any, cohort: Any, hmil: Callable[..., Any], settings: tuple[str, ...]
+) -> None:
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    times = {p: p.stat().st_mtime_ns for p in before if p.suffix == ".safetensors"}
+    again = hmil("train", *cohort.arguments, "--out", run.path, *settings)
+    assert again.returncode == 0
+    assert again.stdout == run.printed.stdout
+    assert "hmil: all 3 folds are trained already" in again.stderr
+    assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_predictions_come_back_as_written(run: Any) -> None:
+    opened = open_run(run.path)
+    found = read_predictions(run.path / "predictions.csv", opened.tree)
+    assert {p.fold for p in found} == {0, 1, 2}
+    assert {len(level) for p in found for level in p.probabilities} == {2, 4}
+    assert b"\r" not in (run.path / "predictions.csv").read_bytes()
+
+
+@pytest.mark.parametrize("model", ["hmil", "mean"])
+def test_slides_without_tiles_alone_in_a_batch_give_finite_steps(
+    tmp_path: Path, cohort: Any, model: str, train_small: Callable[..., Any]
+) -> None:
+    run = train_small(tmp_path / "run", model=model, batch_bags=1, epochs=2)
+    predictions = read_predictions(run.path / "predictions.csv", run.tree)
+    empty = next(p for p in predictions if p.slide_id == "s05")
+    assert empty.num_tiles == 0
+    assert all(np.isfinite(level).all() for level in empty.probabilities)
