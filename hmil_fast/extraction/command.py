@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,12 +19,11 @@ from rich.progress import (
 from rich.table import Table
 
 from hmil_fast.errors import StoreError, UsageError
-from hmil_fast.extraction.doctor import print_slides
+from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import load_encoder
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import Extractor, SlideResult, log_result, store_spec
 from hmil_fast.io.store import FeatureStore, create_store
-from hmil_fast.io.tiles.grid import TileSpec
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -34,10 +34,10 @@ def extract(args: argparse.Namespace) -> int:
         StoreError: The store was made with another encoder or other tiles.
     """
     tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
-    spec = TileSpec(tile_px=args.tile, mpp=args.mpp, min_tissue=args.min_tissue)
-    if args.dry_run:
-        return print_slides(tasks, spec, args.encoder)
+    spec = tile_spec(args)
     encoder = load_encoder(args.encoder, args.weights, _device(args.device))
+    if args.dry_run:
+        return print_slides(tasks, spec, encoder, args.store)
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
     return run_job(tasks, Extractor(store, encoder, spec, batch=args.batch, threads=args.threads))
 
@@ -142,13 +142,17 @@ class _Progress:
             completed=self._before,
             description=f"{self._done}/{self._count} slides",
         )
+        name = escape(result.slide_id)
         if result.error is not None:
-            text = f"[red]✗[/] {result.slide_id}: {result.error.what} [dim]Fix: {result.error.fix}"
+            text = (
+                f"[red]✗[/] {name}: {escape(result.error.what)} "
+                f"[dim]Fix: {escape(result.error.fix)}"
+            )
         else:
             bad = f", {result.bad_tiles} cannot be decoded" if result.bad_tiles else ""
             note = f" [yellow]{result.note}[/]" if result.note else ""
             text = (
-                f"[green]✓[/] {result.slide_id}: {result.num_tiles:,} tiles{bad} "
+                f"[green]✓[/] {name}: {result.num_tiles:,} tiles{bad} "
                 f"in {result.seconds:.1f} s{note}"
             )
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -162,6 +166,7 @@ def _print_summary(
     out.print(
         f"{count - done - len(failed)} slides extracted{rate}, {done} were done before, "
         f"{len(failed)} failed. Store: {path}",
+        markup=False,
     )
     for result in failed:
         assert result.error is not None

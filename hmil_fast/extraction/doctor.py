@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from hmil_fast.errors import HmilError, UsageError
-from hmil_fast.extraction.encoders import DEFAULT_ENCODER, encoder_names, load_encoder
+from hmil_fast.extraction.encoders import DEFAULT_ENCODER, Encoder, encoder_names, load_encoder
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import prepare_slide
 from hmil_fast.io.tiles.decode import decode_tiles
@@ -64,13 +64,22 @@ class SlideReport:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Look at the machine and at slides; returns 1 where a slide cannot be used."""
-    spec = TileSpec(tile_px=args.tile, mpp=args.mpp, min_tissue=args.min_tissue)
+    """Look at the machine and at slides; returns 1 where something cannot be used.
+
+    Raises:
+        UsageError: No slides where some are named, a bad manifest, or no such encoder.
+    """
     findings = machine_findings()
     slides: list[SlideReport] = []
     if args.slides or args.manifest:
         tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
-        slides, more = slide_reports(tasks, spec, args.encoder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder: Encoder | None = None
+        try:
+            encoder = load_encoder(args.encoder, args.weights, device)
+        except UsageError as error:
+            findings.append(Finding("bad", error.what, error.fix))
+        slides, more = slide_reports(tasks, tile_spec(args), encoder, Path.cwd())
         findings += more
     if args.json:
         both = {"machine": [asdict(f) for f in findings], "slides": [asdict(s) for s in slides]}
@@ -78,15 +87,25 @@ def doctor(args: argparse.Namespace) -> int:
     else:
         _print_findings(findings)
         _print_slides(slides)
-    return 1 if any(slide.error for slide in slides) else 0
+    return _exit_code(findings, slides)
 
 
-def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: str) -> int:
-    """Look at slides only (`extract --dry-run`); returns 1 where one cannot be used."""
-    slides, findings = slide_reports(tasks, spec, encoder)
-    _print_findings([finding for finding in findings if finding.state != "ok"])
+def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, store: Path) -> int:
+    """Look at slides only (`extract --dry-run`); returns 1 where something cannot be used."""
+    slides, findings = slide_reports(tasks, spec, encoder, store)
+    _print_findings(findings)
     _print_slides(slides)
-    return 1 if any(slide.error for slide in slides) else 0
+    return _exit_code(findings, slides)
+
+
+def tile_spec(args: argparse.Namespace) -> TileSpec:
+    """The tiles that a command line asks for."""
+    return TileSpec(args.tile, args.mpp, args.min_tissue, args.allow_upsample)
+
+
+def _exit_code(findings: Sequence[Finding], slides: Sequence[SlideReport]) -> int:
+    bad = any(finding.state == "bad" for finding in findings)
+    return 1 if bad or any(slide.error for slide in slides) else 0
 
 
 def machine_findings() -> list[Finding]:
@@ -134,22 +153,27 @@ def machine_findings() -> list[Finding]:
 
 
 def slide_reports(
-    tasks: Sequence[SlideTask], spec: TileSpec, encoder: str
+    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder | None, store: Path
 ) -> tuple[list[SlideReport], list[Finding]]:
-    """Open every slide, lay its grid, and time a sample of tiles."""
-    findings: list[Finding] = []
-    encode_s, dim = None, 0
-    try:
-        encode_s, dim = _encoder_speed(encoder)
-    except UsageError as error:
-        findings.append(Finding("bad", error.what, error.fix))
+    """Open every slide, lay its grid, and time a sample of tiles.
+
+    Args:
+        tasks: The slides.
+        spec: The tiles asked for.
+        encoder: What would encode them; without one there are no times and sizes.
+        store: Where features would go; it need not exist.
+    """
+    encode_s, dim = (None, 0) if encoder is None else (_encode_s(encoder), encoder.card.dim)
     reports = [_report(task, spec, encode_s, dim) for task in tasks]
+    if encoder is None:
+        return reports, []
     need = sum(report.bytes for report in reports)
-    findings.append(Finding("ok", f"features of all slides: {_size(need)} (float16)"))
-    free = shutil.disk_usage(Path.cwd()).free
+    findings = [Finding("ok", f"features of all slides: {_size(need)} (float16)")]
+    existing = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if need > free:
         fix = "free some, or give a --store on a larger disk"
-        findings.append(Finding("bad", f"the disk here has {_size(free)} free", fix))
+        findings.append(Finding("bad", f"the disk of {existing} has {_size(free)} free", fix))
     return reports, findings
 
 
@@ -159,9 +183,8 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
     except HmilError as error:
         return SlideReport(task.slide_id, error.what, error.fix)
     except Exception as error:  # noqa: BLE001  # the doctor looks at every slide
-        return SlideReport(
-            task.slide_id, f"{type(error).__name__}: {error}", "report this as a bug"
-        )
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return SlideReport(task.slide_id, what, "report this as a bug")
     with ready.reader:
         info, grid = ready.reader.info, ready.grid
         n = len(grid.coords)
@@ -196,16 +219,14 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
         )
 
 
-def _encoder_speed(name: str) -> tuple[float, int]:
-    """Seconds per tile of an encoder on this machine, and its dimension."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = load_encoder(name, None, device)
-    size = 64 if device.type == "cuda" else 8
+def _encode_s(encoder: Encoder) -> float:
+    """Seconds per tile of an encoder on this machine."""
+    device, size = encoder.device, 64 if encoder.device.type == "cuda" else 8
     tiles = torch.zeros(size, 3, encoder.card.resize_px, encoder.card.resize_px, device=device)
     encoder(tiles).cpu()
     start = time.perf_counter()
     encoder(tiles).cpu()
-    return (time.perf_counter() - start) / size, encoder.card.dim
+    return (time.perf_counter() - start) / size
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

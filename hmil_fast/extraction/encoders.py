@@ -235,7 +235,6 @@ def load_encoder(name: str, weights: Path | None, device: torch.device) -> Encod
     card = find_card(name)
     import timm
 
-    model = timm.create_model(card.arch, pretrained=False, num_classes=0, **card.options)
     if weights is not None:
         state = _read_weights(weights)
     elif name == DEFAULT_ENCODER:
@@ -247,6 +246,7 @@ def load_encoder(name: str, weights: Path | None, device: torch.device) -> Encod
         state = dict(zip(keys, packaged.values(), strict=True))
     else:
         state = _hub_weights(card)
+    model = timm.create_model(card.arch, pretrained=False, num_classes=0, **card.options)
     own = model.state_dict()
     state = {k: v for k, v in state.items() if k in own or not _is_head(k)}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -296,8 +296,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _hub_weights(card: EncoderCard) -> dict[str, Tensor]:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    fix = f"download {card.hub} where there is a network and pass --weights FILE"
+    fix = (
+        f"accept its terms at huggingface.co/{card.hub} and run `hf auth login`, or download it "
+        "where there is a network and pass --weights FILE"
+    )
     if card.hub is None:
         raise UsageError(f"encoder {card.name!r} has no published weights", "pass --weights FILE")
     problem = ""
@@ -308,6 +312,9 @@ def _hub_weights(card: EncoderCard) -> dict[str, Tensor]:
             raise
         except Exception as error:  # noqa: BLE001  # offline, gated, not found, proxy: many kinds
             problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            absent = isinstance(error, EntryNotFoundError)
+            if not absent or isinstance(error, LocalEntryNotFoundError):
+                break  # the hub is out of reach: the other name would wait as long again
     raise UsageError(f"cannot get the weights of {card.name!r} from {card.hub} ({problem})", fix)
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import glob
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hmil_fast.errors import UsageError
 
@@ -48,7 +50,7 @@ def collect_slides(
     tasks = list(dict.fromkeys(tasks))
     if not tasks:
         raise UsageError(
-            f"no slide found in {', '.join(inputs) or manifest}",
+            f"no slide found in {', '.join(inputs) or manifest or 'an empty command line'}",
             f"name slide files, or folders that hold some of {' '.join(sorted(SLIDE_SUFFIXES))}",
         )
     seen: dict[str, Path] = {}
@@ -90,9 +92,10 @@ def _slide_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _slide_id(relative: Path) -> str:
+    dicom = relative.suffix.lower() == ".dcm" and len(relative.parts) > 1
     if relative.is_absolute():  # only a manifest has such
-        return relative.stem
-    if relative.suffix.lower() == ".dcm" and len(relative.parts) > 1:
+        return relative.parent.name if dicom else relative.stem
+    if dicom:
         return relative.parent.as_posix()
     return relative.with_suffix("").as_posix()
 
@@ -101,15 +104,35 @@ def _from_manifest(manifest: Path, slide_mpp: float | None) -> list[SlideTask]:
     try:
         text = manifest.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the manifest {manifest}: {error}", "check it") from None
-    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+        raise UsageError(
+            f"cannot read the manifest {manifest}: {error}", "give a CSV file in UTF-8"
+        ) from None
+    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    try:
+        return _manifest_tasks(manifest, rows, slide_mpp)
+    except csv.Error as error:
+        raise UsageError(
+            f"{manifest} line {rows.line_num}: {error}", "save it again as plain CSV"
+        ) from None
+
+
+def _manifest_tasks(
+    manifest: Path, rows: "csv.DictReader[str]", slide_mpp: float | None
+) -> list[SlideTask]:
     if rows.fieldnames is None or "path" not in rows.fieldnames:
         raise UsageError(
             f"the manifest {manifest} has no column `path` (columns: {rows.fieldnames})",
             "give it a first line path[,slide_id][,mpp]",
         )
     tasks = []
-    for line, row in enumerate(rows, start=2):
+    for row in rows:
+        line = rows.line_num
+        extra: Any = row.get(None)  # where DictReader puts them
+        if extra:
+            raise UsageError(
+                f"{manifest} line {line} has more fields than the first line: {','.join(extra)!r}",
+                'put a value that holds a comma in "quotes", and write 0.5 for 0,5',
+            )
         if not (row["path"] or "").strip():
             raise UsageError(f"{manifest} line {line} has no path", "fill it in, or drop the line")
         path = manifest.parent / row["path"].strip()
@@ -121,7 +144,10 @@ def _from_manifest(manifest: Path, slide_mpp: float | None) -> list[SlideTask]:
             except ValueError:
                 mpp = math.nan
             if not (math.isfinite(mpp) and mpp > 0):
-                raise UsageError(f"{manifest} line {line}: mpp is {stated!r}", "give µm per pixel")
+                raise UsageError(
+                    f"{manifest} line {line}: mpp is {stated!r}",
+                    "give µm per pixel of level 0, such as 0.25, or leave it empty",
+                )
         slide_id = (row.get("slide_id") or "").strip() or _slide_id(Path(row["path"].strip()))
         tasks.append(SlideTask(slide_id, path, mpp))
     return tasks

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -72,6 +73,10 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
     Raises:
         SlideError: The slide cannot be opened, states no usable mpp, or has no level fine enough.
     """
+    try:
+        str(task.path).encode()
+    except UnicodeEncodeError:
+        raise SlideError(f"the name of {task.path} is not UTF-8", "rename the file") from None
     reader = open_slide(task.path, mpp=task.mpp)
     try:
         require_mpp(reader.info)
@@ -152,6 +157,14 @@ class Extractor:
                 return self._extract(ready, start, on_tiles)
         except HmilError as error:
             return SlideResult(task.slide_id, error=error)
+        except (MemoryError, torch.OutOfMemoryError):
+            what = f"slide {task.path}: out of memory with batches of {self.batch} tiles"
+            fix = "run the same command with a smaller --batch"
+            return SlideResult(task.slide_id, error=SlideError(what, fix))
+        except OSError as error:
+            what = f"slide {task.path}: {error}"
+            fix = "check the disks of the slide and of the store; then run the same command again"
+            return SlideResult(task.slide_id, error=SlideError(what, fix))
         except Exception as error:  # noqa: BLE001  # the other slides of the job go on
             what = f"slide {task.path}: {type(error).__name__}: {error}".splitlines()[0]
             fix = "look at the slide with `hmil-fast doctor`; if it is sound, report this as a bug"
@@ -164,10 +177,14 @@ class Extractor:
         transform = self._transform(grid.read_px)
         status = np.zeros(n, np.uint8)
         stats = DecodeStats()
-        with self.store.writer(task.slide_id, n, self._attributes(ready)) as writer:
-            tiles = decode_tiles(
-                ready.reader, grid, batch=self.batch, threads=self.threads, stats=stats
-            )
+        decoder = decode_tiles(
+            ready.reader, grid, batch=self.batch, threads=self.threads, stats=stats
+        )
+        # closed whatever happens: its threads read the slide, which is closed next
+        with (
+            closing(decoder) as tiles,
+            self.store.writer(task.slide_id, n, self._attributes(ready)) as writer,
+        ):
             now = time.perf_counter()
             pending: torch.Tensor | None = None
             for tile_batch in tiles:
@@ -192,9 +209,8 @@ class Extractor:
                     "copy the file again from its source, or leave it out",
                 )
             now = time.perf_counter()
-            files = {"thumbnail.jpg": _jpeg(ready.thumbnail)}
-            writer.commit(grid.coords, status, files)
-            self._save_overlay(ready)
+            self._save_overlay(ready)  # before the commit: a stored slide never counts as failed
+            writer.commit(grid.coords, status, {"thumbnail.jpg": _jpeg(ready.thumbnail)})
             self.timings.measure("commit", now)
         self.timings.seconds["decode (threads)"] += stats.busy_s
         seconds = time.perf_counter() - start
@@ -203,7 +219,8 @@ class Extractor:
     def _write(
         self, append: Callable[[NDArray[Any]], None], features: torch.Tensor, now: float
     ) -> float:
-        rows = features.cpu().numpy().astype(self.store.spec.dtype)
+        with np.errstate(over="ignore"):  # commit() looks for what is not finite, once
+            rows = features.cpu().numpy().astype(self.store.spec.dtype)
         now = self.timings.measure("encode", now)
         append(rows)
         return self.timings.measure("write", now)

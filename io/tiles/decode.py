@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -70,7 +70,7 @@ def decode_tiles(
     slabs: int = 4,
     rows: slice | None = None,
     stats: DecodeStats | None = None,
-) -> Iterator[TileBatch]:
+) -> Generator[TileBatch, None, None]:
     """Decode a grid's tiles in order, up to `slabs` batches at a time in memory.
 
     Release every batch; while `slabs` of them are held, the next one waits for a release from
