@@ -195,12 +195,11 @@ class FoldTrainer:
     def _validate(self) -> dict[str, float]:
         """Scores of the validation slides: loss of the leaves, AUC as mean over the levels."""
         chosen: list[int] = []
-        levels: list[list[Tensor]] = [[] for _ in self.run.tree.names]
+        parts: list[list[Tensor]] = []
         for part, output, _ in forward_bags(self.run, self.model, self.cache, self.val_bags):
             chosen += part
-            for found, logits in zip(levels, output.logits, strict=True):
-                found.append(logits.float().cpu())
-        logits = [torch.cat(found) for found in levels]
+            parts.append([level.float().cpu() for level in output.logits])
+        logits = [torch.cat(level) for level in zip(*parts, strict=True)]
         y = self.targets[chosen]
         loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")
         right = (logits[-1].argmax(1) == y[:, -1]).float()
