@@ -141,4 +141,4 @@ def _typed(name: object, value: Any) -> Any:
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", str: "text"}
-        raise UsageError(f"setting {name} is {short(value)}", f"give {words[kind]}") from None
+        raise UsageError(f"setting {name} is {short(value)[:200]}", f"give {words[kind]}") from None

@@ -134,10 +134,10 @@ def _predictions(
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:
-    """Epoch records; a line cut short by a crash is passed over."""
+    """Epoch records, without lines cut short by a crash; of an epoch trained twice, the last."""
     if not path.is_file():
         return []
-    records = []
+    records: dict[tuple[int, int], dict[str, Any]] = {}
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -147,5 +147,5 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
             if not isinstance(record, dict) or record.get("event") != "epoch":
                 continue
             if isinstance(record.get("fold"), int) and isinstance(record.get("epoch"), int):
-                records.append(record)
-    return records
+                records[record["fold"], record["epoch"]] = record
+    return list(records.values())

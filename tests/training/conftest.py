@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,3 +199,17 @@ def train_small(cohort: Cohort) -> Callable[..., Any]:
         return train_and_evaluate(cohort.store, slides, tree, config, out)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., None]:
+    return fill_store
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """`cli.main` takes Ctrl-C and SIGTERM for itself."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

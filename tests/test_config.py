@@ -1,0 +1,143 @@
+"""Settings: where they come from, which wins, and what is said of those that cannot be."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.errors import UsageError
+
+
+def test_words_win_over_flags_over_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 10\nlr: 1e-2\nfolds: 4\npreset: released\n")
+    config = load_config(
+        file, ["lr=1e-3", "batch_bags=1e2"], {"folds": 3, "seed": 7, "model": None}
+    )
+    assert config == TrainConfig(
+        epochs=10, lr=1e-3, folds=3, preset="released", seed=7, batch_bags=100
+    )
+    assert load_config(file, ["folds=9"], {"folds": 3}).folds == 9
+    assert load_config(None) == TrainConfig()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "null\n"])
+def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert load_config(tmp_path / "c.yaml") == TrainConfig()
+
+
+@given(
+    st.builds(
+        TrainConfig,
+        lr=st.floats(1e-12, 1e3),
+        weight_decay=st.floats(0, 1),
+        seed=st.integers(0, 2**31 - 1),
+        dropout=st.floats(0, 0.99),
+        val_fraction=st.floats(1e-6, 0.5),
+        batch_instances=st.integers(1, 2**40),
+    )
+)
+def test_settings_come_back_from_yaml_as_they_were(config: TrainConfig) -> None:
+    import yaml
+
+    words = [f"{k}={v}" for k, v in yaml.safe_load(config.to_yaml()).items()]
+    assert load_config(None, words) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("lr=fast", "a number"),
+        ("lr=[1", "a number"),
+        ("lr={a: 1}", "a number"),
+        ("lr=yes", "a number"),
+        ("lr=0", "a positive number"),
+        ("lr=.inf", "a positive number"),
+        ("lr=nan", "a positive number"),
+        ("epochs=2.5", "a whole number"),
+        ("epochs=", "a whole number"),
+        ("epochs=1e400", "a whole number"),
+        ("epochs=true", "a whole number"),
+        ("epochs=0", "at least 1"),
+        ("folds=1", "at least 2"),
+        ("seed=-1", "0 to 2147483647"),
+        ("seed=1e12", "0 to 2147483647"),
+        ("hidden=1000000000", "1 to 65536"),
+        ("dropout=1", "less than 1"),
+        ("val_fraction=0.6", "at most 0.5"),
+        ("val_fraction=0", "at most 0.5"),
+        ("model=unet", "one of hmil, mean"),
+        ("model=", "text"),
+        ("baseline=null", "text"),
+        ("preset=best", "one of paper, released"),
+        ("device=0", "text"),
+        ("patience=-3", "at least 1"),
+    ],
+)
+def test_a_bad_value_names_the_setting_and_the_fix(tmp_path: Path, word: str, fix: str) -> None:
+    name, _, text = word.partition("=")
+    with pytest.raises(UsageError, match=f"^setting {name} is ") as error:
+        load_config(None, [word])
+    assert fix in error.value.fix
+    if text != "[1":  # no YAML at all
+        (tmp_path / "c.yaml").write_text(f"{name}: {text}")
+        with pytest.raises(UsageError, match=f"^setting {name} is "):
+            load_config(tmp_path / "c.yaml")
+
+
+def test_unknown_settings_and_words_without_value() -> None:
+    with pytest.raises(UsageError, match="unknown setting 'learning_rate'") as error:
+        load_config(None, ["learning_rate=1"])
+    assert "lr" in error.value.fix
+    with pytest.raises(UsageError, match="'lr' is not of the form key=value"):
+        load_config(None, ["lr"])
+    with pytest.raises(UsageError, match="unknown setting ''"):
+        load_config(None, ["=3"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"- epochs\n",
+        b"epochs\n",
+        b"lr: [\n",
+        b"\xff\xfe\x00",
+        b"[" * 5000,
+        b"lr: 2024-13-45\n",
+        b"1: 2\n",
+        b"? [a]\n: 1\n",
+        b"lr: !!python/object/apply:os.system [exit]\n",
+    ],
+)
+def test_files_that_hold_no_settings_are_named(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match=re.escape(str(file)) + "|setting"):
+        load_config(file)
+    with pytest.raises(UsageError, match=re.escape(str(file))):
+        load_config(file / "below")
+
+
+def test_a_file_of_references_cannot_fill_the_message(tmp_path: Path) -> None:
+    lines = [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    (tmp_path / "c.yaml").write_text("\n".join(["lr:", "- &a0 [x]", *lines]))
+    with pytest.raises(UsageError, match="setting lr is") as error:
+        load_config(tmp_path / "c.yaml")
+    assert len(str(error.value)) < 1000
+
+
+def test_the_fingerprint_tells_any_two_settings_apart() -> None:
+    changes: dict[str, Any] = {
+        "model": "mean", "baseline": "none", "preset": "released", "folds": 3, "seed": 1,
+        "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
+        "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "device": "cpu",
+    }  # fmt: skip
+    assert changes.keys() == dataclasses.asdict(TrainConfig()).keys()
+    prints = {TrainConfig(**{k: v}).fingerprint() for k, v in changes.items()}  # type: ignore[arg-type]
+    assert len(prints | {TrainConfig().fingerprint()}) == len(changes) + 1
