@@ -28,10 +28,11 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
     pooled = Σ a x.
 
     Sums, logits and results are float32 whatever the input dtype, float64 if an input is float64.
-    Every bag is worked on in tiles that begin at its own first row: on one machine and number of
-    threads, a bag gives bitwise the same pooled, lse and logits alone, packed with others, or
-    elsewhere in x (without dropout; on a CPU, if its rows stay aligned to 64 bytes). A bag of NaNs
-    changes no other bag.
+    Short bags that follow one another in x are worked on together; put them so. A bag of 4096 rows
+    or more is worked on alone, in tiles that begin at its first row: on one machine and number of
+    threads it gives bitwise the same pooled, lse and logits alone, packed with others, or elsewhere
+    in x (without dropout; on a CPU, if its rows stay aligned to 64 bytes). A shorter bag gives the
+    same to rounding, some 1e-6 of the largest value in float32. A bag of NaNs changes no other bag.
 
     Args:
         x: [N, D], the instances of all bags.
