@@ -20,7 +20,7 @@ from rich.table import Table
 
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.extraction.doctor import print_slides, tile_spec
-from hmil_fast.extraction.encoders import load_encoder
+from hmil_fast.extraction.encoders import first_line, load_encoder
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import Extractor, SlideResult, log_result, store_spec
 from hmil_fast.io.store import FeatureStore, create_store
@@ -73,8 +73,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used: {reason}", "use auto, or cpu") from None
+        raise UsageError(
+            f"device {name!r} cannot be used: {first_line(error)}", "use auto, or cpu"
+        ) from None
     return device
 
 

@@ -17,7 +17,13 @@ import torch
 from rich.console import Console
 
 from hmil_fast.errors import HmilError, UsageError
-from hmil_fast.extraction.encoders import DEFAULT_ENCODER, Encoder, encoder_names, load_encoder
+from hmil_fast.extraction.encoders import (
+    DEFAULT_ENCODER,
+    Encoder,
+    encoder_names,
+    first_line,
+    load_encoder,
+)
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import prepare_slide
 from hmil_fast.io.tiles.decode import decode_tiles
@@ -183,8 +189,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
     except HmilError as error:
         return SlideReport(task.slide_id, error.what, error.fix)
     except Exception as error:  # noqa: BLE001  # the doctor looks at every slide
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return SlideReport(task.slide_id, what, "report this as a bug")
+        return SlideReport(task.slide_id, first_line(error), "report this as a bug")
     with ready.reader:
         info, grid = ready.reader.info, ready.grid
         n = len(grid.coords)

@@ -268,6 +268,11 @@ def load_encoder(name: str, weights: Path | None, device: torch.device) -> Encod
     return Encoder(card, model, device)
 
 
+def first_line(error: BaseException) -> str:
+    """A foreign library's exception in one line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
 def _is_head(key: str) -> bool:
     return key.startswith(("classifier.", "head.", "fc."))
 
@@ -283,7 +288,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"no weights file {path}", "check the path") from None
     except Exception as error:  # noqa: BLE001  # whatever the parser of a foreign file raises
         raise UsageError(
-            f"cannot read the weights {path}: {str(error).splitlines()[0]}",
+            f"cannot read the weights {path}: {first_line(error)}",
             "give a .safetensors file, or a .pth that holds tensors only",
         ) from None
     for wrapper in ("state_dict", "model", "teacher"):
@@ -311,7 +316,7 @@ def _hub_weights(card: EncoderCard) -> dict[str, Tensor]:
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001  # offline, gated, not found, proxy: many kinds
-            problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            problem = first_line(error)
             absent = isinstance(error, EntryNotFoundError)
             if not absent or isinstance(error, LocalEntryNotFoundError):
                 break  # the hub is out of reach: the other name would wait as long again

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.errors import HmilError, SlideError
-from hmil_fast.extraction.encoders import Encoder
+from hmil_fast.extraction.encoders import Encoder, first_line
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.io.slide import SlideReader, open_slide, require_mpp
 from hmil_fast.io.store import FeatureStore, StoreSpec, slide_dirname
@@ -166,7 +166,7 @@ class Extractor:
             fix = "check the disks of the slide and of the store; then run the same command again"
             return SlideResult(task.slide_id, error=SlideError(what, fix))
         except Exception as error:  # noqa: BLE001  # the other slides of the job go on
-            what = f"slide {task.path}: {type(error).__name__}: {error}".splitlines()[0]
+            what = f"slide {task.path}: {first_line(error)}"
             fix = "look at the slide with `hmil-fast doctor`; if it is sound, report this as a bug"
             return SlideResult(task.slide_id, error=SlideError(what, fix))
 
@@ -219,8 +219,14 @@ class Extractor:
     def _write(
         self, append: Callable[[NDArray[Any]], None], features: torch.Tensor, now: float
     ) -> float:
-        with np.errstate(over="ignore"):  # commit() looks for what is not finite, once
-            rows = features.cpu().numpy().astype(self.store.spec.dtype)
+        dtype = self.store.spec.dtype
+        with np.errstate(over="ignore"):
+            rows = features.cpu().numpy().astype(dtype)
+        if not np.isfinite(rows).all():
+            raise SlideError(
+                f"features of encoder {self.encoder.card.name!r} are not finite in {dtype}",
+                "extract into a new --store with --dtype float32, or check the --weights",
+            )
         now = self.timings.measure("encode", now)
         append(rows)
         return self.timings.measure("write", now)

@@ -9,7 +9,9 @@ from PIL import Image
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, UInt8
 
 WHITE = 255
+UNREAD = 128
 BLOCK_PX = 512
+PIECE_PX = 128
 MAX_SHRINK = 32
 
 
@@ -40,7 +42,8 @@ class BaseReader:
         """The whole slide, uint8 [h, w, 3], its longer side at most `max_px`.
 
         Made of the coarsest level that is large enough, block by block and box-filtered, so that a
-        slide of a single huge level needs no huge buffer. A bad block is white.
+        slide of a single huge level needs no huge buffer. What cannot be read is grey, which counts
+        as tissue: white would take good tiles, and the count of bad ones, silently out of the job.
         """
         width, height = self._info.level_dimensions[0]
         scale = min(1.0, max_px / max(width, height))
@@ -60,12 +63,24 @@ class BaseReader:
         buffer = np.empty((1, block, block, 3), np.uint8)
         for y in range(0, high, block):
             for x in range(0, wide, block):
-                self.read(level, np.array([[x, y]], np.int64), block, buffer)
+                if self.read(level, np.array([[x, y]], np.int64), block, buffer)[0]:
+                    self._read_pieces(level, (x, y), buffer[0])
                 inside = Image.fromarray(buffer[0, : high - y, : wide - x])
                 small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
                 canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
         covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
         return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))
+
+    def _read_pieces(self, level: int, corner: tuple[int, int], out: UInt8) -> None:
+        """What of a bad block is good."""
+        piece = np.empty((1, PIECE_PX, PIECE_PX, 3), np.uint8)
+        for y in range(0, len(out), PIECE_PX):
+            for x in range(0, len(out), PIECE_PX):
+                at = np.array([[corner[0] + x, corner[1] + y]], np.int64)
+                if self.read(level, at, PIECE_PX, piece)[0]:
+                    piece[:] = UNREAD
+                part = out[y : y + PIECE_PX, x : x + PIECE_PX]
+                part[:] = piece[0, : part.shape[0], : part.shape[1]]
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,96 @@
+"""The command line as a child process, and folders of real slides for it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmil_fast.extraction.encoders import Encoder, load_encoder
+from hmil_fast.io.store import open_store, slide_dirname
+
+# on two busy cores OpenMP's barriers cost ten times what the second thread gives
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "hmil_fast.cli", *map(str, args)]
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    def run(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            command(*args), env=ENV | env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*args: object) -> "subprocess.Popen[str]":
+        running.append(
+            subprocess.Popen(
+                command(*args),
+                env=ENV,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Restores the handlers that main() replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    torch.set_num_threads(1)
+    return load_encoder("efficientnet-lite0", None, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def check_store() -> Callable[[Path], dict[str, bytes]]:
+    """Verifies a store and that nothing lies about in it; commits by slide id."""
+
+    def check(path: Path) -> dict[str, bytes]:
+        store = open_store(path)
+        assert [finding for finding in store.verify() if not finding.ok] == []
+        commits = {}
+        for folder in (path / "slides").iterdir():
+            entries = sorted(entry.name for entry in folder.iterdir())
+            assert [name for name in entries if name != "commit.json"] in (
+                [],
+                [name for name in entries if name.startswith("a-")][:1],
+            ), entries
+            if entries:
+                commits[folder.name] = (folder / "commit.json").read_bytes()
+                assert entries[0].encode() in commits[folder.name]
+        assert sorted(commits) == sorted(map(slide_dirname, store.slide_ids()))
+        return commits
+
+    return check

@@ -1,0 +1,224 @@
+"""A folder of good, odd and broken slides through the real command line, in child processes."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hmil_fast.cli import main
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+SlideFile = Callable[[str], Path]
+CheckStore = Callable[[Path], dict[str, bytes]]
+
+pytestmark = pytest.mark.usefixtures("own_signals")
+TILES = ("--mpp", 2)  # few tiles, so that the children are quick
+
+
+@dataclass
+class Table:
+    """The slides of a job: what is good, and a word of what each bad one is told."""
+
+    folder: Path
+    good: list[str]
+    bad: dict[str, str]
+
+
+@dataclass
+class Job:
+    table: Table
+    store: Path
+    first: "subprocess.CompletedProcess[str]"
+
+
+def optional(slide_file: SlideFile, name: str) -> Path | None:
+    """A slide that only some machines have: without it the table is shorter, not skipped."""
+    try:
+        return slide_file(name)
+    except pytest.skip.Exception:
+        return None
+
+
+@pytest.fixture(scope="module")
+def table(slide_file: SlideFile, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    folder = tmp_path_factory.mktemp("slides")
+    svs, pyramid = slide_file("CMU-1-Small-Region.svs"), slide_file("cmu1_small_pyramid.tif")
+    good, bad = ["CMU-1-Small-Region", "cmu1_small_pyramid"], {}
+    shutil.copy(svs, folder)
+    shutil.copy(pyramid, folder)
+    shutil.copy(slide_file("CMU-1-Small-Region.wrong-mpp.tiff"), folder)
+    bad["CMU-1-Small-Region.wrong-mpp"] = "0.00499 µm per px"
+    if tcga := optional(slide_file, "TCGA-CR-7395-01A-01-TS1.svs"):
+        shutil.copy(tcga, folder / "tcga.svs")
+        bad["tcga"] = "states no mpp"
+    if dapi := optional(slide_file, "test3-DAPI-2-387.ndpi"):
+        shutil.copy(dapi, folder / "dapi.ndpi")
+        good.append("dapi")
+    if dicom := optional(slide_file, "CMU-1-Small-Region-dicom"):
+        shutil.copytree(dicom, folder / "series")
+        bad["series"] = "YBR_FULL"
+    (folder / "text.svs").write_text("not a slide\n" * 99)
+    (folder / "empty.tif").touch()
+    bad |= {"text": "no reader opens text.svs", "empty": "is empty (0 bytes)"}
+    for path in (svs, pyramid):
+        whole = path.read_bytes()
+        for part in (0.0001, 0.3, 0.9, 0.999):
+            name = f"{path.stem}-cut{part}"
+            (folder / f"{name}{path.suffix}").write_bytes(whole[: int(part * len(whole))])
+            bad[name] = "damaged or cut off"
+    return Table(folder, good, bad)
+
+
+@pytest.fixture(scope="module")
+def job(table: Table, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    store = tmp_path_factory.mktemp("job") / "store"
+    return Job(table, store, cli("extract", table.folder, "--store", store, *TILES))
+
+
+def check_bad_slides(table: Table, done: "subprocess.CompletedProcess[str]") -> None:
+    """One line each on stderr, and what and fix in the list on stdout."""
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("✗ ")]
+    assert len(lines) == len(table.bad)
+    listed = done.stdout.splitlines()
+    for slide_id, word in table.bad.items():
+        (line,) = (line for line in lines if line.startswith(f"✗ {slide_id}: "))
+        assert word in line
+        assert " Fix: " in line
+        at = next(n for n, line in enumerate(listed) if line.startswith(f"  {slide_id}: "))
+        assert word in listed[at]
+        assert listed[at + 1].startswith("    Fix: ")
+
+
+def test_good_slides_are_stored_and_bad_ones_named(job: Job, check_store: CheckStore) -> None:
+    check_bad_slides(job.table, job.first)
+    for slide_id in job.table.good:
+        assert f"✓ {slide_id}: " in job.first.stderr
+    count = f"{len(job.table.good)} slides extracted"
+    assert job.first.stdout.startswith(count)
+    assert f"0 were done before, {len(job.table.bad)} failed" in job.first.stdout
+    assert sorted(check_store(job.store)) == sorted(job.table.good)
+    overlays = job.store / "overlays"
+    assert sorted(path.stem for path in overlays.iterdir()) == sorted(job.table.good)
+    for path in overlays.iterdir():
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 500
+    log = (job.store / "logs" / "extract.jsonl").read_text().splitlines()
+    errors = {line["slide_id"]: line["error"] for line in map(json.loads, log)}
+    assert {name for name, error in errors.items() if error} == set(job.table.bad)
+    assert errors.keys() - job.table.bad.keys() == set(job.table.good)
+
+
+def test_again_only_the_bad_ones_are_tried(job: Job, cli: Cli, check_store: CheckStore) -> None:
+    before = check_store(job.store)
+    again = cli("extract", job.table.folder, "--store", job.store, *TILES)
+    check_bad_slides(job.table, again)
+    assert again.stdout.startswith("0 slides extracted, ")
+    assert f"{len(job.table.good)} were done before" in again.stdout
+    assert "✓" not in again.stderr
+    assert check_store(job.store) == before
+    assert cli("store", "verify", job.store).returncode == 0
+
+
+def test_other_tiles_do_not_go_into_the_same_store(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["extract", str(job.table.folder), "--store", str(job.store), "--mpp", "2"]
+    assert main([*args, "--tile", "128"]) == 2
+    said = capsys.readouterr()
+    what, fix = said.err.splitlines()
+    assert "tile_px" in what
+    assert "128" in what
+    assert "256" in what
+    assert fix.startswith("Fix: ")
+    assert said.out == ""
+
+
+def test_mpp_by_flag_and_by_manifest(
+    cli: Cli, slide_file: SlideFile, tmp_path: Path, check_store: CheckStore
+) -> None:
+    wrong, store = slide_file("CMU-1-Small-Region.wrong-mpp.tiff"), tmp_path / "store"
+    done = cli("extract", wrong, "--slide-mpp", 0.499, *TILES, "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 slides extracted")
+    rows = ["path,slide_id,mpp", f"{wrong},by manifest,0.499"]
+    if tcga := optional(slide_file, "TCGA-CR-7395-01A-01-TS1.svs"):
+        rows.append(f"{tcga},,0.5")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    done = cli("extract", "--manifest", tmp_path / "list.csv", *TILES, "--store", store)
+    assert done.returncode == 0, done.stderr
+    found = {c["slide_id"]: c for c in map(json.loads, check_store(store).values())}
+    one, two = (found[name] for name in ("CMU-1-Small-Region.wrong-mpp", "by manifest"))
+    assert one["attrs"]["mpp"] == two["attrs"]["mpp"]
+    assert one["attrs"]["mpp"]["level0"] == 0.499
+    assert one["attrs"]["mpp"]["source"] == "user"
+    assert one["content_digest"] == two["content_digest"]
+    if tcga:
+        assert found["TCGA-CR-7395-01A-01-TS1"]["attrs"]["mpp"]["level0"] == 0.5
+        assert found["TCGA-CR-7395-01A-01-TS1"]["num_tiles"] > 3
+
+
+def test_a_name_that_reads_like_markup(cli: Cli, slide_file: SlideFile, tmp_path: Path) -> None:
+    folder = tmp_path / "µ [red"
+    folder.mkdir()
+    shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / "].tif")
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[" / "].tif").touch()
+    store = tmp_path / "store"
+    done = cli("extract", tmp_path, "--store", store, *TILES, PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert r"\u2713 \xb5 [red/]: " in done.stderr
+    assert r"\u2717 [/]: ].tif is empty" in done.stderr
+    assert "  [/]: ].tif is empty" in done.stdout
+
+
+def test_doctor_as_json(table: Table, cli: Cli) -> None:
+    done = cli("doctor", table.folder, *TILES, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    slides = {slide["slide_id"]: slide for slide in found["slides"]}
+    assert slides.keys() == set(table.good) | table.bad.keys()
+    for slide_id, word in table.bad.items():
+        assert word in slides[slide_id]["error"]
+        assert slides[slide_id]["fix"]
+    cmu = slides["cmu1_small_pyramid"]
+    assert (cmu["reader"], cmu["codec"], cmu["level"], cmu["tiles"]) == ("cucim", "jpeg", 2, 5)
+    assert cmu["bytes"] == 5 * (2 * 1280 + 9)
+    assert cmu["error"] is None
+    assert {finding["state"] for finding in found["machine"]} <= {"ok", "note", "bad"}
+
+
+def test_a_dry_run_says_all_and_writes_nothing(table: Table, cli: Cli, tmp_path: Path) -> None:
+    before = sorted(table.folder.rglob("*"))
+    store = tmp_path / "deep" / "store"
+    done = cli("extract", table.folder, *TILES, "--store", store, "--dry-run")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    for slide_id, word in table.bad.items():
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"✗ {slide_id}: "))
+        assert word in lines[at]
+        assert lines[at + 1].startswith("  Fix: ")
+    for slide_id in table.good:
+        (line,) = (line for line in lines if line[1:].startswith(f" {slide_id}: "))
+        assert line[0] in "✓!"
+        assert "µm/px from " in line
+        assert " tiles, " in line
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(table.folder.rglob("*")) == before
+
+
+def test_a_dry_run_uses_the_jobs_own_weights(
+    slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["extract", str(slide_file("cmu1_small_pyramid.tif")), "--mpp", "2", "--dry-run"]
+    args += ["--store", str(tmp_path / "store")]
+    assert main(args) == 0
+    assert main([*args, "--weights", str(tmp_path / "none.pth")]) == 2
+    assert "no weights file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

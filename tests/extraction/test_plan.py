@@ -1,0 +1,161 @@
+"""Which slides a command line and a manifest name, and what each wrong line of one is told."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hmil_fast.errors import SlideError, UsageError
+from hmil_fast.extraction.plan import SlideTask, collect_slides
+from hmil_fast.extraction.run import prepare_slide
+from hmil_fast.io.tiles.grid import TileSpec
+
+SlideFile = Callable[[str], Path]
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def ids(tasks: list[SlideTask]) -> list[str]:
+    return [task.slide_id for task in tasks]
+
+
+def test_a_folder_is_searched_through(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "b.svs",
+        tmp_path / "sub" / "deep" / "a.TIF",
+        tmp_path / "a.ndpi",
+        tmp_path / "._a.ndpi",
+        tmp_path / "notes.txt",
+        tmp_path / "b.svs.part",
+    )
+    (tmp_path / "folder.svs").mkdir()
+    tasks = collect_slides([str(tmp_path)])
+    assert ids(tasks) == ["a", "b", "sub/deep/a"]
+    assert [task.path for task in tasks] == [
+        tmp_path / "a.ndpi", tmp_path / "b.svs", tmp_path / "sub" / "deep" / "a.TIF"
+    ]  # fmt: skip
+    assert {task.mpp for task in tasks} == {None}
+    assert {task.mpp for task in collect_slides([str(tmp_path)], slide_mpp=0.25)} == {0.25}
+
+
+def test_files_globs_and_the_same_file_twice(tmp_path: Path) -> None:
+    touch(tmp_path / "x1.svs", tmp_path / "x2.svs", tmp_path / "y.svs", tmp_path / "deep" / "z.svs")
+    pattern = str(tmp_path / "x*.svs")
+    assert ids(collect_slides([pattern, str(tmp_path / "x2.svs")])) == ["x1", "x2"]
+    assert ids(collect_slides([str(tmp_path / "**" / "*.svs")])) == ["z", "x1", "x2", "y"]
+    assert ids(collect_slides([str(tmp_path), str(tmp_path / "y.svs")])) == [
+        "deep/z", "x1", "x2", "y"
+    ]  # fmt: skip
+    touch(tmp_path / "odd[1].svs")  # a file, although it reads like a pattern
+    assert ids(collect_slides([str(tmp_path / "odd[1].svs")])) == ["odd[1]"]
+
+
+def test_dicom_series_are_one_slide_each(slide_file: SlideFile, tmp_path: Path) -> None:
+    series = slide_file("CMU-1-Small-Region-dicom")
+    shutil.copytree(series, tmp_path / "one")
+    shutil.copytree(series, tmp_path / "two" / "series")
+    tasks = collect_slides([str(tmp_path)])
+    assert ids(tasks) == ["one", "two/series"]
+    largest = max(series.iterdir(), key=lambda file: file.stat().st_size).name
+    assert {task.path.name for task in tasks} == {largest}
+    (only,) = collect_slides([str(tmp_path / "one")])
+    assert only.path == tmp_path / "one" / largest
+
+
+def test_two_slides_with_one_id(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs", tmp_path / "a.tif")
+    with pytest.raises(UsageError, match=r"the id 'a': .*a\.svs and .*a\.tif\nFix: .*manifest"):
+        collect_slides([str(tmp_path)])
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    for inputs in ([], [str(tmp_path)], [str(tmp_path / "*.svs")]):
+        with pytest.raises(UsageError, match=r"no slide found in .+\nFix: name slide files"):
+            collect_slides(inputs)
+
+
+def test_a_missing_file_fails_alone(tmp_path: Path) -> None:
+    touch(tmp_path / "there.svs")
+    tasks = collect_slides([str(tmp_path / "gone.svs"), str(tmp_path / "there.svs")])
+    assert ids(tasks) == ["gone", "there"]
+    with pytest.raises(SlideError, match=r"gone\.svs does not exist"):
+        prepare_slide(tasks[0], TileSpec())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX only")
+def test_a_name_that_is_no_text(slide_file: SlideFile, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff.tif")
+    shutil.copy(slide_file("cmu1_small_pyramid.tif"), path)
+    (task,) = collect_slides([str(tmp_path)])
+    with pytest.raises(SlideError, match="not UTF-8"):
+        prepare_slide(task, TileSpec())
+
+
+def manifest(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_manifest(tmp_path: Path) -> None:
+    rows = [
+        "\ufeffpath, slide_id, mpp, note",  # as Excel writes it
+        "a.svs, patient 1, 0.25, good",
+        "",
+        "sub/b.tif, , ,",
+        f"{tmp_path}/elsewhere/c.svs,,",
+        "series/0001.dcm,,0.5,",
+        '"comma, inside.svs",,,',
+    ]
+    tasks = collect_slides([], manifest(tmp_path, "\r\n".join(rows)), slide_mpp=1.0)
+    assert tasks == [
+        SlideTask("patient 1", tmp_path / "a.svs", 0.25),
+        SlideTask("sub/b", tmp_path / "sub" / "b.tif", 1.0),
+        SlideTask("c", tmp_path / "elsewhere" / "c.svs", 1.0),
+        SlideTask("series", tmp_path / "series" / "0001.dcm", 0.5),
+        SlideTask("comma, inside", tmp_path / "comma, inside.svs", 1.0),
+    ]
+
+
+def test_manifest_beside_files(tmp_path: Path) -> None:
+    touch(tmp_path / "x.svs")
+    listed = manifest(tmp_path, "path\ny.svs\n")
+    assert ids(collect_slides([str(tmp_path)], listed)) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("slide;mpp\na.svs;0.5\n", r"no column `path` .*'slide;mpp'"),
+        ("", r"no column `path`"),
+        ("path,mpp\na.svs,0.5\n\n,0.5\n", r"line 4 has no path"),
+        ("path,mpp\na.svs,abc\n", r"line 2: mpp is 'abc'"),
+        ("path,mpp\n\n\na.svs,-1\n", r"line 4: mpp is '-1'"),
+        ("path,mpp\na.svs,nan\n", r"line 2: mpp is 'nan'"),
+        ("path,mpp\na.svs,inf\n", r"line 2: mpp is 'inf'"),
+        ("path,mpp\na.svs,0,5\n", r"line 2 has more fields than the first line: '5'"),
+        ("path,slide_id\na.svs,x\nb.svs,x\n", r"the id 'x': .*a\.svs and .*b\.svs"),
+        ("path\n" + "a" * (csv.field_size_limit() + 1), r"line \d: field larger than"),
+        ("path\n", r"no slide found in .*list\.csv"),
+    ],
+)
+def test_wrong_manifests(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        collect_slides([], manifest(tmp_path, text))
+    assert "list.csv" in caught.value.what or "the id 'x'" in caught.value.what
+    assert caught.value.fix
+    assert "\n" not in caught.value.what
+
+
+def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("path\nµ.svs\n".encode("latin-1"))
+    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "latin.csv"):
+        with pytest.raises(UsageError, match="cannot read the manifest"):
+            collect_slides([], path)
