@@ -5,6 +5,7 @@ from pathlib import Path
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, write_cohort
+from hmil_fast.device import pick_device
 from hmil_fast.extraction.command import run_job
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
 from hmil_fast.extraction.plan import collect_slides
@@ -13,7 +14,6 @@ from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.commands import draw_missing, print_table, train_and_evaluate
-from hmil_fast.training.device import pick_device
 from hmil_fast.training.report import write_report
 
 # for 40 slides to train on: a quarter of the published width, larger steps, and dropout

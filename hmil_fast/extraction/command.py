@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -18,9 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hmil_fast.errors import StoreError, UsageError
+from hmil_fast.device import pick_device
+from hmil_fast.errors import StoreError
 from hmil_fast.extraction.doctor import print_slides, tile_spec
-from hmil_fast.extraction.encoders import first_line, load_encoder
+from hmil_fast.extraction.encoders import load_encoder
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import Extractor, SlideResult, log_result, store_spec
 from hmil_fast.io.store import FeatureStore, create_store
@@ -35,7 +35,7 @@ def extract(args: argparse.Namespace) -> int:
     """
     tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
     spec = tile_spec(args)
-    encoder = load_encoder(args.encoder, args.weights, _device(args.device))
+    encoder = load_encoder(args.encoder, args.weights, pick_device(args.device))
     if args.dry_run:
         return print_slides(tasks, spec, encoder, args.store)
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
@@ -64,19 +64,6 @@ def run_job(tasks: list[SlideTask], extractor: Extractor) -> int:
     if todo:
         _print_timings(err, extractor.timings.seconds, seconds)
     return 1 if failed else 0
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} cannot be used: {first_line(error)}", "use auto, or cpu"
-        ) from None
-    return device
 
 
 def _split_done(

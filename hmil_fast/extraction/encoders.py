@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hmil_fast.device import amp, computes_in_bf16
 from hmil_fast.errors import UsageError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -187,8 +188,7 @@ class Encoder(nn.Module):
         self.card = card
         self.weights_sha256 = _hash_weights(model)
         self.device = device
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision = "bfloat16" if half else "float32"
+        self.precision = "bfloat16" if computes_in_bf16(device) else "float32"
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.model.to(device).to(memory_format=torch.channels_last)
 
@@ -200,7 +200,7 @@ class Encoder(nn.Module):
             o = (card.resize_px - card.input_px) // 2
             tiles = tiles[:, :, o : o + card.input_px, o : o + card.input_px]
         tiles = tiles.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "float32"):
+        with amp(self.device):
             return self._pool(tiles).float()
 
     def _pool(self, tiles: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from hmil_fast.bags.packed import FeatureCache, epoch_batches
+from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.losses import HmilLoss
 from hmil_fast.metrics import flat_metrics
 from hmil_fast.training.checkpoint import read_checkpoint, restore, save_checkpoint
-from hmil_fast.training.device import amp, pick_device
 from hmil_fast.training.predict import build_for_run, fold_predictions, forward_bags
 from hmil_fast.training.run_folder import Run, read_predictions, write_predictions
 

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmil_fast.bags.packed import FeatureCache, epoch_batches
+from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.training.checkpoint import read_checkpoint, restore
-from hmil_fast.training.device import amp, pick_device
 from hmil_fast.training.run_folder import Prediction, Run
 
 

@@ -24,5 +24,9 @@ def pick_device(name: str) -> torch.device:
 
 def amp(device: torch.device) -> torch.autocast:
     """Autocast to bf16 where the hardware computes in it; weights and accumulators stay fp32."""
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device))
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device is a GPU that computes in bf16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
