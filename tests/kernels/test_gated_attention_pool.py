@@ -213,6 +213,14 @@ def test_large_logits_do_not_overflow() -> None:
     assert lse.isfinite().all()
 
 
+def test_padding_weighs_nothing_beside_very_small_logits() -> None:
+    operands = _operands(dtype=torch.float32)
+    pooled = gated_attention_pool(*operands, _bags(MIXED))[0]
+    operands[6] = operands[6] - 1000
+    shifted = gated_attention_pool(*operands, _bags(MIXED))[0]
+    torch.testing.assert_close(shifted, pooled, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     half = [t.requires_grad_() for t in _operands(dtype=dtype)]
