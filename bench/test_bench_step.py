@@ -63,7 +63,7 @@ def test_train_step(benchmark: BenchmarkFixture, bags: int, instances: int, thre
     folded()
     unfolded()
     warm = seconds["folded"].pop()[0] + seconds["unfolded"].pop()[0]
-    rounds = min(max(int(6 / warm), 1), 9)  # threads that share cores may take 20 s a round
+    rounds = min(max(int(6 / warm), 1), 5)  # threads that share cores may take 20 s a round
     benchmark.pedantic(folded, setup=unfolded, rounds=rounds)
 
     medians = {form: [median(kind) for kind in zip(*s, strict=True)] for form, s in seconds.items()}
