@@ -1,7 +1,7 @@
 """Where the tissue is, seen on a thumbnail: classical, deterministic, no weights."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +47,8 @@ def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float) -> TissueMask:
         thumbnail: uint8 [h, w, 3].
         um_per_px: µm per px of the thumbnail; sizes of gaps, holes and dust are in µm.
     """
-    brightest = thumbnail.max(axis=2)
-    colourless = brightest - thumbnail.min(axis=2) < 20
-    glass = (thumbnail.min(axis=2) > 190) & colourless
+    brightest, darkest = _across(np.maximum, thumbnail), _across(np.minimum, thumbnail)
+    glass = (darkest > 190) & (brightest - darkest < 20)
     if (brightest < 64).mean() > 0.3 and glass.mean() < 0.1:
         seen = _on_dark(brightest)
         note = "dark background: only what is brighter than it was taken as tissue"
@@ -83,15 +82,19 @@ def overlay(
 
 
 def _darker_than_glass(thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_]) -> NDArray[np.int16]:
-    scanned = glass & (thumbnail.min(axis=2) < 254)
+    scanned = glass & (_across(np.minimum, thumbnail) < 254)
     if scanned.sum() < 0.01 * glass.size:
         scanned = glass
     colour = [
         np.bincount(thumbnail[scanned, channel], minlength=256).argmax() if scanned.any() else 255
         for channel in range(3)
     ]
-    darker: NDArray[np.int16] = (np.array(colour, np.int16) - thumbnail).max(axis=2)
-    return darker
+    return _across(np.maximum, np.array(colour, np.int16) - thumbnail)
+
+
+def _across(choose: np.ufunc, pixels: NDArray[Any]) -> NDArray[Any]:
+    """Largest or least of three channels, ten times as quick as a reduction of so short an axis."""
+    return np.asarray(choose(choose(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
 
 
 def _on_dark(brightest: NDArray[np.uint8]) -> NDArray[np.bool_]:
