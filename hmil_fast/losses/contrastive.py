@@ -2,19 +2,22 @@
 
 from torch import Tensor
 
-from hmil_fast.kernels.supcon import supcon
+from hmil_fast.kernels.supcon import gather_rows, supcon
 
 
 def contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """SupCon over the B·K rows of a batch; all rows of a bag carry its leaf label.
+
+    Where a process group is set up, B counts the bags of all ranks and every rank gets the same
+    value; see `gather_rows` for the gradient.
 
     Args:
         embeddings: [B, K, E], L2-normalised rows.
         labels: int64 [B], leaf per bag.
         temperature: τ > 0.
     """
-    rows, views = _rows(embeddings, labels)
-    return supcon(rows, views, temperature)
+    embeddings, labels = gather_rows(embeddings, labels)
+    return supcon(*_rows(embeddings, labels), temperature)
 
 
 def contrastive_released(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -22,8 +25,8 @@ def contrastive_released(embeddings: Tensor, labels: Tensor, temperature: float)
 
     Arguments as for `contrastive`.
     """
-    rows, views = _rows(embeddings, labels)
-    loss = supcon(rows, views, temperature, eps=1e-6)
+    embeddings, labels = gather_rows(embeddings, labels)
+    loss = supcon(*_rows(embeddings, labels), temperature, eps=1e-6)
     return loss * (temperature / 0.1 / max(len(labels), 1))
 
 

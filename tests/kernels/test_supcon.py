@@ -75,7 +75,7 @@ def test_autocast_keeps_float32() -> None:
         (torch.zeros(7), LABELS, 0.1, r"z is torch.float32 \[7\]"),
         (torch.zeros(7, 2), LABELS[:6], 0.1, r"labels is torch.int64 \[6\]; give int64 \[7\]"),
         (torch.zeros(7, 2), LABELS.float(), 0.1, "labels is torch.float32"),
-        (torch.zeros(7, 2), LABELS, 0.0, "temperature is 0.0; give a number above 0"),
+        (torch.zeros(7, 2), LABELS, 0.0, "temperature is 0.0; give a finite number above 0"),
         (torch.zeros(7, 2), LABELS, math.nan, "temperature is nan"),
     ],
 )
