@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 all good, 1 some s
 
 import argparse
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a locale without ✓ and µ ends no job
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # OpenMP's threads spin while they wait, which on busy cores costs more than the work itself
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     # argparse takes a list of words in one piece only; those behind an option come back here
@@ -54,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` for instance, has gone
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        sys.stderr.write(f"hmil-fast: {error}\nFix: mend that, then run the same command again\n")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

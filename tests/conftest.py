@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch
+
 import hmil_fast.io.slide  # noqa: F401  # before torch: see _import in io/slide/cucim_reader.py
 
 ROOT = Path(__file__).resolve().parent.parent
