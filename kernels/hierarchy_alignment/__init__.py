@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from hmil_fast.kernels.bags import check_bags
-from hmil_fast.kernels.hierarchy_alignment.reference import alignment_reference
+from hmil_fast.kernels.hierarchy_alignment.ops import alignment
 
 __all__ = ["hierarchy_alignment"]
 
@@ -39,6 +38,8 @@ def hierarchy_alignment(
 
     Returns:
         [B], in [0, 1]; 0 with zero gradient for an empty bag. float32, float64 if an input is.
+        Instances are worked on in chunks: beside the result and the gradients it takes no memory
+        that grows with N. Differentiable once.
 
     Raises:
         ValueError: Operands that do not fit together, or a bag outside the rows.
@@ -50,13 +51,11 @@ def hierarchy_alignment(
         "fine_lse": fine_lse,
     }
     _check(operands, parent, bags)
-    spans = check_bags(bags, coarse_logits.shape[0])
     double = any(t.dtype == torch.float64 for t in operands.values())
     dtype = torch.float64 if double else torch.float32
-    with torch.autocast(coarse_logits.device.type, enabled=False):
-        coarse = coarse_logits.to(dtype), coarse_lse.to(dtype)
-        fine = fine_logits.to(dtype), fine_lse.to(dtype)
-        return alignment_reference(coarse, fine, parent, spans, average)
+    levels = [t.to(dtype) for t in operands.values()]
+    value: Tensor = alignment(*levels, parent, bags, average)
+    return value
 
 
 def _check(operands: dict[str, Tensor], parent: Tensor, bags: Tensor) -> None:
@@ -83,8 +82,8 @@ def _check(operands: dict[str, Tensor], parent: Tensor, bags: Tensor) -> None:
             f"parent is {parent.dtype} {list(parent.shape)}; give int64 [{fine.shape[1]}], the "
             "coarse class of each fine class"
         )
-    # looking at values on an accelerator would make the host wait
-    if parent.device.type == "cpu" and not all(0 <= p < coarse.shape[1] for p in parent.tolist()):
-        raise ValueError(
-            f"parent is {parent.tolist()}; give coarse classes from 0 to {coarse.shape[1] - 1}"
-        )
+    for name, tensor in (*operands.items(), ("parent", parent)):
+        if tensor.device != coarse.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, coarse_logits on {coarse.device}; move {name} there"
+            )

@@ -1,0 +1,141 @@
+"""Hierarchy alignment in chunks of instances, whatever bags they belong to.
+
+What a chunk works with is small beside the logits, and many short bags cost as few operations as
+one long bag. Classes come first in a chunk: sums over few classes are then sums of long rows.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hmil_fast.kernels.bags import Spans, bag_rows
+
+_CHUNK = 1 << 15  # instances
+
+Level = tuple[Tensor, Tensor]  # logits [N, C], lse [B, C]
+
+
+def alignment_streaming(
+    coarse: Level, fine: Level, parent: Tensor, spans: Spans, average: bool
+) -> Tensor:
+    """`hierarchy_alignment` without autograd, in the dtype of the logits."""
+    logits, lse = coarse
+    total = lse.new_zeros(len(lse), dtype=torch.float64)  # a million terms stay exact
+    weights = _weights(parent, logits, average)
+    for rows, bag in _chunks(spans, logits.device):
+        both = _compare(coarse, fine, rows, bag, weights)
+        total.index_add_(0, bag, both.apart.double())
+    return (total / _sizes(spans, total)).to(logits.dtype)
+
+
+def alignment_streaming_backward(
+    grad: Tensor, coarse: Level, fine: Level, parent: Tensor, spans: Spans, average: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for the coarse logits and lse and the fine logits and lse."""
+    levels = coarse, fine
+    d_logits = [
+        torch.zeros_like(level[0], memory_format=torch.contiguous_format) for level in levels
+    ]
+    d_lse = [torch.zeros_like(level[1], dtype=torch.float64) for level in levels]
+    weights = _weights(parent, coarse[0], average)
+    share = grad / _sizes(spans, grad)
+    for rows, bag in _chunks(spans, grad.device):
+        a, s, b, norm, apart = _compare(coarse, fine, rows, bag, weights)
+        scale = share[bag]
+        gap = (s - a).mul_(scale)
+        # with cos = 1 − apart: ∂cos/∂a = (s − cos·a)/|a| = (gap + apart·a)/|a|, no cancellation
+        d_a = torch.addcmul(gap, a, scale * apart).mul_(a).neg_()
+        d_s = torch.addcmul(gap.neg_(), s, scale * apart).div_(norm).neg_()
+        d_b = (weights @ d_s).mul_(b)
+        for level, d in enumerate((d_a, d_b)):
+            if isinstance(rows, slice):
+                d_logits[level][rows] += d.T
+            else:
+                d_logits[level].index_add_(0, rows, d.T)
+            d_lse[level].index_add_(0, bag, d.T.double())
+    d_coarse, d_fine = (d.neg_().to(grad.dtype) for d in d_lse)
+    return d_logits[0], d_coarse, d_logits[1], d_fine
+
+
+class _Compared(NamedTuple):
+    """Instances of a chunk.
+
+    Attributes:
+        coarse: [Cc, n], unit vectors along the coarse attention.
+        summed: [Cc, n], unit vectors along the children's.
+        fine: [Cf, n], the fine attention, each instance's scaled by its largest entry.
+        norm: [n], of the children's sums of `fine`.
+        apart: [n], 1 − cosine.
+    """
+
+    coarse: Tensor
+    summed: Tensor
+    fine: Tensor
+    norm: Tensor
+    apart: Tensor
+
+
+def _compare(
+    coarse: Level, fine: Level, rows: slice | Tensor, bag: Tensor, weights: Tensor
+) -> _Compared:
+    a, b = (_scaled(logits[rows], lse.index_select(0, bag)) for logits, lse in (coarse, fine))
+    a /= _norms(a)
+    s = weights.T @ b
+    norm = _norms(s)
+    s /= norm
+    # |s − a|² / 2 = 1 − s·a for unit vectors, without the cancellation near agreement
+    return _Compared(a, s, b, norm, (s - a).square_().sum(0).div_(2))
+
+
+def _norms(columns: Tensor) -> Tensor:
+    # vector_norm over the first dimension is a hundred times slower; entries are in [0, Cf]
+    return columns.square().sum(0).sqrt_()
+
+
+def _scaled(logits: Tensor, lse: Tensor) -> Tensor:
+    """[C, n], attention of each instance over its largest entry: the cosine does not see scale."""
+    log_attention = (logits - lse).T.contiguous()
+    return log_attention.sub_(log_attention.amax(0)).exp_()
+
+
+def _weights(parent: Tensor, coarse: Tensor, average: bool) -> Tensor:
+    """[Cf, Cc], how much of a fine class goes into a coarse one."""
+    classes = torch.arange(coarse.shape[1], device=parent.device)
+    children = (parent[:, None] == classes).to(coarse.dtype)
+    return children / children.sum(0).clamp_min(1) if average else children
+
+
+def _sizes(spans: Spans, like: Tensor) -> Tensor:
+    sizes = torch.tensor([max(length, 1) for _, length in spans], dtype=like.dtype)
+    return sizes.to(like.device, non_blocking=True)
+
+
+def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    """Rows of up to _CHUNK instances, a slice if they lie together, and the bag of each."""
+    numbers: list[int] = []
+    pieces: Spans = []
+    filled = 0
+    for k, (start, length) in enumerate(spans):
+        for lo in range(start, start + length, _CHUNK):
+            size = min(_CHUNK, start + length - lo)
+            if filled + size > _CHUNK:
+                yield _located(numbers, pieces, device)
+                numbers, pieces, filled = [], [], 0
+            numbers.append(k)
+            pieces.append((lo, size))
+            filled += size
+    if pieces:
+        yield _located(numbers, pieces, device)
+
+
+def _located(
+    numbers: list[int], pieces: Spans, device: torch.device
+) -> tuple[slice | Tensor, Tensor]:
+    rows, piece = bag_rows(pieces, device)
+    bag = torch.tensor(numbers).to(device, non_blocking=True)[piece]
+    ends = [start + length for start, length in pieces]
+    if ends[:-1] == [start for start, _ in pieces[1:]]:
+        return slice(pieces[0][0], ends[-1]), bag
+    return rows, bag
