@@ -34,6 +34,8 @@ install: .venv/.installed
 	  echo "Fix: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch first: beside cuCIM the resolver may settle on an older or CPU build, which torchvision refuses
+	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26"
 	$(BIN)/python -m pip install --quiet --editable ".[$(CUDA),bench,test]"
 	touch $@
 

@@ -62,10 +62,20 @@ class EncoderCard:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in card.items()}
 
 
-def _swiglu(**options: Any) -> dict[str, Any]:
-    from timm import layers
+def _timm() -> Any:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU build of torch
+        raise UsageError(
+            f"timm cannot be imported ({first_line(error)}; torch is {torch.__version__})",
+            "install torch and torchvision of one release: "
+            "pip install --force-reinstall torch torchvision",
+        ) from None
+    return timm
 
-    return {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU, **options}
+
+def _swiglu(**options: Any) -> dict[str, Any]:
+    return {"mlp_layer": _timm().layers.SwiGLUPacked, "act_layer": nn.SiLU, **options}
 
 
 _VIRCHOW = {"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375}
@@ -150,9 +160,7 @@ def find_card(name: str) -> EncoderCard:
     for card in _cards():
         if card.name == name:
             return card
-    import timm
-    from timm import data as timm_data
-
+    timm = _timm()
     if not timm.is_model(name):
         raise UsageError(
             f"no encoder is called {name!r}",
@@ -160,7 +168,7 @@ def find_card(name: str) -> EncoderCard:
         )
     with torch.device("meta"):
         model: Any = timm.create_model(name, num_classes=0)
-    data: dict[str, Any] = timm_data.resolve_model_data_config(model)
+    data: dict[str, Any] = timm.data.resolve_model_data_config(model)
     return EncoderCard(
         name,
         name,
@@ -233,8 +241,7 @@ def load_encoder(name: str, weights: Path | None, device: torch.device) -> Encod
         UsageError: Unknown encoder, unreadable or unfitting weights, hub out of reach.
     """
     card = find_card(name)
-    import timm
-
+    timm = _timm()
     if weights is not None:
         state = _read_weights(weights)
     elif name == DEFAULT_ENCODER:
