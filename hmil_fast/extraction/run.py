@@ -195,6 +195,7 @@ class Extractor:
                 tile_batch.release()
                 now = self.timings.measure("transform", now)
                 features = self.encoder(x)
+                now = self.timings.measure("encode", now)
                 # on a GPU the batch before is copied back and written while this one is encoded
                 if pending is not None:
                     now = self._write(writer.append, pending, now)
