@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.dispatch import choose
+from hmil_fast.kernels.gated_attention_pool.op import pool
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 from hmil_fast.kernels.gated_attention_pool.streaming import pool_streaming
 
@@ -56,19 +58,24 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
         ValueError: Operands that do not fit together, a bag outside x, or a bad dropout.
     """
     operands = {"x": x, "V": V, "bv": bv, "U": U, "bu": bu, "Wc": Wc, "bc": bc}
-    _check(operands, dropout)
-    spans = check_bags(bags, x.shape[0])
+    _check(operands, bags, dropout)
     double = any(t.dtype == torch.float64 for t in operands.values())
     dtype = torch.float64 if double else torch.float32
     # the sums stay in float32 under autocast too
     with torch.autocast(x.device.type, enabled=False):
         weights = [t.to(dtype) for t in (V, bv, U, bu, Wc, bc)]
         if dropout:
+            spans = check_bags(bags, x.shape[0])
             return pool_reference(x.to(dtype), weights, spans, dropout)
-        return pool_streaming(x, weights, spans)
+        # beside the op in eager mode: it may keep the gates for the backward pass
+        if not torch.compiler.is_compiling() and choose(x.device).name == "reference":
+            return pool_streaming(x, weights, check_bags(bags, x.shape[0]))
+        V, bv, U, bu, Wc, bc = weights
+        pooled, lse, logits = pool(x, torch.stack([V, U]), torch.stack([bv, bu]), Wc, bc, bags)
+        return pooled, lse, logits
 
 
-def _check(operands: dict[str, Tensor], dropout: float) -> None:
+def _check(operands: dict[str, Tensor], bags: Tensor, dropout: float) -> None:
     x, V, Wc = operands["x"], operands["V"], operands["Wc"]
     for name, rank in (("x", 2), ("V", 2), ("Wc", 2)):
         if operands[name].ndim != rank:

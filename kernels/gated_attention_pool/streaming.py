@@ -28,6 +28,28 @@ def pool_streaming(x: Tensor, weights: list[Tensor], spans: Spans) -> tuple[Tens
     return pooled, lse, logits
 
 
+def pool_streaming_backward(
+    x: Tensor,
+    weights: list[Tensor],
+    results: list[Tensor],
+    grads: list[Tensor],
+    spans: Spans,
+    need_x: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, if wanted, and of W [2, H, D], b [2, H], Wc and bc.
+
+    Args:
+        x: [N, D].
+        weights: W, b, Wc, bc, in the dtype of the sums.
+        results: Pooled, lse and logits.
+        grads: Theirs.
+        spans: The bags.
+        need_x: Whether x wants a gradient.
+    """
+    saved = (x, *weights[:3], *results, None)
+    return _gradients(saved, _groups(spans, x.device), (need_x, *[True] * 4), grads)
+
+
 class _Group(NamedTuple):
     """Bags that follow one another in x, none empty, in one tile; or one bag of any length.
 
@@ -138,14 +160,18 @@ class _Pool(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         # backward() may be called under autocast
         with torch.autocast(d_pooled.device.type, enabled=False):
-            return _gradients(ctx, d_pooled, d_lse, d_logits)
+            gradients = _gradients(
+                ctx.saved_tensors, ctx.groups, ctx.needs_input_grad[:5], [d_pooled, d_lse, d_logits]
+            )
+        return (*gradients, None, None)
 
 
 def _gradients(
-    ctx: Any, d_pooled: Tensor, d_lse: Tensor, d_logits: Tensor
+    saved: tuple[Any, ...], groups: list[_Group], needs: tuple[bool, ...], grads: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    x, W, b, Wc, pooled, lse, logits, kept = ctx.saved_tensors
-    need_x, need_w, need_b, need_wc, need_bc = ctx.needs_input_grad[:5]
+    x, W, b, Wc, pooled, lse, logits, kept = saved
+    need_x, need_w, need_b, need_wc, need_bc = needs
+    d_pooled, d_lse, d_logits = grads
     hidden = Wc.shape[1]
     dx = W.new_zeros(x.shape) if need_x else None
     dW, db, dWc = torch.zeros_like(W), torch.zeros_like(b), torch.zeros_like(Wc)
@@ -155,7 +181,7 @@ def _gradients(
     shift = d_lse - (d_pooled * pooled).sum(2)
     d_logits = d_logits.clone()
     done = 0
-    for group in ctx.groups:
+    for group in groups:
         for tile in group.tiles():
             n = tile.stop - tile.start
             h = x[tile].to(W.dtype)
@@ -190,8 +216,6 @@ def _gradients(
         db if need_b else None,
         dWc if need_wc else None,
         dbc if need_bc else None,
-        None,
-        None,
     )
 
 

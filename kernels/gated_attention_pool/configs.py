@@ -1,0 +1,114 @@
+"""Block shapes of the fused kernels, per architecture; none of them spills a register.
+
+Checked ahead of time for every entry by tests/kernels/test_aot.py, on no GPU; the shapes were
+chosen by that check and by arithmetic, and wait for tuning on hardware.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import triton.language as tl
+
+Pass = Literal["forward", "backward"]
+Precision = Literal["bf16", "fp16", "tf32", "tf32x3"]
+
+# rows, hidden units, columns of a product, columns pooled at once, warps, stages
+_Shape = tuple[int, int, int, int, int, int]
+_SHAPES: dict[tuple[Pass, Precision], dict[int, _Shape]] = {
+    ("forward", "bf16"): {
+        80: (128, 64, 32, 32, 8, 3),
+        90: (128, 64, 64, 128, 8, 3),
+        100: (128, 64, 64, 64, 8, 3),
+    },
+    ("forward", "tf32"): {
+        80: (64, 32, 32, 32, 8, 3),
+        90: (128, 64, 32, 64, 8, 3),
+        100: (128, 64, 32, 32, 8, 3),
+    },
+    ("forward", "tf32x3"): {
+        80: (64, 16, 32, 32, 8, 2),
+        90: (64, 32, 32, 32, 4, 2),
+        100: (64, 32, 32, 16, 4, 2),
+    },
+    ("backward", "bf16"): {
+        80: (128, 64, 32, 32, 8, 3),
+        90: (128, 64, 32, 64, 8, 3),
+        100: (128, 32, 32, 32, 8, 3),
+    },
+    ("backward", "fp16"): {
+        80: (128, 32, 32, 32, 8, 3),
+        90: (128, 32, 32, 64, 8, 3),
+        100: (128, 32, 32, 32, 8, 3),
+    },
+    ("backward", "tf32"): dict.fromkeys((80, 90, 100), (64, 32, 32, 32, 4, 3)),
+    ("backward", "tf32x3"): {
+        80: (64, 16, 32, 32, 8, 2),
+        90: (64, 32, 32, 32, 4, 2),
+        100: (64, 32, 32, 32, 4, 2),
+    },
+}
+_SHAPES["forward", "fp16"] = _SHAPES["forward", "bf16"]
+
+
+class Config(NamedTuple):
+    """Constants of a kernel that pools, and how it is launched."""
+
+    ROWS: int
+    BLOCK_H: int
+    BLOCK_K: int
+    BLOCK_D: int
+    CLASSES: int
+    SUM: tl.dtype
+    PRECISION: str
+    UPCAST: bool
+    APPROX: bool
+    num_warps: int
+    num_stages: int
+
+    def constants(self) -> dict[str, Any]:
+        """The constexpr arguments."""
+        return {k: v for k, v in self._asdict().items() if not k.startswith("num_")}
+
+    def options(self) -> dict[str, Any]:
+        """The launch options; without the last Triton 3.9 warns and 3.10 is slower."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
+
+
+def configuration(
+    kind: Pass, dtype: torch.dtype, classes: int, arch: int, *, interpreted: bool, exact: bool
+) -> Config:
+    """The configuration of one pass.
+
+    Args:
+        kind: Which kernel.
+        dtype: Of x.
+        classes: C.
+        arch: Compute capability × 10.
+        interpreted: Whether Triton's interpreter runs the kernel on a CPU.
+        exact: Whether products of float32 keep its precision (three products of tf32 each).
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    precision: Precision = "tf32x3" if exact else "tf32"
+    if half:
+        precision = "bf16" if dtype == torch.bfloat16 else "fp16"
+    # others, consumer Blackwell (sm_120) too, have the matrix instructions of sm_80
+    family = {90: 90, 100: 100, 103: 100}.get(arch, 80)
+    rows, h, k, d, warps, stages = _SHAPES[kind, precision][family]
+    return Config(
+        ROWS=rows,
+        BLOCK_H=h,
+        BLOCK_K=k,
+        BLOCK_D=d,
+        CLASSES=16 if classes <= 16 else 32,
+        SUM=tl.float64 if dtype == torch.float64 else tl.float32,
+        # beside half-precision x the small products of float32 are in tf32: its 10 bits suffice
+        PRECISION="ieee" if interpreted else "tf32" if half else precision,
+        UPCAST=interpreted and dtype == torch.bfloat16,  # the interpreter's products are garbage
+        APPROX=half and not interpreted,
+        num_warps=warps,
+        num_stages=stages,
+    )

@@ -1,0 +1,132 @@
+"""Gated attention pooling in Triton: one program per tile, then the tiles of a bag in order."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hmil_fast.kernels.gated_attention_pool.configs import Config
+from hmil_fast.kernels.gated_attention_pool.gates import gates
+from hmil_fast.kernels.gated_attention_pool.tiles import Tiles
+
+_COMBINED_TILES = 64
+_COMBINED_COLUMNS = 32
+
+
+@triton.jit
+def tile_forward(
+    x, W, b, Wc, bc, table, logits, tile_max, tile_sum, tile_pooled, D, H, C,
+    CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    APPROX: tl.constexpr,
+):  # fmt: skip
+    """Logits of one tile, and Σ exp(s − max) and Σ exp(s − max) x of its rows."""
+    tile = tl.program_id(0).to(tl.int64)
+    first = tl.load(table + 4 * tile)
+    r = tl.arange(0, ROWS)
+    ok = r < tl.load(table + 4 * tile + 1)
+    c = tl.arange(0, CLASSES)
+    c_ok = c < C
+    x_rows = x + (first + r)[:, None] * D
+
+    s = tl.zeros((ROWS, CLASSES), SUM)
+    for h0 in range(0, H, BLOCK_H):
+        h = h0 + tl.arange(0, BLOCK_H)
+        tanh, sigmoid = gates(
+            x_rows, W, b, h, ok, D, H, BLOCK_H, BLOCK_K, SUM, PRECISION, UPCAST, APPROX
+        )
+        w_c = tl.load(Wc + c[None, :] * H + h[:, None], c_ok[None, :] & (h < H)[:, None], other=0.0)
+        s = tl.dot(tanh * sigmoid, w_c, s, input_precision=PRECISION, out_dtype=SUM)
+    s += tl.load(bc + c, c_ok, other=0.0)[None, :]
+    tl.store(logits + (first + r)[:, None] * C + c[None, :], s, ok[:, None] & c_ok[None, :])
+
+    top = tl.max(tl.where(ok[:, None], s, -float("inf")), 0)
+    p = tl.where(ok[:, None], tl.exp(s - top[None, :]), 0.0)
+    tl.store(tile_max + tile * C + c, top, c_ok)
+    tl.store(tile_sum + tile * C + c, tl.sum(p, 0), c_ok)
+    if not UPCAST:
+        p = p.to(x.dtype.element_ty)
+    d = tl.arange(0, BLOCK_D)
+    for d0 in range(0, D, BLOCK_D):
+        d_ok = d0 + d < D
+        rows = tl.load(x_rows + (d0 + d)[None, :], ok[:, None] & d_ok[None, :], other=0.0)
+        if UPCAST:
+            rows = rows.to(SUM)
+        # xᵀ p and not pᵀ x: 16 classes are too few rows for the matrix units of sm_90 and later
+        part = tl.dot(tl.trans(rows), p, input_precision=PRECISION, out_dtype=SUM)
+        at = tile_pooled + (tile * C + c)[None, :] * D + (d0 + d)[:, None]
+        tl.store(at, part, d_ok[:, None] & c_ok[None, :])
+
+
+@triton.jit
+def combine_tiles(
+    tile_max, tile_sum, tile_pooled, bag_tiles, pooled, lse, D, C,
+    TILES: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """One bag, class and block of columns: add up the bag's tiles in their order."""
+    bag, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    first = tl.load(bag_tiles + 2 * bag)
+    count = tl.load(bag_tiles + 2 * bag + 1)
+    k = tl.arange(0, TILES)
+    top = tl.full((TILES,), -float("inf"), SUM)
+    for k0 in range(0, count, TILES):
+        at = (first + k0 + k) * C + c
+        top = tl.maximum(top, tl.load(tile_max + at, k0 + k < count, other=-float("inf")))
+    peak = tl.max(top, 0)
+    total = tl.zeros((TILES,), SUM)
+    sums = tl.zeros((TILES, BLOCK_D), SUM)
+    for k0 in range(0, count, TILES):
+        k_ok = k0 + k < count
+        at = (first + k0 + k) * C + c
+        maxima = tl.load(tile_max + at, k_ok, other=-float("inf"))
+        weight = tl.where(k_ok, tl.exp(maxima - peak), 0.0)
+        total += weight * tl.load(tile_sum + at, k_ok, other=0.0)
+        rows = tl.load(
+            tile_pooled + at[:, None] * D + d[None, :], k_ok[:, None] & (d < D)[None, :], other=0.0
+        )
+        sums += weight[:, None] * rows
+    norm = tl.where(count > 0, tl.sum(total, 0), 1.0)
+    mean = tl.sum(sums, 0) / norm  # 0 for an empty bag
+    tl.store(pooled + (bag * C + c) * D + d, mean, d < D)
+    if tl.program_id(2) == 0:
+        value = tl.where(count > 0, peak + tl.log(norm), -float("inf"))
+        tl.store(lse + bag * C + c, value)
+
+
+def combine_constants(dtype: tl.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constexpr arguments and launch options of `combine_tiles` for sums in `dtype`."""
+    constants = {"TILES": _COMBINED_TILES, "BLOCK_D": _COMBINED_COLUMNS, "SUM": dtype}
+    return constants, {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def launch_forward(
+    x: Tensor, weights: list[Tensor], tiles: Tiles, config: Config
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled, lse and logits for contiguous x [N, D] and [W [2H, D], b [2H], Wc, bc].
+
+    x and W have one dtype, the others that of the sums.
+    """
+    W, b, Wc, bc = weights
+    (rows, dim), (classes, hidden) = x.shape, Wc.shape
+    bags, count = len(tiles.bags), len(tiles.table)
+    logits = (b.new_empty if tiles.whole else b.new_zeros)(rows, classes)
+    tile_max, tile_sum = b.new_empty(2, count, classes)
+    tile_pooled = b.new_empty(count, classes, dim)
+    pooled, lse = b.new_empty(bags, classes, dim), b.new_empty(bags, classes)
+    with torch.cuda.device_of(x):
+        if count:
+            tile_forward[(count,)](
+                x, W, b, Wc, bc, tiles.table, logits, tile_max, tile_sum, tile_pooled,
+                dim, hidden, classes, **config.constants(), **config.options(),
+            )  # fmt: skip
+        if pooled.numel():
+            constants, options = combine_constants(config.SUM)
+            grid = (bags, classes, triton.cdiv(dim, _COMBINED_COLUMNS))
+            combine_tiles[grid](
+                tile_max, tile_sum, tile_pooled, tiles.bags, pooled, lse, dim, classes,
+                **constants, **options,
+            )  # fmt: skip
+    return pooled, lse, logits
