@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hmil_fast.kernels.hierarchy_alignment.ops import alignment
+from hmil_fast.kernels.hierarchy_alignment.op import alignment
 
 __all__ = ["hierarchy_alignment"]
 

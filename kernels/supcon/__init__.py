@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hmil_fast.kernels.supcon.gather import gather_rows
-from hmil_fast.kernels.supcon.ops import supcon_lse
+from hmil_fast.kernels.supcon.op import supcon_lse
 
 __all__ = ["gather_rows", "supcon"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmil_fast.kernels.bags import check_bags
 from hmil_fast.kernels.hierarchy_alignment import hierarchy_alignment, streaming
-from hmil_fast.kernels.hierarchy_alignment.ops import alignment
+from hmil_fast.kernels.hierarchy_alignment.op import alignment
 from hmil_fast.kernels.hierarchy_alignment.reference import alignment_reference
 
 PARENT = torch.tensor([0, 0, 0, 1, 1, 2, 2])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hmil_fast.kernels.supcon import streaming, supcon
-from hmil_fast.kernels.supcon.ops import supcon_lse
+from hmil_fast.kernels.supcon.op import supcon_lse
 from hmil_fast.kernels.supcon.reference import supcon_reference
 
 

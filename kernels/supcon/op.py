@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmil_fast.kernels.dispatch import choose, interpreted
 from hmil_fast.kernels.supcon.streaming import lse_streaming, lse_streaming_backward
 
 
@@ -12,6 +13,10 @@ from hmil_fast.kernels.supcon.streaming import lse_streaming, lse_streaming_back
 def supcon_lse(z: Tensor, temperature: float) -> Tensor:
     """Log Σ_{j ≠ i} exp(z_i·z_j/τ) for every row i of z [R, D], float32 or float64; 0 if R is 1."""
     with torch.autocast(z.device.type, enabled=False):
+        if _runs_fused(z):
+            from hmil_fast.kernels.supcon.fused import lse_fused
+
+            return lse_fused(z, temperature)
         return lse_streaming(z, temperature)
 
 
@@ -20,7 +25,15 @@ def supcon_lse_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: float
     """The gradient of `supcon_lse` with respect to z."""
     # backward() may be called under autocast
     with torch.autocast(z.device.type, enabled=False):
+        if _runs_fused(z):
+            from hmil_fast.kernels.supcon.fused import lse_fused_backward
+
+            return lse_fused_backward(grad, z, lse, temperature)
         return lse_streaming_backward(grad, z, lse, temperature)
+
+
+def _runs_fused(z: Tensor) -> bool:
+    return choose(z.device).name == "fused" and (z.dtype == torch.float32 or interpreted())
 
 
 @supcon_lse.register_fake

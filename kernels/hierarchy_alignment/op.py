@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.bags import Spans, check_bags
+from hmil_fast.kernels.dispatch import choose, interpreted
+from hmil_fast.kernels.gated_attention_pool.tiles import overlap
 from hmil_fast.kernels.hierarchy_alignment.streaming import (
     alignment_streaming,
     alignment_streaming_backward,
 )
+
+_MAX_CLASSES = 32  # of a level; more would not fit the registers of the fused kernels
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -29,6 +33,10 @@ def alignment(
     _check_parent(parent, coarse_logits.shape[1])
     coarse, fine = (coarse_logits, coarse_lse), (fine_logits, fine_lse)
     with torch.autocast(coarse_logits.device.type, enabled=False):
+        if _runs_fused(coarse_logits, fine_logits, spans):
+            from hmil_fast.kernels.hierarchy_alignment.fused import alignment_fused
+
+            return alignment_fused(coarse, fine, parent, spans, average)
         return alignment_streaming(coarse, fine, parent, spans, average)
 
 
@@ -48,7 +56,20 @@ def alignment_backward(
     coarse, fine = (coarse_logits, coarse_lse), (fine_logits, fine_lse)
     # backward() may be called under autocast
     with torch.autocast(grad.device.type, enabled=False):
+        if _runs_fused(coarse_logits, fine_logits, spans):
+            from hmil_fast.kernels.hierarchy_alignment.fused import alignment_fused_backward
+
+            return alignment_fused_backward(grad, coarse, fine, parent, spans, average)
         return alignment_streaming_backward(grad, coarse, fine, parent, spans, average)
+
+
+def _runs_fused(coarse: Tensor, fine: Tensor, spans: Spans) -> bool:
+    return (
+        choose(coarse.device).name == "fused"
+        and (coarse.dtype == torch.float32 or interpreted())
+        and all(0 < level.shape[1] <= _MAX_CLASSES for level in (coarse, fine))
+        and not overlap(spans)
+    )
 
 
 def _check_parent(parent: Tensor, classes: int) -> None:

@@ -1,0 +1,45 @@
+"""Compile the fused kernels of the losses for GPUs that need not be there."""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton.language as tl
+
+from hmil_fast.kernels.hierarchy_alignment import fused as alignment
+from hmil_fast.kernels.supcon import fused as supcon
+from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead
+
+FLOATS = "*fp32!"
+
+
+def _check(usage: Usage, arch: int) -> None:
+    assert (usage.stack, usage.local) == (0, 0)
+    assert usage.shared <= SHARED_LIMIT[arch]
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+@pytest.mark.parametrize("direction", ["lse", "backward"])
+def test_supcon(direction: str, precision: str, arch: int) -> None:
+    forward = direction == "lse"
+    kernel = supcon.lse_kernel if forward else supcon.backward_kernel
+    config = (supcon.LSE if forward else supcon.BACKWARD)[precision]
+    constants = config.constants() | {"SUM": tl.float32} | ({} if forward else {"BLOCK_D": 256})
+    types = {name: FLOATS for name in kernel.arg_names if name not in constants}
+    types |= {"scale": "fp32", "R": "i32", "D": "i32!", "SHARE": "i32!"}
+    usage = compile_ahead(kernel, types, constants, config.options(), arch)
+    _check(usage, arch)
+    assert usage.matrix
+    if precision == "tf32" and arch in (90, 100):
+        assert usage.newest  # not the instructions of sm_80, which the compiler falls back to
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_alignment(direction: str, arch: int) -> None:
+    kernel = getattr(alignment, f"{direction}_kernel")
+    constants = {"COARSE": 32, "FINE": 32, "ROWS": alignment.ROWS}  # the most there may be
+    types = {name: FLOATS for name in kernel.arg_names if name not in constants}
+    types |= {"parent": "*i64!", "table": "*i64!", "CC": "i32", "CF": "i32"}
+    _check(compile_ahead(kernel, types, constants, alignment.OPTIONS, arch), arch)
