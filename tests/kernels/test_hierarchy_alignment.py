@@ -104,6 +104,11 @@ def test_bag_of_nans_touches_no_other_bag() -> None:
         (1, torch.zeros(3, 3), r"coarse_lse has shape \[3, 3\].*\[4, 3\]"),
         (2, torch.zeros(29, 7), "fine_logits has 29 rows, coarse_logits 30"),
         (4, torch.zeros(6, dtype=torch.int64), r"parent is torch.int64 \[6\]"),
+        (
+            2,
+            torch.zeros(30, 7, device="meta"),
+            "fine_logits is on meta, coarse_logits on cpu; move",
+        ),
         (4, torch.tensor([0, 0, 0, 1, 1, 2, 3]), "give coarse classes from 0 to 2"),
         (5, torch.tensor([[0, 5], [9, 0], [5, 1], [28, 20]]), r"bags\[3\] = \(28, 20\)"),
     ],

@@ -77,8 +77,17 @@ def test_autocast_keeps_float32() -> None:
         (torch.zeros(7, 2), LABELS.float(), 0.1, "labels is torch.float32"),
         (torch.zeros(7, 2), LABELS, 0.0, "temperature is 0.0; give a finite number above 0"),
         (torch.zeros(7, 2), LABELS, math.nan, "temperature is nan"),
+        (torch.zeros(7, 2), LABELS, math.inf, "temperature is inf; give a finite number"),
+        (torch.zeros(7, 2), LABELS[:6, None], 0.1, r"labels is torch.int64 \[6, 1\].*\[7, L\]"),
+        (torch.zeros(7, 2), LABELS.to("meta"), 0.1, "labels is on meta, z on cpu; move labels"),
     ],
 )
 def test_bad_arguments_are_named(z: Tensor, labels: Tensor, tau: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         supcon(z, labels, tau)
+
+
+@pytest.mark.parametrize("eps", [-1e-6, math.nan, math.inf])
+def test_bad_eps_is_named(eps: float) -> None:
+    with pytest.raises(ValueError, match=f"eps is {eps}; give a finite number of at least 0"):
+        supcon(_rows(), LABELS, 0.1, eps=eps)
