@@ -30,11 +30,19 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
     pooled = Σ a x.
 
     Sums, logits and results are float32 whatever the input dtype, float64 if an input is float64.
-    Short bags that follow one another in x are worked on together; put them so. A bag of 4096 rows
-    or more is worked on alone, in tiles that begin at its first row: on one machine and number of
-    threads it gives bitwise the same pooled, lse and logits alone, packed with others, or elsewhere
-    in x (without dropout; on a CPU, if its rows stay aligned to 64 bytes). A shorter bag gives the
-    same to rounding, some 1e-6 of the largest value in float32. A bag of NaNs changes no other bag.
+    A bag of NaNs changes no other bag.
+
+    On a CPU tile by tile in torch, on a GPU in Triton (`hmil_fast.kernels.dispatch` says which and
+    why), for any bags that do not overlap and up to 32 classes; others run as on a CPU. The Triton
+    kernels take V and U in the dtype of x, and multiply float32 as
+    `torch.get_float32_matmul_precision` says: in three products of tf32, or in one.
+
+    Short bags that follow one another in x are worked on together by a CPU; put them so. There a
+    bag of 4096 rows or more is worked on alone, in tiles that begin at its first row: on one
+    machine and number of threads it gives bitwise the same pooled, lse and logits alone, packed
+    with others, or elsewhere in x (without dropout; if its rows stay aligned to 64 bytes). A
+    shorter bag gives the same to rounding, some 1e-6 of the largest value in float32. In Triton
+    every bag gives bitwise the same (if x stays aligned to 16 bytes), and so does every run.
 
     Args:
         x: [N, D], the instances of all bags.

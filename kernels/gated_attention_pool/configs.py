@@ -1,7 +1,8 @@
 """Block shapes of the fused kernels, per architecture; none of them spills a register.
 
-Checked ahead of time for every entry by tests/kernels/test_aot.py, on no GPU; the shapes were
-chosen by that check and by arithmetic, and wait for tuning on hardware.
+For D and H that are multiples of 16 and aligned tensors: others run too, but slower, with spills.
+tests/kernels/test_aot.py checks every entry ahead of time, without a GPU. That check and
+arithmetic chose the shapes; no hardware has tuned them.
 """
 
 from typing import Any, Literal, NamedTuple

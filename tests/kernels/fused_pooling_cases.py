@@ -205,6 +205,25 @@ def test_large_logits_do_not_overflow() -> None:
     assert all(t.grad.isfinite().all() for t in operands)
 
 
+def test_rows_beside_a_bag_weigh_nothing_beside_very_small_logits() -> None:
+    """A row of zeros, as loads beyond a bag give, would have the logit bc, above all others."""
+    x, V, bv, U, bu, Wc, bc = _operands(133, 3, torch.float32)
+    operands = [x.abs(), V.abs(), 0 * bv, U, bu, -100 * Wc.abs(), bc]
+    pooled, lse, logits = gated_attention_pool(*operands, torch.tensor([[0, 133]]))
+    assert (logits < bc - 500).all()
+    assert (lse < bc - 500).all()
+    weight = torch.softmax(logits.double(), 0)
+    torch.testing.assert_close(
+        pooled[0].double(), weight.T @ operands[0].double(), rtol=1e-4, atol=0
+    )
+
+
+def test_a_bag_outside_x_is_named() -> None:
+    operands = _operands(40, 3, torch.float32)
+    with pytest.raises(ValueError, match=r"bags\[1\] = \(36, 5\) leaves the 40 rows"):
+        gated_attention_pool(*operands, torch.tensor([[0, 5], [36, 5]]))
+
+
 def test_tiny_gradients_of_half_precision_do_not_vanish() -> None:
     """Of one instance in a large bag, of a loss averaged over many: below what float16 can hold."""
     operands = [t.requires_grad_() for t in _operands(200, 3, torch.float16)]
