@@ -99,7 +99,7 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         "--slide-mpp",
         type=_positive,
         metavar="X",
-        help="µm/px of level 0, where a slide does not state it",
+        help="µm/px of level 0, for slides that state none or an implausible one",
     )
     parser.add_argument(
         "--tile", type=_tile_px, default=256, metavar="PX", help="edge of a tile (256)"
@@ -172,10 +172,13 @@ def _add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = _command(commands, "store", text, run)
     parser.add_argument(
         "action",
-        choices=("info", "verify", "sweep"),
-        help="info: what it holds; verify: every checksum; sweep: what stopped jobs left behind",
+        choices=("info", "verify", "repair", "drop", "sweep"),
+        help="info: what it holds; verify: every checksum; repair: drop damaged slides; "
+        "drop: drop slides by id; sweep: what stopped jobs left behind",
     )
     parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("slides", nargs="*", metavar="SLIDE_ID", help="drop: the slides")
+    parser.set_defaults(words="slides")
     parser.add_argument("--delete", action="store_true", help="sweep: delete instead of list")
     parser.add_argument(
         "--older-than",

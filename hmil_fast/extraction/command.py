@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from hmil_fast.device import pick_device
-from hmil_fast.errors import StoreError
+from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import load_encoder
 from hmil_fast.extraction.plan import SlideTask, collect_slides
@@ -38,6 +38,8 @@ def extract(args: argparse.Namespace) -> int:
     encoder = load_encoder(args.encoder, args.weights, pick_device(args.device))
     if args.dry_run:
         return print_slides(tasks, spec, encoder, args.store)
+    if not any(task.path.exists() for task in tasks):  # before a store is made with these tiles
+        raise UsageError(f"{tasks[0].path} does not exist", "check the path")
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
     return run_job(tasks, Extractor(store, encoder, spec, batch=args.batch, threads=args.threads))
 
@@ -61,7 +63,7 @@ def run_job(tasks: list[SlideTask], extractor: Extractor) -> int:
                 failed.append(result)
     seconds = time.perf_counter() - start
     _print_summary(store.path, len(done), len(tasks), tiles, failed, seconds)
-    if todo:
+    if tiles:
         _print_timings(err, extractor.timings.seconds, seconds)
     return 1 if failed else 0
 
@@ -74,10 +76,25 @@ def _split_done(
     failed: list[SlideResult] = []
     for task in tasks:
         try:
-            (done if store.is_done(task.slide_id) else todo).append(task)
+            finished = store.is_done(task.slide_id)
+            if finished:
+                _check_mpp(store, task)
+            (done if finished else todo).append(task)
         except StoreError as error:
             failed.append(SlideResult(task.slide_id, error=error))
     return done, todo, failed
+
+
+def _check_mpp(store: FeatureStore, task: SlideTask) -> None:
+    """Refuse to call a slide done that was extracted at another resolution than now stated."""
+    mpp = store.record(task.slide_id).attrs.get("mpp", {})
+    asked = task.mpp or (task.fallback_mpp if mpp.get("source") == "user" else None)
+    if asked is not None and abs(mpp.get("level0", asked) / asked - 1) > 1e-6:
+        raise StoreError(
+            f"slide {task.slide_id!r} was extracted with {mpp['level0']:.6g} µm/px, "
+            f"you state {asked:.6g}",
+            f"run `hmil-fast store drop {store.path} {task.slide_id}`, then extract it again",
+        )
 
 
 class _Progress:
@@ -133,12 +150,12 @@ class _Progress:
         name = escape(result.slide_id)
         if result.error is not None:
             text = (
-                f"[red]✗[/] {name}: {escape(result.error.what)} "
+                f"[red]✗[/] {name}: {escape(result.error.what)}. "
                 f"[dim]Fix: {escape(result.error.fix)}"
             )
         else:
             bad = f", {result.bad_tiles} cannot be decoded" if result.bad_tiles else ""
-            note = f" [yellow]{result.note}[/]" if result.note else ""
+            note = f" ([yellow]{result.note}[/])" if result.note else ""
             text = (
                 f"[green]✓[/] {name}: {result.num_tiles:,} tiles{bad} "
                 f"in {result.seconds:.1f} s{note}"

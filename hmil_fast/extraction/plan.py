@@ -23,12 +23,14 @@ class SlideTask:
         slide_id: Name of the slide in the store: its path below the folder that was given, without
             the suffix, or what the manifest says.
         path: The file; for a DICOM series the largest file of its folder.
-        mpp: Level-0 resolution in µm/px that the user states, or None to read it from the file.
+        mpp: Level-0 resolution in µm/px by the manifest, which wins over the file, or None.
+        fallback_mpp: The one to use where the file states none, or an implausible one.
     """
 
     slide_id: str
     path: Path
     mpp: float | None = None
+    fallback_mpp: float | None = None
 
 
 def collect_slides(
@@ -39,7 +41,7 @@ def collect_slides(
     Args:
         inputs: Files, folders or glob patterns.
         manifest: CSV with columns path[,slide_id][,mpp]; paths are relative to its folder.
-        slide_mpp: Level-0 µm/px for every slide that the manifest gives none.
+        slide_mpp: Level-0 µm/px of slides that state none, or an implausible one.
 
     Raises:
         UsageError: Nothing found, an unreadable manifest, or two slides with one id.
@@ -68,11 +70,13 @@ def _from_input(text: str, mpp: float | None) -> list[SlideTask]:
     path = Path(text)
     if path.is_dir():
         files = _slide_files(path.rglob("*"))
-        return [SlideTask(_slide_id(file.relative_to(path)), file, mpp) for file in files]
+        return [SlideTask(_slide_id(file.relative_to(path)), file, None, mpp) for file in files]
     if path.exists() or not glob.has_magic(text):
-        return [SlideTask(path.stem, path, mpp)]  # a missing file fails by itself, not the job
+        return [
+            SlideTask(path.stem, path, None, mpp)
+        ]  # a missing file fails by itself, not the job
     found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-    return [SlideTask(file.stem, file, mpp) for file in found if file.is_file()]
+    return [SlideTask(file.stem, file, None, mpp) for file in found if file.is_file()]
 
 
 def _slide_files(paths: Iterable[Path]) -> list[Path]:
@@ -136,7 +140,7 @@ def _manifest_tasks(
         if not (row["path"] or "").strip():
             raise UsageError(f"{manifest} line {line} has no path", "fill it in, or drop the line")
         path = manifest.parent / row["path"].strip()
-        mpp = slide_mpp
+        mpp: float | None = None
         stated = (row.get("mpp") or "").strip()
         if stated:
             try:
@@ -149,5 +153,5 @@ def _manifest_tasks(
                     "give µm per pixel of level 0, such as 0.25, or leave it empty",
                 )
         slide_id = (row.get("slide_id") or "").strip() or _slide_id(Path(row["path"].strip()))
-        tasks.append(SlideTask(slide_id, path, mpp))
+        tasks.append(SlideTask(slide_id, path, mpp, slide_mpp))
     return tasks

@@ -6,12 +6,19 @@ import json
 from rich.console import Console
 from rich.progress import track
 
+from hmil_fast.errors import UsageError
 from hmil_fast.io.store import open_store
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what the store holds, as JSON."""
-    print(json.dumps(open_store(args.store).info(), indent=1))
+    """Print what the store holds, as JSON: what all slides share, then tiles and mpp of each."""
+    store = open_store(args.store)
+    slides = {}
+    for slide_id in store.slide_ids():
+        record = store.record(slide_id)
+        mpp = record.attrs.get("mpp", {})
+        slides[slide_id] = {"tiles": record.num_tiles, "mpp": mpp.get("level0")}
+    print(json.dumps({**store.info(), "slide_ids": slides}, indent=1))
     return 0
 
 
@@ -29,12 +36,40 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def repair(args: argparse.Namespace) -> int:
+    """Drop damaged slides, so that `extract` makes them anew."""
+    store, out = open_store(args.store), Console(soft_wrap=True, highlight=False)
+    damaged = [finding.slide_id for finding in store.verify() if not finding.ok]
+    for slide_id in damaged:
+        store.drop(slide_id)
+        out.print(f"{slide_id}: dropped; extract it again", markup=False)
+    out.print(f"{len(damaged)} damaged slides dropped")
+    return 0
+
+
+def drop(args: argparse.Namespace) -> int:
+    """Drop the slides that are named."""
+    store = open_store(args.store)
+    if not args.slides:
+        raise UsageError("no slide to drop was named", "name slide ids behind the store")
+    unknown = sorted(set(args.slides) - set(store.slide_ids()))
+    if unknown:
+        raise UsageError(
+            f"the store {store.path} has no slide {unknown[0]!r}",
+            "see the ids with `hmil-fast store info`",
+        )
+    for slide_id in args.slides:
+        store.drop(slide_id)
+        print(f"{slide_id}: dropped")
+    return 0
+
+
 def sweep(args: argparse.Namespace) -> int:
     """List, or delete, attempts that no commit names."""
     out = Console(soft_wrap=True, highlight=False)
     found = open_store(args.store).sweep(args.older_than * 3600, delete=args.delete)
     for path in found:
         out.print(str(path), markup=False)
-    if found and not args.delete:
-        out.print(f"{len(found)} abandoned attempts; delete them with --delete")
+    hint = "; delete them with --delete" if found and not args.delete else ""
+    out.print(f"{len(found)} abandoned attempts{hint}")
     return 0

@@ -31,6 +31,9 @@ def save_checkpoint(
                 tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file(tensors, partial, metadata={"state": json.dumps(state)})
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)  # safetensors lets nobody else read it
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -43,10 +46,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UsageError: The file is missing or damaged.
     """
     try:
+        path.open("rb").close()  # safetensors calls what may not be read missing
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, dict(state)  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the checkpoint {path}: {error.strerror}", "mend that, then try again"
+        ) from None
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
             f"cannot read the checkpoint {path}: {error}",
             "delete it and run `hmil-fast train` again, it trains what is missing",

@@ -42,8 +42,13 @@ def train_and_evaluate(
     store: FeatureStore, slides: Sequence[Slide], tree: LabelTree, config: TrainConfig, out: Path
 ) -> Run:
     """Train a run and its baseline on the same folds, or resume; write metrics.json."""
-    err = Console(stderr=True, highlight=False)
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
     present = _with_features(store, slides, err)
+    if all(slide.patient_id == slide.slide_id for slide in present):
+        err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
+    unseen = [leaf for leaf in tree.leaves if all(slide.label != leaf for slide in present)]
+    if unseen:
+        err.print(f"[yellow]no slide is labelled[/] {escape(', '.join(unseen))}")
     folds = make_folds(present, config.folds, config.seed, config.val_fraction)
     run = create_run(out, config, tree, (folds, present), store)
     runs = [run]

@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,20 +68,33 @@ class Run:
         Raises:
             UsageError: Another encoder, other weights or other tiles.
         """
-        other = store_identity(store)
-        for name in ("dim", "config_hash"):
-            if other[name] != self.store[name]:
-                raise UsageError(
-                    f"the store {store.path} has {name} {other[name]}, the run {self.path} was "
-                    f"trained on {name} {self.store[name]} (encoder {self.store['encoder']})",
-                    "extract these slides with the run's encoder, weights, --tile and --mpp",
-                )
+        unlike = _unlike(store_identity(store), self.store)
+        if unlike:
+            raise UsageError(
+                f"the store {store.path} is not of the kind that the run {self.path} was trained "
+                f"on: {'; '.join(f'{n} is {a!r}, was {b!r}' for n, a, b in unlike)}",
+                "extract these slides with the run's --encoder, --weights, --tile and --mpp",
+            )
 
 
 def store_identity(store: FeatureStore) -> dict[str, Any]:
     """What a run remembers of its store."""
     spec = store.spec
-    return {"dim": spec.dim, "config_hash": spec.config_hash, "encoder": spec.encoder.get("name")}
+    return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": dict(spec.tiling)}
+
+
+def _unlike(
+    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """Names of the values in which two nested mappings differ, with both values."""
+    found = []
+    for name in ours | theirs:
+        a, b = ours.get(name), theirs.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _unlike(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append((f"{prefix}{name}", a, b))
+    return found
 
 
 def create_run(
@@ -108,9 +121,12 @@ def create_run(
         }
         if not all(same.values()):
             changed = ", ".join(name for name, equal in same.items() if not equal)
+            unlike = _unlike(asdict(config), asdict(there.config))
+            detail = "; ".join(f"{n} is {a!r}, was {b!r}" for n, a, b in unlike)
             raise UsageError(
-                f"the run folder {path} was set up with other {changed}",
-                "give another --out, or delete that folder yourself",
+                f"the run folder {path} was set up with other {changed}"
+                + (f" ({detail})" if detail else ""),
+                "give another --out, or the settings it was set up with",
             )
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
@@ -197,6 +213,11 @@ def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
                     raise ValueError(f"slide {row[0]} has {len(p)} probabilities")
                 levels = tuple(p[a:b] for a, b in pairwise(ends))
                 found.append(Prediction(row[0], row[1], int(row[2]), row[3], int(row[5]), levels))
+    except FileNotFoundError:
+        raise UsageError(
+            f"there are no predictions {path}: the run is not trained to its end",
+            "run the same `hmil-fast train` again, it resumes",
+        ) from None
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(
             f"cannot read the predictions {path}: {error}",

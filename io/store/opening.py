@@ -56,7 +56,7 @@ def open_store(path: str | Path) -> FeatureStore:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"no feature store at {path} (there is no {STORE_FILE})",
-            "Give the folder that `hmil-fast extract --store` or `store import` wrote.",
+            "Give the folder that `hmil-fast extract --store` wrote.",
         ) from error
     except OSError as error:
         raise disk.failed(error, "opening the store", path) from error

@@ -42,7 +42,8 @@ def test_a_folder_is_searched_through(tmp_path: Path) -> None:
         tmp_path / "a.ndpi", tmp_path / "b.svs", tmp_path / "sub" / "deep" / "a.TIF"
     ]  # fmt: skip
     assert {task.mpp for task in tasks} == {None}
-    assert {task.mpp for task in collect_slides([str(tmp_path)], slide_mpp=0.25)} == {0.25}
+    stated = collect_slides([str(tmp_path)], slide_mpp=0.25)
+    assert {(task.mpp, task.fallback_mpp) for task in stated} == {(None, 0.25)}
 
 
 def test_files_globs_and_the_same_file_twice(tmp_path: Path) -> None:
@@ -116,11 +117,11 @@ def test_manifest(tmp_path: Path) -> None:
     ]
     tasks = collect_slides([], manifest(tmp_path, "\r\n".join(rows)), slide_mpp=1.0)
     assert tasks == [
-        SlideTask("patient 1", tmp_path / "a.svs", 0.25),
-        SlideTask("sub/b", tmp_path / "sub" / "b.tif", 1.0),
-        SlideTask("c", tmp_path / "elsewhere" / "c.svs", 1.0),
-        SlideTask("series", tmp_path / "series" / "0001.dcm", 0.5),
-        SlideTask("comma, inside", tmp_path / "comma, inside.svs", 1.0),
+        SlideTask("patient 1", tmp_path / "a.svs", 0.25, 1.0),
+        SlideTask("sub/b", tmp_path / "sub" / "b.tif", None, 1.0),
+        SlideTask("c", tmp_path / "elsewhere" / "c.svs", None, 1.0),
+        SlideTask("series", tmp_path / "series" / "0001.dcm", 0.5, 1.0),
+        SlideTask("comma, inside", tmp_path / "comma, inside.svs", None, 1.0),
     ]
 
 

@@ -121,7 +121,7 @@ def test_features_that_mean_something_else_are_refused(
         assert main(command) == 2
         err = capsys.readouterr().err
         assert "was trained on" in err
-        assert "Fix: extract these slides with the run's encoder" in err
+        assert "Fix: extract these slides with the run's --encoder" in err
     assert not (tmp_path / "a.png").exists()
 
 

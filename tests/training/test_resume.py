@@ -148,7 +148,7 @@ def test_another_runs_folder_is_refused_and_left_alone(
     train = ("train", "--out", run.path)
     refused = hmil(*train, *cohort.arguments, *settings, "lr=1e-3", "seed=3")
     assert refused.returncode == 2
-    assert "was set up with other settings, labels or splits\nFix: give another" in refused.stderr
+    assert "was set up with other settings, labels or splits (" in refused.stderr
     assert contents(run.path) == before
 
 
@@ -170,7 +170,9 @@ def test_each_difference_to_the_run_is_named(
         )
     before = contents(run.path)
     words = {"labels": "labels or splits", "tree": "label tree"}.get(what, what)
-    with pytest.raises(UsageError, match=f"was set up with other {words}\n"):
+    with pytest.raises(
+        UsageError, match=f"was set up with other {words}( \\(epochs is 41, was 40\\))?\n"
+    ):
         create_run(run.path, config, tree, (there.folds, slides), store)
     assert contents(run.path) == before
 
