@@ -28,6 +28,7 @@ from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.run import prepare_slide
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
+from hmil_fast.kernels.dispatch import describe
 
 PACKAGES = ("hmil-fast", "torch", "triton", "timm", "zarr", "numcodecs", "openslide-python")
 PROBE_TILES = 32
@@ -150,6 +151,7 @@ def machine_findings() -> list[Finding]:
         else:
             fix = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
             found.append(Finding("note", f"{what} is not installed", fix))
+    found.append(Finding("ok", f"kernels: {describe()}"))
     found.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
     others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)
     found.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))

@@ -147,12 +147,16 @@ def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
     """
     losses = {"train": _series(epochs, "loss"), "validation": _series(epochs, "val_loss")}
     scores = {"validation": _series(epochs, "val_balanced_accuracy")}
-    names = dict.fromkeys(name for e in epochs for name in e.get("terms") or {})
+    names = dict.fromkeys(n for e in epochs for n in e.get("terms") or {} if n != "total")
     terms = {
         name: _series([{**e, **e["terms"]} for e in epochs if e.get("terms")], name)
         for name in names
     }
-    panels = [("Loss", losses), ("Balanced accuracy", scores), ("Loss terms, training", terms)]
+    panels = [
+        ("Loss", losses),
+        ("Balanced accuracy", scores),
+        ("Loss terms, before weighting", terms),
+    ]
     panels = [(title, {k: v for k, v in lines.items() if v}) for title, lines in panels]
     panels = [(title, lines) for title, lines in panels if lines]
     with _figure(3.95 * max(1, len(panels)), 3.1) as figure:

@@ -42,7 +42,12 @@ def write_report(run: Path) -> Path:
     sections += [("levels", "Levels", _levels(data))]
     if data.epochs:
         chart = _image(curves_chart(data.epochs), "training curves")
-        sections.append(("training", "Training", f'<div class="charts">{chart}</div>'))
+        note = (
+            "The training loss weighs its terms anew every epoch, so it may rise while each of "
+            "them falls. The epoch is chosen by the AUC of the validation slides."
+        )
+        body = f'<p class="note">{note}</p><div class="charts">{chart}</div>'
+        sections.append(("training", "Training", body))
     sections.append(("slides", "Slides", slides_table(data)))
     if data.config:
         sections.append(("config", "Configuration", f"<pre>{escape(data.config)}</pre>"))
