@@ -24,8 +24,9 @@ def interpreted() -> bool:
 def choose(device: torch.device) -> Choice:
     """The implementation for tensors on a device.
 
-    Fused on a GPU for which Triton compiles; reference elsewhere. HMIL_KERNELS=reference or fused
-    overrides; fused on a CPU needs TRITON_INTERPRET=1, is slow and meant for tests.
+    Reference, until the fused kernels have been measured on a GPU: so far Triton's interpreter and
+    its compiler have seen them, no device. HMIL_KERNELS=fused runs them on a GPU from sm_80 on;
+    on a CPU that needs TRITON_INTERPRET=1, is slow and meant for tests.
 
     Raises:
         ValueError: HMIL_KERNELS says neither, or asks for what cannot run here.
@@ -38,9 +39,10 @@ def choose(device: torch.device) -> Choice:
     obstacle = _obstacle(device, wish)
     if wish == "fused" and obstacle:
         raise ValueError(f"{SWITCH} is 'fused', but {obstacle}; unset it or set it to reference")
-    if obstacle:
-        return Choice("reference", obstacle)
-    return Choice("fused", f"{SWITCH}=fused" if wish else f"Triton on {_named(device)}")
+    if wish == "fused":
+        return Choice("fused", f"{SWITCH}=fused")
+    unproven = f"the fused kernels are not measured on a GPU yet; {SWITCH}=fused runs them"
+    return Choice("reference", obstacle or unproven)
 
 
 def describe() -> str:
