@@ -67,9 +67,14 @@ def own_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As in the child processes: features of two threads differ in their last bits."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
-    torch.set_num_threads(1)
     return load_encoder("efficientnet-lite0", None, torch.device("cpu"))
 
 

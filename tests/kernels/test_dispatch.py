@@ -31,9 +31,11 @@ def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_runs_the_kernels() -> None:
+def test_a_gpu_runs_the_kernels_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
-    assert choose(device) == ("fused", f"Triton on {torch.cuda.get_device_name(device)}")
+    assert choose(device).name == "reference"
+    monkeypatch.setenv("HMIL_KERNELS", "fused")
+    assert choose(device) == ("fused", "HMIL_KERNELS=fused")
 
 
 @pytest.mark.parametrize(
