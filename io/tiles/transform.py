@@ -29,7 +29,7 @@ class TileTransform(Protocol):
             dtype: float32, or half where the encoder runs in it.
 
         Returns:
-            [n, 3, input_px, input_px] on the transform's device.
+            [n, 3, input_px, input_px] on the transform's device, in any memory format.
         """
         ...
 
@@ -108,7 +108,7 @@ class _TorchTransform:
             tiles = interpolate(exact, size, mode=self._interpolation, antialias=True)
             if tiles.dtype != torch.uint8:
                 tiles = tiles.round_().clamp_(0, 255)
-        out = tiles.to(torch.float32, memory_format=torch.contiguous_format)
+        out = tiles.to(torch.float32, memory_format=torch.channels_last)  # as encoders compute
         return out.mul_(self._scale).sub_(self._shift).to(dtype)
 
 

@@ -46,7 +46,7 @@ def levels(out: torch.Tensor) -> np.ndarray:
 def test_normalise_is_exact(tiles: np.ndarray, backend: str) -> None:
     out = make(backend, 256)(tiles)
     assert out.shape == (12, 3, 256, 256)
-    assert (out.dtype, out.device, out.is_contiguous()) == (torch.float32, CPU, True)
+    assert (out.dtype, out.device) == (torch.float32, CPU)
     exact = (tiles.transpose(0, 3, 1, 2) / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(
         STD, (3, 1, 1)
     )
