@@ -77,11 +77,8 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
         str(task.path).encode()
     except UnicodeEncodeError:
         raise SlideError(f"the name of {task.path} is not UTF-8", "rename the file") from None
-    reader = open_slide(task.path, mpp=task.mpp)
+    reader = open_slide(task.path, mpp=task.mpp, fallback_mpp=task.fallback_mpp)
     try:
-        if task.mpp is None and task.fallback_mpp is not None and not _states_mpp(reader):
-            reader.close()
-            reader = open_slide(task.path, mpp=task.fallback_mpp)
         require_mpp(reader.info)
         thumbnail = reader.thumbnail(THUMBNAIL_PX)
         width = reader.info.level_dimensions[0][0]
@@ -90,14 +87,6 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
     except BaseException:
         reader.close()
         raise
-
-
-def _states_mpp(reader: SlideReader) -> bool:
-    try:
-        require_mpp(reader.info)
-    except SlideError:
-        return False
-    return True
 
 
 class Extractor:

@@ -8,16 +8,19 @@ from hmil_fast.errors import SlideError
 from hmil_fast.io.slide.base import BaseReader
 from hmil_fast.io.slide.cucim_reader import CucimReader, Unsuited, why_not
 from hmil_fast.io.slide.openslide_reader import OpenSlideReader
-from hmil_fast.io.slide.protocol import SlideInfo, SlideReader
+from hmil_fast.io.slide.protocol import SlideInfo, SlideReader, require_mpp
 from hmil_fast.io.slide.tiff_facts import TiffFacts, read_tiff
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
+def open_slide(
+    path: Path, *, mpp: float | None = None, fallback_mpp: float | None = None
+) -> SlideReader:
     """Open a slide: cuCIM where it is known to be right, else OpenSlide.
 
     Args:
         path: The slide file.
         mpp: µm per level-0 px as the user knows it; replaces what the file states.
+        fallback_mpp: The same, for a file that states none or an implausible one.
 
     Raises:
         SlideError: The file is missing, unreadable, cut off, or no reader opens it.
@@ -33,8 +36,8 @@ def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
         except Unsuited as unsuited:
             reason = str(unsuited)
         else:
-            return _with_mpp(reader, mpp)
-    return _with_mpp(_second(path, facts, reason or ""), mpp)
+            return _with_mpp(reader, mpp, fallback_mpp)
+    return _with_mpp(_second(path, facts, reason or ""), mpp, fallback_mpp)
 
 
 def _foreign(path: Path) -> str | None:
@@ -64,10 +67,20 @@ def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
     )
 
 
-def _with_mpp(reader: BaseReader, mpp: float | None) -> SlideReader:
+def _with_mpp(reader: BaseReader, mpp: float | None, fallback: float | None) -> SlideReader:
+    if mpp is None and fallback is not None and not _plausible(reader.info):
+        mpp = fallback
     if mpp is not None:
         reader.replace_info(replace(reader.info, mpp=float(mpp), mpp_source="user"))
     return reader
+
+
+def _plausible(info: SlideInfo) -> bool:
+    try:
+        require_mpp(info)
+    except SlideError:
+        return False
+    return True
 
 
 def _info(path: Path, facts: TiffFacts) -> SlideInfo:
