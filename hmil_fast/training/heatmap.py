@@ -46,6 +46,11 @@ def draw_heatmap(
         )
     cache = FeatureCache(store, [slide_id], run.path)
     prediction, attention = slide_attention(run, cache, slide_id)
+    if not attention:
+        raise UsageError(
+            f"the model {run.config.model!r} of {run.path} has no attention to draw",
+            "use a run of --model hmil",
+        )
     good = cache.good_tiles(0)
     panels = []
     for level, k in _chosen(run.tree, prediction, nodes):

@@ -66,23 +66,32 @@ def fold_predictions(
 ) -> list[Prediction]:
     """What one fold's model says of slides of the cache, in the order given."""
     position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
-    known = {slide.slide_id: slide for slide in run.slides}
     found = []
     for chosen, output, _ in forward_bags(run, model, cache, [position[s] for s in slide_ids]):
-        levels = [level.float().softmax(1).double().cpu().numpy() for level in output.logits]
-        for row, index in enumerate(chosen):
-            slide_id = cache.slide_ids[index]
-            slide = known.get(slide_id)
-            found.append(
-                Prediction(
-                    slide_id,
-                    slide.patient_id if slide else slide_id,
-                    fold,
-                    slide.label if slide else "",
-                    int(cache.lengths[index]),
-                    tuple(level[row] for level in levels),
-                )
+        found += _predictions(run, fold, cache, chosen, output)
+    return found
+
+
+def _predictions(
+    run: Run, fold: int, cache: FeatureCache, chosen: Sequence[int], output: HmilOutput
+) -> list[Prediction]:
+    """What one forward says of the bags `chosen`."""
+    known = {slide.slide_id: slide for slide in run.slides}
+    levels = [level.float().softmax(1).double().cpu().numpy() for level in output.logits]
+    found = []
+    for row, index in enumerate(chosen):
+        slide_id = cache.slide_ids[index]
+        slide = known.get(slide_id)
+        found.append(
+            Prediction(
+                slide_id,
+                slide.patient_id if slide else slide_id,
+                fold,
+                slide.label if slide else "",
+                int(cache.lengths[index]),
+                tuple(level[row] for level in levels),
             )
+        )
     return found
 
 
@@ -110,25 +119,18 @@ def slide_attention(
     """A slide's prediction and the attention of that very forward.
 
     Returns:
-        The prediction, and per level the attention float64 [n, K_l], summing to 1 over the tiles
-        of the bag; for a slide that is new to the run both are means over the folds.
-
-    Raises:
-        UsageError: The run's model has no attention.
+        The prediction, and per level the attention float64 [n, C_l] that the model's output holds,
+        summing to 1 over the tiles of the bag; no entry for a model without attention. For a slide
+        that is new to the run both are means over the folds.
     """
-    if run.config.model != "hmil":
-        raise UsageError(
-            f"the model {run.config.model!r} of {run.path} has no attention to draw",
-            "use a run of --model hmil",
-        )
     device = pick_device(run.config.device)
     tested_in = [i for i, fold in enumerate(run.folds) if slide_id in fold.test]
     index = cache.slide_ids.index(slide_id)
     predictions, maps = [], []
     for fold in tested_in or range(len(run.folds)):
         model = load_fold(run, fold, device)
-        predictions += fold_predictions(run, fold, model, cache, [slide_id])
-        _, output, _ = next(forward_bags(run, model, cache, [index]))
+        chosen, output, _ = next(forward_bags(run, model, cache, [index]))
+        predictions += _predictions(run, fold, cache, chosen, output)
         maps.append(
             [
                 (scores.double() - lse.double()).exp().cpu().numpy()
