@@ -27,7 +27,7 @@ class MeanPool(nn.Module):
         self.first = nn.Linear(dim, hidden)
         self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
 
-    def forward(self, x: Tensor, bags: Tensor) -> HmilOutput:
+    def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. The mean of an empty bag is 0."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {list(x.shape)}; give [N, {self.dim}]")

@@ -76,12 +76,13 @@ class HMIL(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, bags: Tensor) -> HmilOutput:
+    def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags.
 
         Args:
             x: [N, D] features. The first layer runs on every row, so pass the batch, not a cache.
             bags: int64 [B, 2], (start, length) of each bag in x; keep it on the CPU.
+            targets: Not used; for models that are told the labels while training.
 
         Returns:
             The output for B bags, float32 (float64 for a float64 model) under autocast too. An

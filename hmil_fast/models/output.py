@@ -15,9 +15,11 @@ class HmilOutput(NamedTuple):
         lse: [B, K_l] per level, −inf for an empty bag. Empty for a model without attention.
         embeddings: [B, K, E], one L2-normalised row per class of the finest level (a row of zeros
             stays zero), or None.
+        auxiliary: Scalar loss of the model's own, weighted, to add to the training loss; or None.
     """
 
     logits: tuple[Tensor, ...]
     attention_logits: tuple[Tensor, ...]
     lse: tuple[Tensor, ...]
     embeddings: Tensor | None
+    auxiliary: Tensor | None = None
