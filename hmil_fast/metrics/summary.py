@@ -24,6 +24,7 @@ def evaluate_predictions(
     patients: Sequence[str],
     seed: int = 0,
     draws: int = 1000,
+    heads: Sequence[Floats] = (),
 ) -> dict[str, Any]:
     """Every metric per level and on the tree, with its 95 % interval over resampled patients.
 
@@ -34,6 +35,7 @@ def evaluate_predictions(
         patients: Patient of each slide, [n].
         seed: Seed of the bootstrap.
         draws: Bootstrap draws; 0 gives values without intervals.
+        heads: Per level above the leaves what its own head says, if there is one, float [n, K_l].
 
     Returns:
         ``{"levels": {"0": {metric: cell}}, "tree": {metric: cell}, "slides": n, "patients": m}``
@@ -61,7 +63,7 @@ def evaluate_predictions(
             for level, (y, p) in enumerate(zip(truths, levels, strict=True))
             for name, v in weighted_flat_metrics(y, p, weights).items()
         }
-        on_tree = weighted_tree_metrics(tree, truths[-1], levels[-1], levels[:-1], weights)
+        on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights, heads)
         return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
     result: dict[str, Any] = {

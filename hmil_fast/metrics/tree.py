@@ -9,8 +9,31 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.flat import Floats, Ints, checked, ratio
 
 
+def summed(tree: LabelTree, p_leaf: Floats) -> list[Floats]:
+    """Probabilities of the levels above the leaves as sums over the leaves below each node.
+
+    Args:
+        tree: The label tree.
+        p_leaf: Leaf probabilities, float [n, leaves].
+
+    Returns:
+        Per level above the leaves, coarse first, float64 [n, K_l]; consistent by construction.
+    """
+    levels = [np.asarray(p_leaf, dtype=np.float64)]
+    for level in range(tree.num_levels - 1, 0, -1):
+        below = levels[0]
+        above = np.zeros((len(below), tree.num_classes[level - 1]))
+        np.add.at(above.T, np.asarray(tree.parents[level - 1], dtype=np.int64), below.T)
+        levels.insert(0, above)
+    return levels[:-1]
+
+
 def tree_metrics(
-    tree: LabelTree, y_leaf: Ints, p_leaf: Floats, p_above: Sequence[Floats] = ()
+    tree: LabelTree,
+    y_leaf: Ints,
+    p_leaf: Floats,
+    p_above: Sequence[Floats] = (),
+    heads: Sequence[Floats] = (),
 ) -> dict[str, float]:
     """Hierarchical metrics of leaf predictions; an undefined metric is absent.
 
@@ -23,25 +46,34 @@ def tree_metrics(
       absent when there are none.
     * ``agreement_<l>``: share of slides for which level l's own prediction is the ancestor of the
       predicted leaf; only for the levels given.
+    * ``head_against_sum_<l>``, ``head_against_leaf_<l>``: share of slides for which the prediction
+      of level l's own head is not the node with the largest sum of leaf probabilities, or not the
+      ancestor of the predicted leaf; only for the heads given.
 
     Args:
         tree: The label tree.
         y_leaf: True leaves, int [n].
         p_leaf: Leaf probabilities, float [n, leaves].
         p_above: Probabilities per level above the leaves, coarse first, float [n, K_l] each.
+        heads: What the heads of these levels say, which need not be what the run answers.
     """
     y_leaf, p_leaf = checked(y_leaf, p_leaf)
     if not len(y_leaf):
         return {}
     weights = np.ones((1, len(y_leaf)))
-    values = weighted_tree_metrics(tree, y_leaf, p_leaf, p_above, weights)
+    values = weighted_tree_metrics(tree, y_leaf, [*p_above, p_leaf], weights, heads)
     return {name: float(v[0]) for name, v in values.items() if np.isfinite(v[0])}
 
 
 def weighted_tree_metrics(
-    tree: LabelTree, y_leaf: Ints, p_leaf: Floats, p_above: Sequence[Floats], weights: Floats
+    tree: LabelTree,
+    y_leaf: Ints,
+    levels: Sequence[Floats],
+    weights: Floats,
+    heads: Sequence[Floats] = (),
 ) -> dict[str, Floats]:
-    """`tree_metrics` for every row of weights [draws, n]; NaN where undefined."""
+    """`tree_metrics` of all levels for every row of weights [draws, n]; NaN where undefined."""
+    *p_above, p_leaf = levels
     predicted = p_leaf.argmax(axis=1)
     up = tree.ancestors()
     real = _own_nodes(tree)
@@ -65,6 +97,12 @@ def weighted_tree_metrics(
     for level, p in enumerate(p_above):
         agrees = (np.asarray(p).argmax(axis=1) == up[level, predicted]).astype(np.float64)
         values[f"agreement_{level}"] = ratio(weights @ agrees, total)
+    sums = summed(tree, p_leaf) if heads else []
+    for level, (head, total_p) in enumerate(zip(heads, sums, strict=True)):
+        said = np.asarray(head).argmax(axis=1)
+        for name, other in (("sum", total_p.argmax(axis=1)), ("leaf", up[level, predicted])):
+            apart = (said != other).astype(np.float64)
+            values[f"head_against_{name}_{level}"] = ratio(weights @ apart, total)
     return values
 
 

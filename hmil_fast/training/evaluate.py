@@ -1,6 +1,7 @@
 """From predictions to metrics.json and the table that people read."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hmil_fast.training.run_folder import (
     Run,
     open_run,
     read_predictions,
+    stack_heads,
     stack_probabilities,
     write_json,
 )
@@ -66,14 +68,7 @@ def evaluate_cohort(run: Run, cache: FeatureCache, slides: list[Slide]) -> dict[
         )
     known = {slide.slide_id: slide for slide in slides}
     predictions = [
-        Prediction(
-            p.slide_id,
-            known[p.slide_id].patient_id,
-            p.fold,
-            known[p.slide_id].label,
-            p.num_tiles,
-            p.probabilities,
-        )
+        replace(p, patient_id=known[p.slide_id].patient_id, label=known[p.slide_id].label)
         for p in predict_slides(run, cache)
     ]
     return {"model": run.config.model, "pooled": score(run, predictions)}
@@ -88,6 +83,7 @@ def score(run: Run, predictions: list[Prediction], draws: int = 1000) -> dict[st
         [p.patient_id for p in predictions],
         seed=run.config.seed,
         draws=draws,
+        heads=stack_heads(predictions),
     )
 
 
@@ -99,13 +95,21 @@ def table_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     levels = sorted(metrics["pooled"]["levels"], key=int)
     for level in levels:
-        name = "leaf" if level == levels[-1] else f"level {level}" if len(levels) > 2 else "coarse"
         for heading, metric in COLUMNS:
             cells = [_cell(model["levels"][level].get(metric)) for _, model in models]
-            rows.append([f"{name} {heading}", *cells])
+            rows.append([f"{_name(level, levels)} {heading}", *cells])
     cells = [_cell(model["tree"].get("hierarchical_f1")) for _, model in models]
     rows.append(["hierarchical F1", *cells])
+    for level in levels[:-1]:
+        cells = [_cell(model["tree"].get(f"head_against_sum_{level}")) for _, model in models]
+        rows.append([f"{_name(level, levels)} head ≠ sum of leaves", *cells])
     return ["", *(name for name, _ in models)], rows
+
+
+def _name(level: str, levels: list[str]) -> str:
+    if level == levels[-1]:
+        return "leaf"
+    return f"level {level}" if len(levels) > 2 else "coarse"
 
 
 def _cell(cell: dict[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """Predictions of a trained run, for its own test slides and for new ones."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from hmil_fast.bags.packed import FeatureCache, epoch_batches
 from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
+from hmil_fast.metrics import summed
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.training.checkpoint import read_checkpoint, restore
@@ -77,7 +79,11 @@ def _predictions(
 ) -> list[Prediction]:
     """What one forward says of the bags `chosen`."""
     known = {slide.slide_id: slide for slide in run.slides}
-    levels = [level.float().softmax(1).double().cpu().numpy() for level in output.logits]
+    # in double, so that logits can be told from the probabilities again
+    levels = [level.double().softmax(1).cpu().numpy() for level in output.logits]
+    heads: list[NDArray[np.float64]] = []
+    if getattr(run.config, "coarse", "head") == "sum":
+        heads, levels = levels[:-1], [*summed(run.tree, levels[-1]), levels[-1]]
     found = []
     for row, index in enumerate(chosen):
         slide_id = cache.slide_ids[index]
@@ -90,6 +96,7 @@ def _predictions(
                 slide.label if slide else "",
                 int(cache.lengths[index]),
                 tuple(level[row] for level in levels),
+                tuple(level[row] for level in heads),
             )
         )
     return found
@@ -144,6 +151,8 @@ def _mean(predictions: list[Prediction]) -> Prediction:
     first = predictions[0]
     if len(predictions) == 1:
         return first
-    levels = zip(*(p.probabilities for p in predictions), strict=True)
-    mean = tuple(np.mean(level, axis=0) for level in levels)
-    return Prediction(first.slide_id, first.patient_id, -1, first.label, first.num_tiles, mean)
+    levels, heads = (
+        tuple(np.mean(level, axis=0) for level in zip(*several, strict=True))
+        for several in ((p.probabilities for p in predictions), (p.heads for p in predictions))
+    )
+    return replace(first, fold=-1, probabilities=levels, heads=heads)

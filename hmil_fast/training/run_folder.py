@@ -32,6 +32,8 @@ class Prediction:
     Attributes:
         fold: The fold whose model spoke, or -1 for the mean over all folds.
         probabilities: Per level, coarse first, float64 [K_l].
+        heads: Per level above the leaves what its own head says, where the run answers with the
+            sum of the leaves instead.
     """
 
     slide_id: str
@@ -40,6 +42,7 @@ class Prediction:
     label: str
     num_tiles: int
     probabilities: tuple[NDArray[np.float64], ...]
+    heads: tuple[NDArray[np.float64], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,9 @@ def write_predictions(
 ) -> None:
     """Write predictions as CSV: one row a slide, one column a node and level.
 
+    ``p<level>_<node>`` is the run's answer, ``h<level>_<node>`` the opinion of the level's own
+    head where the answer is the sum of the leaves.
+
     Raises:
         UsageError: The file cannot be written.
     """
@@ -187,13 +193,16 @@ def write_predictions(
         except OSError as error:
             raise _cannot_write(to, error) from None
         return
-    nodes = [(l, name) for l, names in enumerate(tree.names) for name in names]
+    predictions = list(predictions)
+    nodes = [f"p{l}_{name}" for l, names in enumerate(tree.names) for name in names]
+    if any(p.heads for p in predictions):
+        nodes += [f"h{l}_{name}" for l, names in enumerate(tree.names[:-1]) for name in names]
     out = csv.writer(to, lineterminator="\n")
     head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
-    out.writerow([*head, *(f"p{l}_{name}" for l, name in nodes)])
+    out.writerow([*head, *nodes])
     for p in predictions:
         said = tree.leaves[int(p.probabilities[-1].argmax())]
-        values = [f"{value:.9g}" for level in p.probabilities for value in level]
+        values = [f"{value:.9g}" for level in (*p.probabilities, *p.heads) for value in level]
         out.writerow([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
 
 
@@ -203,16 +212,20 @@ def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
     Raises:
         UsageError: The file is missing or damaged.
     """
-    ends = np.cumsum([0, *tree.num_classes])
+    ends = [int(end) for end in np.cumsum([0, *tree.num_classes])]
+    with_heads = [*ends, *(ends[-1] + end for end in ends[1:-1])]
     found = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in list(csv.reader(file))[1:]:
                 p = np.array([float(value) for value in row[6:]])
-                if len(p) != ends[-1]:
+                if len(p) not in (ends[-1], with_heads[-1]):
                     raise ValueError(f"slide {row[0]} has {len(p)} probabilities")
-                levels = tuple(p[a:b] for a, b in pairwise(ends))
-                found.append(Prediction(row[0], row[1], int(row[2]), row[3], int(row[5]), levels))
+                parts = [p[a:b] for a, b in pairwise(with_heads) if b <= len(p)]
+                levels, heads = tuple(parts[: tree.num_levels]), tuple(parts[tree.num_levels :])
+                found.append(
+                    Prediction(row[0], row[1], int(row[2]), row[3], int(row[5]), levels, heads)
+                )
     except FileNotFoundError:
         raise UsageError(
             f"there are no predictions {path}: the run is not trained to its end",
@@ -229,6 +242,12 @@ def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
 def stack_probabilities(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
     """Per level the probabilities of all slides, float64 [n, K_l]."""
     return [np.stack(level) for level in zip(*(p.probabilities for p in predictions), strict=True)]
+
+
+def stack_heads(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
+    """Per level above the leaves what its own head says of all slides, float64 [n, K_l]."""
+    said = (p.heads or p.probabilities[:-1] for p in predictions)
+    return [np.stack(level) for level in zip(*said, strict=True)]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import tree_metrics
+from hmil_fast.metrics import summed, tree_metrics
 
 BRACS = LabelTree.from_nested(
     {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}
@@ -71,3 +71,32 @@ def test_agreement_of_the_coarse_head_with_the_predicted_leaf() -> None:
     leaves = np.eye(7)[[0, 1, 3, 6]]  # benign, benign, atypical, malignant
     coarse = np.eye(3)[[0, 1, 1, 0]]
     assert tree_metrics(BRACS, y, leaves, [coarse])["agreement_0"] == pytest.approx(2 / 4)
+
+
+DEEP = LabelTree.from_nested(
+    {"normal": None, "tumour": {"benign": ["b1"], "malignant": ["low", "high"]}}
+)
+
+
+def test_sums_of_leaves_by_name() -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 20)
+    leaf = {name: p[:, DEEP.leaf(name)] for name in DEEP.leaves}
+    first, second = summed(DEEP, p)
+    want = {"normal": leaf["normal"], "tumour": leaf["b1"] + leaf["low"] + leaf["high"]}
+    assert first == pytest.approx(np.stack([want[n] for n in DEEP.names[0]], 1))
+    want = {"normal": leaf["normal"], "benign": leaf["b1"], "malignant": leaf["low"] + leaf["high"]}
+    assert second == pytest.approx(np.stack([want[n] for n in DEEP.names[1]], 1))
+    assert summed(LabelTree.from_nested(["a", "b"]), p[:, :2]) == []
+
+
+def test_a_head_is_held_against_the_sum_and_the_predicted_leaf() -> None:
+    # the leaf is N (benign), the sums say benign 0.4, atypical 0.6, as ADH and FEA have 0.3 each
+    split = [0.4, 0, 0, 0.3, 0.3, 0, 0]
+    plain = [0, 0, 0, 0, 0, 0, 1.0]  # malignant, whoever is asked
+    head = np.eye(3)[[1, 0, 2, 2]]  # right by the sum, by the leaf, by none, by both
+    leaves = np.array([split, split, split, plain])
+    got = tree_metrics(BRACS, np.zeros(4, int), leaves, summed(BRACS, leaves), [head])
+    assert got["head_against_sum_0"] == pytest.approx(2 / 4)
+    assert got["head_against_leaf_0"] == pytest.approx(2 / 4)
+    assert got["agreement_0"] == pytest.approx(1 / 4)
+    assert "head_against_sum_0" not in tree_metrics(BRACS, np.zeros(4, int), leaves)

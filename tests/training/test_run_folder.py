@@ -1,0 +1,53 @@
+"""Predictions as files, with and without the opinion of the coarse heads."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hmil_fast.labels import LabelTree
+from hmil_fast.training.run_folder import (
+    Prediction,
+    read_predictions,
+    stack_heads,
+    write_predictions,
+)
+
+TREE = LabelTree.from_nested({"n": None, "t": {"b": None, "m": ["low", "high"]}})
+
+
+def predictions(heads: bool) -> list[Prediction]:
+    rng = np.random.default_rng(0)
+
+    def levels(n: int) -> tuple[np.ndarray, ...]:
+        return tuple(rng.dirichlet(np.ones(k)) for k in TREE.num_classes[:n])
+
+    return [
+        Prediction(f"s{i}", f"p{i}", 0, TREE.leaves[i], 7, levels(3), levels(2) if heads else ())
+        for i in range(4)
+    ]
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_predictions_and_heads_come_back_as_written(tmp_path: Path, heads: bool) -> None:
+    path = tmp_path / "predictions.csv"
+    wanted = predictions(heads)
+    write_predictions(path, TREE, wanted)
+    for found, want in zip(read_predictions(path, TREE), wanted, strict=True):
+        assert found.slide_id == want.slide_id
+        assert len(found.heads) == (2 if heads else 0)
+        for a, b in zip(
+            (*found.probabilities, *found.heads), (*want.probabilities, *want.heads), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-8)
+    with path.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert ("h1_m" in row) is heads
+    assert float(row["p1_m"]) == pytest.approx(wanted[0].probabilities[1][2])
+    if heads:
+        assert float(row["h1_m"]) == pytest.approx(wanted[0].heads[1][2])
+    stacked = stack_heads(wanted)
+    assert [level.shape for level in stacked] == [(4, 2), (4, 3)]
+    own = wanted[1].heads if heads else wanted[1].probabilities
+    np.testing.assert_array_equal(stacked[1][1], own[1])
