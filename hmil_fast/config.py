@@ -11,8 +11,10 @@ from typing import Any
 
 from hmil_fast.errors import UsageError
 
-MODELS = ("hmil", "mean")
+MODELS = ("hmil", "flat", "abmil", "clam", "dsmil", "mean", "max")
 PRESETS = ("paper", "released")
+CACHES = ("auto", "device", "host", "map", "stream")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class TrainConfig:
         hidden: Width of the instance embedding.
         dropout: Dropout on the gated activations of the attention.
         val_fraction: Share of the training patients kept for validation.
+        balance: "leaf" draws every leaf as often as any other while training, "none" every slide
+            once an epoch.
+        cache: Where features are kept, one of `CACHES`; "auto" takes the first they fit in.
+        precision: Of products, one of `PRECISIONS`; "auto" is bf16 where the hardware has it.
+            Weights, sums and losses are fp32 in any case.
         device: "auto", "cpu" or "cuda[:i]".
     """
 
@@ -52,6 +59,9 @@ class TrainConfig:
     hidden: int = 256
     dropout: float = 0.0
     val_fraction: float = 0.2
+    balance: str = "none"
+    cache: str = "auto"
+    precision: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -60,6 +70,9 @@ class TrainConfig:
             "model": (self.model in MODELS, f"choose one of {', '.join(MODELS)}"),
             "baseline": (self.baseline in ("mean", "none"), "choose mean or none"),
             "preset": (self.preset in PRESETS, f"choose one of {', '.join(PRESETS)}"),
+            "balance": (self.balance in ("none", "leaf"), "choose none or leaf"),
+            "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
+            "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
             "folds": (self.folds >= 2, "give at least 2"),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
