@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from hmil_fast.kernels.bags import check_bags
+from hmil_fast.models.inputs import check_sizes, features
 from hmil_fast.models.output import HmilOutput
+from hmil_fast.models.segments import segments
 
 
 class MeanPool(nn.Module):
@@ -18,27 +19,41 @@ class MeanPool(nn.Module):
 
     def __init__(self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256) -> None:
         super().__init__()
-        if dim < 1 or hidden < 1 or not num_classes or min(num_classes) < 1:
-            raise ValueError(
-                f"dim is {dim}, num_classes {num_classes}, hidden {hidden}; give positive numbers "
-                "and at least one level"
-            )
-        self.dim = dim
+        check_sizes(dim, num_classes, hidden)
         self.first = nn.Linear(dim, hidden)
         self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. The mean of an empty bag is 0."""
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {list(x.shape)}; give [N, {self.dim}]")
-        dtype = self.first.weight.dtype
-        means = [
-            x[start : start + length].mean(0, dtype=dtype)
-            if length
-            else x.new_zeros(self.dim, dtype=dtype)
-            for start, length in check_bags(bags, x.shape[0])
-        ]
-        pooled = torch.stack(means) if means else x.new_zeros(0, self.dim, dtype=dtype)
         with torch.autocast(x.device.type, enabled=False):
-            hidden = torch.relu(self.first(pooled))
-            return HmilOutput(tuple(head(hidden) for head in self.heads), (), (), None)
+            x = features(x, self.first.weight)
+            parts = segments(bags, x.shape[0], x.device)
+            means = parts.sum(x) / parts.length.clamp_min(1)[:, None]
+            return _predict(torch.relu(self.first(means)), self.heads)
+
+
+class MaxPool(nn.Module):
+    """The largest value of every hidden unit over the bag, one head per level.
+
+    h_i = ReLU(W x_i + b); the bag is max_i h_i ("embedding + max" in Ilse et al. 2018). Arguments
+    as for `MeanPool`.
+    """
+
+    def __init__(self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256) -> None:
+        super().__init__()
+        check_sizes(dim, num_classes, hidden)
+        self.first = nn.Linear(dim, hidden)
+        self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
+
+    def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
+        """Predict packed bags; arguments as for `HMIL.forward`. An empty bag has maxima of 0."""
+        parts = segments(bags, x.shape[0], x.device)
+        # ReLU grows with its argument, so of the maxima it is the maxima's
+        largest = parts.max(self.first(features(x, self.first.weight)))
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = torch.relu(largest.to(self.first.weight.dtype))
+            return _predict(torch.where(parts.filled, hidden, 0), self.heads)
+
+
+def _predict(hidden: Tensor, heads: nn.ModuleList) -> HmilOutput:
+    return HmilOutput(tuple(head(hidden) for head in heads), (), (), None)

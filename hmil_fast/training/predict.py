@@ -20,10 +20,14 @@ from hmil_fast.training.run_folder import Prediction, Run
 
 def build_for_run(run: Run) -> nn.Module:
     """The untrained model of a run's settings."""
-    config = run.config
-    options = {"dropout": config.dropout} if config.model == "hmil" else {}
+    config, tree = run.config, run.tree
     return build_model(
-        config.model, run.store["dim"], run.tree.num_classes, hidden=config.hidden, **options
+        config.model,
+        run.store["dim"],
+        tree.num_classes,
+        tree.parents,
+        hidden=config.hidden,
+        dropout=config.dropout,
     )
 
 
