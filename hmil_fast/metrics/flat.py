@@ -12,8 +12,6 @@ from hmil_fast.errors import UsageError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_ECE_BINS = 10
-
 
 def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
     """Metrics of the predictions of one level; a metric the slides leave undefined is absent.
@@ -26,6 +24,8 @@ def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
     * ``qwk``: Cohen's kappa with quadratic weights |i − j|² between class indices; it means
       something only where the classes are in order (a grade). Absent when chance alone leaves no
       disagreement (one class, always predicted).
+    * ``brier``: mean squared distance from the true class's one-hot vector, 0 to 2; ``nll``: mean
+      −log of the true class's probability, cut off at the least float64 as scikit-learn does.
 
     Args:
         y: True classes, int [n], each in 0..K-1.
@@ -58,57 +58,53 @@ def weighted_flat_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floa
     """
     classes = p.shape[1]
     predicted = p.argmax(axis=1)
-    hits = (y == predicted).astype(np.float64)
-    is_true = np.eye(classes)[y]
-    is_predicted = np.eye(classes)[predicted]
     total = weights.sum(axis=1)
-    true = weights @ is_true
-    guessed = weights @ is_predicted
-    both = weights @ (is_true * hits[:, None])
-
-    negatives = total[:, None] - true
-    true_negatives = total[:, None] - true - guessed + both
+    true = weights @ np.eye(classes)[y]
+    guessed = weights @ np.eye(classes)[predicted]
     apart = np.square(np.subtract.outer(np.arange(classes), np.arange(classes))).astype(np.float64)
     observed = weights @ apart[y, predicted]
     expected = ((true @ apart) * guessed).sum(axis=1)
+    of_class = weighted_class_metrics(y, p, weights)
+    squared = np.square(p - np.eye(classes)[y]).sum(axis=1)
+    surprise = -np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(np.float64).eps))
     return {
-        "auc": _defined_mean(np.stack([_auc(y == c, p[:, c], weights) for c in range(classes)], 1)),
-        "accuracy": ratio(weights @ hits, total),
-        "balanced_accuracy": _defined_mean(ratio(both, true)),
-        "macro_f1": _defined_mean(ratio(2 * both, true + guessed)),
-        "specificity": _defined_mean(ratio(true_negatives, negatives)),
+        "auc": _defined_mean(of_class["auc"]),
+        "accuracy": ratio(weights @ (y == predicted).astype(np.float64), total),
+        "balanced_accuracy": _defined_mean(of_class["recall"]),
+        "macro_f1": _defined_mean(of_class["f1"]),
+        "specificity": _defined_mean(of_class["specificity"]),
         "qwk": 1 - ratio(observed * total, expected),
+        "brier": ratio(weights @ squared, total),
+        "nll": ratio(weights @ surprise, total),
     }
 
 
-def calibration_error(y: Ints, p: Floats) -> float | None:
-    """Expected calibration error of the predicted class, 10 equal bins; None for n = 0.
+def weighted_class_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floats]:
+    """Metrics of every class against the rest, for every row of weights.
 
-    No interval goes with it: resampling makes it larger than it is (Guo et al. 2017 for the
-    measure; its bias grows as the bins empty).
-    """
-    y, p = checked(y, p)
-    if not len(y):
-        return None
-    _, mean, accuracy, count = reliability_bins(y, p)
-    return float((np.abs(mean - accuracy) * count).sum() / len(y))
-
-
-def reliability_bins(y: Ints, p: Floats) -> tuple[Floats, Floats, Floats, Ints]:
-    """What a reliability diagram shows: the predicted class's probability against its hits.
+    Args:
+        y: True classes, int [n].
+        p: Probabilities, float [n, K].
+        weights: How often each slide counts, float [draws, n].
 
     Returns:
-        Lower bin edges, mean probability, share of hits (0 in empty bins) and count, each [10].
+        ``auc``, ``recall`` (sensitivity), ``specificity``, ``precision`` and ``f1``, each float
+        [draws, K], NaN where a row leaves it undefined.
     """
-    y, p = checked(y, p)
-    confidence = p.max(axis=1) if len(y) else np.zeros(0)
-    hits = p.argmax(axis=1) == y
-    bins = np.minimum((confidence * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
-    count = np.bincount(bins, minlength=_ECE_BINS)
-    filled = np.maximum(count, 1)
-    mean = np.bincount(bins, weights=confidence, minlength=_ECE_BINS) / filled
-    accuracy = np.bincount(bins, weights=hits, minlength=_ECE_BINS) / filled
-    return np.arange(_ECE_BINS) / _ECE_BINS, mean, accuracy, count.astype(np.int64)
+    classes = p.shape[1]
+    predicted = p.argmax(axis=1)
+    total = weights.sum(axis=1)[:, None]
+    is_true = np.eye(classes)[y]
+    true = weights @ is_true
+    guessed = weights @ np.eye(classes)[predicted]
+    both = weights @ (is_true * (y == predicted)[:, None])
+    return {
+        "auc": np.stack([_auc(y == c, p[:, c], weights) for c in range(classes)], 1),
+        "recall": ratio(both, true),
+        "specificity": ratio(total - true - guessed + both, total - true),
+        "precision": ratio(both, guessed),
+        "f1": ratio(2 * both, true + guessed),
+    }
 
 
 def checked(y: Ints, p: Floats) -> tuple[Ints, Floats]:

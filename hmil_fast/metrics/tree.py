@@ -76,7 +76,7 @@ def weighted_tree_metrics(
     *p_above, p_leaf = levels
     predicted = p_leaf.argmax(axis=1)
     up = tree.ancestors()
-    real = _own_nodes(tree)
+    real = own_nodes(tree)
     shared = ((up[:, y_leaf] == up[:, predicted]) & real[:, y_leaf] & real[:, predicted]).sum(0)
     common = weights @ shared.astype(np.float64)
     precision = ratio(common, weights @ real[:, predicted].sum(0).astype(np.float64))
@@ -106,7 +106,7 @@ def weighted_tree_metrics(
     return values
 
 
-def _own_nodes(tree: LabelTree) -> NDArray[np.bool_]:
+def own_nodes(tree: LabelTree) -> NDArray[np.bool_]:
     """Which of a leaf's nodes [L, leaves] are nodes of the file, not repeats of the one above."""
     up = tree.ancestors()
     real = np.ones(up.shape, dtype=bool)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from hmil_fast.errors import UsageError
-from hmil_fast.metrics import calibration_error, flat_metrics, reliability_bins
-from hmil_fast.metrics.flat import weighted_flat_metrics
+from hmil_fast.metrics import calibration_error, flat_metrics
+from hmil_fast.metrics.flat import weighted_class_metrics, weighted_flat_metrics
 
 
 def sample(n: int, classes: int, seed: int, ties: bool = False) -> tuple[NDArray, NDArray]:
@@ -51,6 +51,10 @@ def test_agrees_with_scikit_learn(seed: int, ties: bool) -> None:
                 [sk.recall_score(y != c, predicted != c) for c in labels if (y != c).any()]
             ),
             "qwk": sk.cohen_kappa_score(y, predicted, labels=labels, weights="quadratic"),
+            "brier": np.mean(
+                [((p[i] - np.eye(len(labels))[c]) ** 2).sum() for i, c in enumerate(y)]
+            ),
+            "nll": got["nll"] if ties else sk.log_loss(y, p, labels=labels),
         }
     assert got == pytest.approx(want, abs=1e-12)
 
@@ -79,6 +83,8 @@ def test_no_slides_have_no_metrics() -> None:
 
 def test_one_slide_and_one_class_leave_auc_and_kappa_undefined() -> None:
     right = flat_metrics(np.array([1]), np.array([[0.2, 0.8]]))
+    assert right.pop("brier") == pytest.approx(2 * 0.2**2)
+    assert right.pop("nll") == pytest.approx(-math.log(0.8))
     # class 1 has no negatives, so no specificity; class 0's negative is not called class 0
     assert right == {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "specificity": 1}
     same = flat_metrics(np.zeros(5, int), np.full((5, 3), 1 / 3))
@@ -110,12 +116,22 @@ def test_classes_and_shapes_are_checked(y: list[int], p: NDArray) -> None:
         flat_metrics(np.array(y), p)
 
 
-def test_calibration_error_by_hand() -> None:
-    p = np.array([[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [1.0, 0.0]])
-    y = np.array([0, 1, 1, 0])
-    # bins: 0.6–0.7 holds slide 2; 0.9–1.0 the others, 2 of 3 right at a mean of 0.9667
-    assert calibration_error(y, p) == pytest.approx((abs(1 - 0.65) + 3 * abs(2 / 3 - 2.9 / 3)) / 4)
-    _, mean, accuracy, count = reliability_bins(y, p)
-    assert count.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 3]
-    assert mean[6] == pytest.approx(0.65)
-    assert accuracy[9] == pytest.approx(2 / 3)
+def test_each_class_against_scikit_learn() -> None:
+    y, p = sample(60, 4, 2)
+    predicted = p.argmax(axis=1)
+    got = {k: v[0] for k, v in weighted_class_metrics(y, p, np.ones((1, 60))).items()}
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(y, predicted)
+    assert got["precision"] == pytest.approx(precision)
+    assert got["recall"] == pytest.approx(recall)
+    assert got["f1"] == pytest.approx(f1)
+    for c in range(4):
+        assert got["specificity"][c] == pytest.approx(sk.recall_score(y != c, predicted != c))
+        assert got["auc"][c] == pytest.approx(sk.roc_auc_score(y == c, p[:, c]))
+
+
+def test_a_class_that_no_slide_has_is_undefined() -> None:
+    got = weighted_class_metrics(np.array([0, 1]), np.eye(3)[[0, 0]], np.ones((1, 2)))
+    for name, values in {"recall": [1, 0, np.nan], "precision": [0.5, np.nan, np.nan]}.items():
+        np.testing.assert_array_equal(got[name][0], values)
+    assert got["specificity"][0].tolist() == [0, 1, 1]
+    assert np.isnan(got["auc"][0, 2])

@@ -79,9 +79,16 @@ def test_values_are_those_of_the_single_metrics_and_lie_in_their_intervals() -> 
     for level in range(2):
         cells = dict(got["levels"][str(level)])
         assert cells.pop("ece")["low"] is None
+        assert cells.pop("ece_adaptive")["low"] is None
         want = flat_metrics(up[level][y], levels[level])
         assert {k: c["value"] for k, c in cells.items()} == pytest.approx(want)
         assert all(c["low"] < c["value"] < c["high"] for c in cells.values())
+        for k, name in enumerate(TREE.names[level]):
+            of_class = got["classes"][str(level)][name]
+            assert of_class["slides"] == (up[level][y] == k).sum()
+            said = levels[level].argmax(1)[up[level][y] != k]
+            assert of_class["specificity"]["value"] == pytest.approx((said != k).mean())
+            assert of_class["recall"]["low"] <= of_class["recall"]["value"]
     want = tree_metrics(TREE, y, levels[-1], levels[:-1])
     assert {k: c["value"] for k, c in got["tree"].items()} == pytest.approx(want)
     assert (got["slides"], got["patients"]) == (70, 35)

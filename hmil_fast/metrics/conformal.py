@@ -1,0 +1,181 @@
+"""Answers that meet an asked risk: the deepest node that is sure enough, and sets of leaves.
+
+Split-conformal prediction (Vovk et al. 2005): scores of held-out slides give a threshold under
+which a new slide's answer contains its true leaf with probability 1 − risk, whatever the model,
+if the new slide and the held-out ones are exchangeable.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.labels import LabelTree
+from hmil_fast.metrics.flat import Floats, Ints
+from hmil_fast.metrics.tree import own_nodes, summed
+
+Bools = NDArray[np.bool_]
+
+
+def threshold(scores: Floats, risk: float) -> float:
+    """The ⌈(n + 1)(1 − risk)⌉-th smallest score: infinite when n is too small for the risk.
+
+    Args:
+        scores: Of held-out slides, float [n]; small where the model is right.
+        risk: Asked share of answers without the true leaf, in (0, 1).
+    """
+    rank = math.ceil((len(scores) + 1) * (1 - risk) - 1e-9)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def slides_needed(risk: float) -> int:
+    """The fewest held-out slides that can promise a risk."""
+    return math.ceil(1 / risk - 1e-9) - 1
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The way from the root to a leaf that takes the likeliest child at every node.
+
+    Attributes:
+        nodes: Node per level, int64 [L, n].
+        masses: Its probability, the sum of the leaves below, float64 [L, n]; falls on the way.
+    """
+
+    nodes: Ints
+    masses: Floats
+
+
+def descend(tree: LabelTree, p_leaf: Floats) -> Descent:
+    """The likeliest way down the tree for leaf probabilities float [n, leaves]."""
+    levels = [*summed(tree, p_leaf), np.asarray(p_leaf, dtype=np.float64)]
+    rows = np.arange(len(levels[0]))
+    nodes = [levels[0].argmax(axis=1)]
+    for level, p in enumerate(levels[1:]):
+        below = np.asarray(tree.parents[level])[None, :] == nodes[-1][:, None]
+        nodes.append(np.where(below, p, -1.0).argmax(axis=1))
+    masses = [p[rows, node] for p, node in zip(levels, nodes, strict=True)]
+    return Descent(np.stack(nodes).astype(np.int64), np.stack(masses))
+
+
+def node_scores(tree: LabelTree, y_leaf: Ints, p_leaf: Floats) -> Floats:
+    """Probability of the first wrong node on the likeliest way down; 0 where all are right.
+
+    An answer that stops above that node is right, and it does if the threshold is no smaller.
+    """
+    way = descend(tree, p_leaf)
+    right = (way.nodes == tree.ancestors()[:, y_leaf]).sum(axis=0)
+    beyond = np.vstack([way.masses, np.zeros(len(y_leaf))])
+    return np.asarray(beyond[right, np.arange(len(y_leaf))])
+
+
+def answer_nodes(tree: LabelTree, p_leaf: Floats, limit: float) -> tuple[Ints, Ints]:
+    """The deepest node on the likeliest way down whose probability exceeds the threshold.
+
+    Returns:
+        Level int64 [n], −1 for the root, and node of that level int64 [n], 0 for the root.
+    """
+    way = descend(tree, p_leaf)
+    level = (way.masses > limit).sum(axis=0) - 1
+    return level, np.where(level < 0, 0, way.nodes[level, np.arange(way.nodes.shape[1])])
+
+
+def node_contains(tree: LabelTree, level: Ints, node: Ints, leaf: Ints) -> Bools:
+    """Whether a leaf lies below a node, or is it, bool [n]; all lie below the root."""
+    above = tree.ancestors()[np.maximum(level, 0), leaf]
+    return np.asarray((level < 0) | (above == node))
+
+
+def node_depth(tree: LabelTree, level: Ints, node: Ints) -> Ints:
+    """Edges from the root to a node, int64 [n]; repeats of a leaf that lies high count once."""
+    up, real = tree.ancestors(), own_nodes(tree)
+    below = np.zeros(len(level), dtype=np.int64)
+    for i, (l, k) in enumerate(zip(level, node, strict=True)):
+        below[i] = np.flatnonzero(up[l] == k)[0] if l >= 0 else 0
+    depth = np.vstack([np.zeros(len(up[0]), dtype=np.int64), real.cumsum(axis=0)])
+    return np.asarray(depth[level + 1, below], dtype=np.int64)
+
+
+def lac_scores(y_leaf: Ints, p_leaf: Floats) -> Floats:
+    """1 − probability of the true leaf (LAC, Sadinle et al. 2019): the smallest sets."""
+    return np.asarray(1 - p_leaf[np.arange(len(y_leaf)), y_leaf])
+
+
+def lac_sets(p_leaf: Floats, limit: float) -> Bools:
+    """Leaves whose 1 − p is within the threshold, and the likeliest, bool [n, leaves]."""
+    return _with_likeliest(1 - p_leaf <= limit, p_leaf)
+
+
+def aps_scores(y_leaf: Ints, p_leaf: Floats) -> Floats:
+    """Sum of all probabilities at least as large as the true leaf's (APS, Romano et al. 2020).
+
+    Without the randomisation of the paper, so that a slide always gets the same set; coverage is
+    then above what was asked rather than equal.
+    """
+    return np.asarray(_cumulative(p_leaf)[np.arange(len(y_leaf)), y_leaf])
+
+
+def aps_sets(p_leaf: Floats, limit: float) -> Bools:
+    """Leaves from the likeliest on while their sum is within the threshold, bool [n, leaves]."""
+    return _with_likeliest(_cumulative(p_leaf) <= limit, p_leaf)
+
+
+def _cumulative(p: Floats) -> Floats:
+    order = np.argsort(-p, axis=1, kind="stable")
+    total = np.zeros_like(p)
+    np.put_along_axis(total, order, np.cumsum(np.take_along_axis(p, order, 1), axis=1), 1)
+    return total
+
+
+def _with_likeliest(chosen: Bools, p: Floats) -> Bools:
+    """No set is empty: that only adds to the coverage, and an empty answer helps nobody."""
+    chosen = chosen.copy()
+    chosen[np.arange(len(p)), p.argmax(axis=1)] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Conformal answers for n slides.
+
+    Attributes:
+        level: Level of the answered node, int64 [n]; −1 for the root.
+        node: Index of the node on its level, int64 [n].
+        lac: Set of leaves, bool [n, leaves].
+        aps: Set of leaves, bool [n, leaves].
+    """
+
+    level: Ints
+    node: Ints
+    lac: Bools
+    aps: Bools
+
+
+def conformal_answers(
+    tree: LabelTree, held_out: tuple[Ints, Floats], p_leaf: Floats, risk: float
+) -> Answers:
+    """Answers for new slides, calibrated on held-out ones of the same model.
+
+    Args:
+        tree: The label tree.
+        held_out: True leaves int [m] and leaf probabilities float [m, leaves].
+        p_leaf: Leaf probabilities of the new slides, float [n, leaves].
+        risk: Asked share of answers without the true leaf, in (0, 1).
+    """
+    y, p = held_out
+    level, node = answer_nodes(tree, p_leaf, threshold(node_scores(tree, y, p), risk))
+    return Answers(
+        level,
+        node,
+        lac_sets(p_leaf, threshold(lac_scores(y, p), risk)),
+        aps_sets(p_leaf, threshold(aps_scores(y, p), risk)),
+    )
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """Answers of several folds, one behind the other."""
+    return Answers(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in Answers.__annotations__)
+    )
