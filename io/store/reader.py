@@ -186,18 +186,32 @@ class AttemptReader:
         for block in range(layout.blocks):
             yield partial(self.read_block, name, block, out[layout.rows(block)])
 
-    def read_block(self, name: str, block: int, out: npt.NDArray[Any]) -> None:
-        """Fill `out` with the rows of one block; every checksum is verified."""
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows from `start` to before `stop`; the chunks that they lie in are read and verified."""
+        layout = self.layout(name)
+        first = start // layout.chunk * layout.chunk
+        last = min(math.ceil(stop / layout.chunk) * layout.chunk, layout.shape[0])
+        out = np.empty((last - first, *layout.shape[1:]), layout.dtype)
+        for block in range(first // layout.block, math.ceil(last / layout.block)):
+            rows = layout.rows(block)
+            lo, hi = max(first, rows.start), min(last, rows.stop)
+            self.read_block(name, block, out[lo - first : hi - first], lo - rows.start)
+        return out[start - first : stop - first]
+
+    def read_block(self, name: str, block: int, out: npt.NDArray[Any], skip: int = 0) -> None:
+        """Fill `out` with rows of one block, past `skip` (whole chunks); checksums are verified."""
         layout = self.layout(name)
         if not layout.plain:
-            out[...] = self._by_zarr(name, layout.rows(block))
+            start = block * layout.block + skip
+            out[...] = self._by_zarr(name, slice(start, start + len(out)))
             return
         key = f"{name}/{layout.key(block)}"
         flat = out.view(np.uint8).reshape(len(out), layout.row_bytes)
+        chunks = slice(skip // layout.chunk, math.ceil((skip + len(out)) / layout.chunk))
         try:
             with disk.open_read(self.folder / key) as (fd, size):
-                where = _chunk_offsets(fd, size, layout, math.ceil(len(out) / layout.chunk))
-                _read_chunks(fd, where, layout, flat)
+                where = _chunk_offsets(fd, size, layout, chunks.stop)
+                _read_chunks(fd, where, chunks, layout, flat)
         except OSError as error:
             raise self.damaged(f"{key}: {error.strerror}") from error
         except EOFError as error:
@@ -246,13 +260,17 @@ def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.ND
 
 
 def _read_chunks(
-    fd: int, where: npt.NDArray[np.int64], layout: ArrayLayout, out: npt.NDArray[np.uint8]
+    fd: int,
+    where: npt.NDArray[np.int64],
+    chunks: slice,
+    layout: ArrayLayout,
+    out: npt.NDArray[np.uint8],
 ) -> None:
     """Fill `out` (rows, bytes) chunk by chunk, so that checksums are taken from a warm cache."""
     stored = np.empty(CRC_BYTES, np.uint8)
-    for i, offset in enumerate(where.tolist()):
+    for i, offset in enumerate(where[chunks].tolist()):
         part = out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1)
         padding = np.empty(layout.chunk * layout.row_bytes - part.size, np.uint8)
         disk.read_into(fd, offset, [part, padding, stored])
         if google_crc32c.extend(google_crc32c.value(part), padding) != int(stored.view("<u4")[0]):
-            raise ValueError(f"the checksum of chunk {i} is wrong")
+            raise ValueError(f"the checksum of chunk {chunks.start + i} is wrong")

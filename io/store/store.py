@@ -142,6 +142,33 @@ class FeatureStore:
             return None
         return reader.read(f"files/{name}").tobytes()
 
+    def read_rows(self, slide_id: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Features of the tiles from `start` to before `stop`, [n, D], in a new array.
+
+        Whole chunks of the file are read and their checksums verified: bounds that are multiples
+        of `chunk_rows` waste nothing.
+
+        Raises:
+            StoreError: not in the store, damaged, or it has no such tiles.
+        """
+        reader = self._features(slide_id)
+        if not 0 <= start <= stop <= reader.record.num_tiles:
+            raise StoreError(
+                f"slide {slide_id!r} has {reader.record.num_tiles} tiles, not {start} to {stop}",
+                "Give 0 ≤ start ≤ stop ≤ the number of tiles.",
+            )
+        return reader.read_rows("features", start, stop)
+
+    def chunk_rows(self, slide_id: str) -> int:
+        """Tiles in a chunk of the slide's features, the least that is read."""
+        return self._features(slide_id).features_layout().chunk
+
+    def _features(self, slide_id: str) -> AttemptReader:
+        reader = self._reader(slide_id)
+        if reader.features_layout().dtype != self.spec.stored_dtype:
+            raise reader.damaged(f"features are {reader.features_layout().dtype}")
+        return reader
+
     def read_packed(
         self,
         slide_ids: Sequence[str],
@@ -161,10 +188,7 @@ class FeatureStore:
         Raises:
             StoreError: a slide is missing or damaged, or `out` does not fit.
         """
-        readers = [self._reader(slide_id) for slide_id in slide_ids]
-        for reader in readers:
-            if reader.features_layout().dtype != self.spec.stored_dtype:
-                raise reader.damaged(f"features are {reader.features_layout().dtype}")
+        readers = [self._features(slide_id) for slide_id in slide_ids]
         lengths = np.array([reader.record.num_tiles for reader in readers], np.int64)
         bags = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
         total = int(lengths.sum())

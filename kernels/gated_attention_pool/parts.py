@@ -1,6 +1,7 @@
 """One bag pooled in parts that are never in memory together: chunks of a file, shards of ranks."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +12,16 @@ from hmil_fast.kernels.gather import gather
 Pooled = tuple[Tensor, Tensor, Tensor]
 
 
+class Chunks(Protocol):
+    """A list of tensors, or what reads one when it is asked for it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int, /) -> Tensor: ...
+
+
 def pool_in_parts(
-    chunks: Sequence[Tensor],
+    chunks: Chunks,
     pool: Callable[..., Pooled],
     operands: Sequence[Tensor],
     *,

@@ -210,6 +210,7 @@ def test_other_layouts_are_read_by_zarr(
     again = open_store(store.path)
     np.testing.assert_array_equal(again.features("s"), features)
     np.testing.assert_array_equal(again.read_packed(["sound", "s"])[0][N:], features)
+    np.testing.assert_array_equal(again.read_rows("s", 500, 1030), features[500:1030])
 
 
 def lie_shape(meta: dict) -> None:

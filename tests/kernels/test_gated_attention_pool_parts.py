@@ -69,14 +69,14 @@ def test_a_bag_of_nothing_has_no_gradient() -> None:
 
 
 def test_every_chunk_is_read_once_for_each_pass() -> None:
-    class Chunks(Sequence[Tensor]):
+    class Chunks:
         def __init__(self) -> None:
             self.read: list[int] = []
 
         def __len__(self) -> int:
             return 3
 
-        def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]
+        def __getitem__(self, k: int) -> Tensor:
             self.read.append(k)
             return x[100 * k : 100 * (k + 1)]
 
