@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.bags import as_bags, check_bags
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
 from hmil_fast.models.output import HmilOutput
 
@@ -80,7 +80,8 @@ class HMIL(nn.Module):
         """Predict packed bags.
 
         Args:
-            x: [N, D] features. The first layer runs on every row, so pass the batch, not a cache.
+            x: [N, D] features of any float dtype. On a GPU the first layer runs on every row: pass
+                the batch, not a cache.
             bags: int64 [B, 2], (start, length) of each bag in x; keep it on the CPU.
             targets: Not used; for models that are told the labels while training.
 
@@ -91,16 +92,16 @@ class HMIL(nn.Module):
         Raises:
             ValueError: x is no [N, D] matrix, or a bag leaves it.
         """
-        spans = check_bags(bags, self._check(x).shape[0])
-        r = F.relu(self.reduce(_cast(x, self.reduce.weight)), inplace=True)  # [N, hidden]
+        bags = as_bags(bags)
+        with torch.autocast(self._check(x).device.type, enabled=False):
+            weights, maps = self._fold()
+        dropout = self.dropout if self.training else 0.0
+        reduce = (self.reduce.weight, self.reduce.bias)
+        pooled, lse, scores = gated_attention_pool(
+            x, *weights, bags, reduce=reduce, dropout=dropout
+        )
+        filled = (bags[:, 1] > 0).to(x.device, non_blocking=True)[:, None, None]
         with torch.autocast(x.device.type, enabled=False):
-            (V, bv, U, bu, Wc, bc), maps = self._fold()
-            dropout = self.dropout if self.training else 0.0
-            pooled, lse, scores = gated_attention_pool(
-                r, V, bv, U, bu, Wc, bc, bags, dropout=dropout
-            )
-            filled = torch.tensor([length > 0 for _, length in spans])
-            filled = filled.to(x.device, non_blocking=True)[:, None, None]
             sizes = list(self.num_classes)
             means = [
                 torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c

@@ -5,7 +5,7 @@ tests/kernels/test_aot.py checks every entry ahead of time, without a GPU. That 
 arithmetic chose the shapes; no hardware has tuned them.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton.language as tl
@@ -65,18 +65,6 @@ class Config(NamedTuple):
     APPROX: bool
     num_warps: int
     num_stages: int
-
-    def constants(self) -> dict[str, Any]:
-        """The constexpr arguments."""
-        return {k: v for k, v in self._asdict().items() if not k.startswith("num_")}
-
-    def options(self) -> dict[str, Any]:
-        """The launch options; without the last Triton 3.9 warns and 3.10 is slower."""
-        return {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
-        }
 
 
 def configuration(

@@ -8,7 +8,7 @@ from hmil_fast.kernels.dispatch import interpreted
 from hmil_fast.kernels.gated_attention_pool.configs import Config, Pass, configuration
 from hmil_fast.kernels.gated_attention_pool.fused_backward import Saved, launch_backward
 from hmil_fast.kernels.gated_attention_pool.fused_forward import launch_forward
-from hmil_fast.kernels.gated_attention_pool.tiles import cut
+from hmil_fast.kernels.tiles import cut
 
 
 def forward(x: Tensor, weights: list[Tensor], spans: Spans) -> tuple[Tensor, Tensor, Tensor]:

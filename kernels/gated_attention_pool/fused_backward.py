@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hmil_fast.kernels.gated_attention_pool.configs import Config
 from hmil_fast.kernels.gated_attention_pool.gates import gates
-from hmil_fast.kernels.gated_attention_pool.tiles import Tiles
+from hmil_fast.kernels.launch import constants, options
+from hmil_fast.kernels.tiles import Tiles
 
 
 @triton.jit
@@ -114,7 +115,7 @@ def launch_backward(
             tile_backward[(count,)](
                 x, W, b, Wc, chunk.table, saved.logits, saved.lse, saved.d_pooled, shift,
                 saved.d_logits, d_gates, d_rows, part_b, part_Wc, part_bc, dim, hidden, classes,
-                need_x, **config.constants(), **config.options(),
+                need_x, **constants(config), **options(config),
             )  # fmt: skip
         grad = d_gates[: chunk.rows]
         dW += _product(grad.T, x[chunk.where].to(dtype), b.dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hmil_fast.kernels.gated_attention_pool.configs import Config
 from hmil_fast.kernels.gated_attention_pool.gates import gates
-from hmil_fast.kernels.gated_attention_pool.tiles import Tiles
+from hmil_fast.kernels.launch import constants, options
+from hmil_fast.kernels.tiles import Tiles
 
 _COMBINED_TILES = 64
 _COMBINED_COLUMNS = 32
@@ -98,8 +99,8 @@ def combine_tiles(
 
 def combine_constants(dtype: tl.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constexpr arguments and launch options of `combine_tiles` for sums in `dtype`."""
-    constants = {"TILES": _COMBINED_TILES, "BLOCK_D": _COMBINED_COLUMNS, "SUM": dtype}
-    return constants, {"num_warps": 4, "enable_fp_fusion": True}
+    fixed = {"TILES": _COMBINED_TILES, "BLOCK_D": _COMBINED_COLUMNS, "SUM": dtype}
+    return fixed, {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def launch_forward(
@@ -120,13 +121,13 @@ def launch_forward(
         if count:
             tile_forward[(count,)](
                 x, W, b, Wc, bc, tiles.table, logits, tile_max, tile_sum, tile_pooled,
-                dim, hidden, classes, **config.constants(), **config.options(),
+                dim, hidden, classes, **constants(config), **options(config),
             )  # fmt: skip
         if pooled.numel():
-            constants, options = combine_constants(config.SUM)
+            fixed, launch = combine_constants(config.SUM)
             grid = (bags, classes, triton.cdiv(dim, _COMBINED_COLUMNS))
             combine_tiles[grid](
                 tile_max, tile_sum, tile_pooled, tiles.bags, pooled, lse, dim, classes,
-                **constants, **options,
+                **fixed, **launch,
             )  # fmt: skip
     return pooled, lse, logits

@@ -8,7 +8,7 @@ from torch import Tensor
 from hmil_fast.kernels.bags import Spans, check_bags
 from hmil_fast.kernels.dispatch import choose, interpreted
 from hmil_fast.kernels.gated_attention_pool import streaming
-from hmil_fast.kernels.gated_attention_pool.tiles import overlap
+from hmil_fast.kernels.tiles import overlap
 
 MAX_CLASSES = 32  # more would not fit the registers of the fused kernels
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hmil_fast.kernels.bags import as_bags
 from hmil_fast.kernels.hierarchy_alignment.op import alignment
 
 __all__ = ["hierarchy_alignment"]
@@ -32,7 +33,8 @@ def hierarchy_alignment(
         fine_logits: [N, Cf].
         fine_lse: [B, Cf].
         parent: int64 [Cf], the coarse class of each fine class.
-        bags: int64 [B, 2], (start, length) of each bag; keep it on the CPU.
+        bags: int64 [B, 2], (start, length) of each bag, or their bounds [B + 1]; keep it on the
+            CPU.
         average: Mean over the children instead of the sum. Only then can uniform attention reach 0
             when children counts differ.
 
@@ -44,6 +46,7 @@ def hierarchy_alignment(
     Raises:
         ValueError: Operands that do not fit together, or a bag outside the rows.
     """
+    bags = as_bags(bags)
     operands = {
         "coarse_logits": coarse_logits,
         "coarse_lse": coarse_lse,

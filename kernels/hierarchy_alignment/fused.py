@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hmil_fast.kernels.bags import Spans
-from hmil_fast.kernels.gated_attention_pool.tiles import Tiles, cut
+from hmil_fast.kernels.tiles import Tiles, cut
 
 Level = tuple[Tensor, Tensor]  # logits [N, C], lse [B, C]
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from hmil_fast.kernels.bags import Spans, check_bags
 from hmil_fast.kernels.dispatch import choose, interpreted
-from hmil_fast.kernels.gated_attention_pool.tiles import overlap
 from hmil_fast.kernels.hierarchy_alignment.streaming import (
     alignment_streaming,
     alignment_streaming_backward,
 )
+from hmil_fast.kernels.tiles import overlap
 
 _MAX_CLASSES = 32  # of a level; more would not fit the registers of the fused kernels
 

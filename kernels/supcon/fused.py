@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hmil_fast.kernels.dispatch import interpreted
+from hmil_fast.kernels.launch import constants, options
 
 _PROGRAMS = 2  # per multiprocessor; fewer leave some idle
 _MAX_SHARES = 8  # each holds a partial gradient [R, D]
@@ -28,18 +29,6 @@ class Config(NamedTuple):
     PRECISION: str
     num_warps: int
     num_stages: int
-
-    def constants(self) -> dict[str, Any]:
-        """The constexpr arguments that both kernels share."""
-        return {k: v for k, v in self._asdict().items() if not k.startswith("num_")}
-
-    def options(self) -> dict[str, Any]:
-        """The launch options; without the last Triton 3.9 warns and 3.10 is slower."""
-        return {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
-        }
 
 
 # none spills a register on sm_80 to sm_120; "ieee" is for the interpreter
@@ -134,7 +123,7 @@ def lse_fused(z: Tensor, temperature: float) -> Tensor:
     with torch.cuda.device_of(z):
         lse_kernel[(triton.cdiv(rows, config.ROWS), shares)](
             z, partial, math.log2(math.e) / temperature, rows, dim, share,
-            SUM=_sum(z), **config.constants(), **config.options(),
+            SUM=_sum(z), **constants(config), **options(config),
         )  # fmt: skip
     return torch.logsumexp(partial.mul_(math.log(2)), 0)
 
@@ -152,7 +141,7 @@ def lse_fused_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: float)
         backward_kernel[(triton.cdiv(rows, config.ROWS), shares, triton.cdiv(dim, block_d))](
             z, lse * math.log2(math.e), grad.contiguous(), partial,
             math.log2(math.e) / temperature, rows, dim, share,
-            BLOCK_D=block_d, SUM=_sum(z), **config.constants(), **config.options(),
+            BLOCK_D=block_d, SUM=_sum(z), **constants(config), **options(config),
         )  # fmt: skip
     return partial.sum(0).div_(temperature)
 

@@ -125,7 +125,7 @@ def test_frozen_and_strided_features_in_bags_end_to_end(dtype: torch.dtype) -> N
 
 
 def test_several_chunks_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmil_fast.kernels.gated_attention_pool.tiles._CHUNK", 150)
+    monkeypatch.setattr("hmil_fast.kernels.tiles._CHUNK", 150)
     for bags, rows in (_packed([3, 200, 0, 170, 90]), (torch.tensor([[0, 400], [400, 63]]), 463)):
         _compare([t.requires_grad_() for t in _operands(rows, 3, torch.float32)], bags)
 

@@ -17,6 +17,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
+from hmil_fast.kernels import launch  # noqa: E402
 from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa: E402
 
 COUNTS = Path(__file__).parent / "aot_counts.json"
@@ -57,7 +58,7 @@ def _compile(job: Job) -> Usage:
         kind, DTYPES[precision], classes, arch, interpreted=False, exact=precision == "tf32x3"
     )
     kernel: Any = getattr(fused_forward if kind == "forward" else fused_backward, f"tile_{kind}")
-    constants = config.constants()
+    constants = launch.constants(config)
     if kind == "backward":
         constants["NEED_X"] = name == "backward"
     width = precision if precision in ("bf16", "fp16") else "fp32"
@@ -65,7 +66,7 @@ def _compile(job: Job) -> Usage:
     types |= {"x": f"*{width}!", "W": f"*{width}!", "table": "*i64!"}
     if kind == "backward":
         types |= dict.fromkeys(("d_gates", "d_x"), "*bf16!" if width == "bf16" else "*fp32!")
-    return compile_ahead(kernel, types, constants, config.options(), arch)
+    return compile_ahead(kernel, types, constants, launch.options(config), arch)
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,65 @@ def test_gradients_equal_autograd_of_the_reference(
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("keep", [0, 1 << 30], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen x", "x with gradient"])
+def test_reduced_rows_equal_the_layer_before(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, keep: int
+) -> None:
+    monkeypatch.setattr(streaming, "_KEEP_BYTES", keep)
+    generator = torch.Generator().manual_seed(2)
+    x, W1, b1 = (
+        torch.randn(s, generator=generator, dtype=torch.float64) for s in [(70, 7), (D, 7), (D,)]
+    )
+    operands = [x, W1, b1, *_operands()[1:]]
+    trained = [t.requires_grad_() for t in operands[frozen:]]
+    results = []
+    for form in ("reduced", "layer before"):
+        if form == "reduced":
+            out = gated_attention_pool(x, *operands[3:], _bags(MIXED), reduce=(W1, b1))
+        else:
+            rows = torch.relu(x @ W1.T + b1)
+            out = pool_reference(rows, operands[3:], check_bags(_bags(MIXED), 70))
+        loss = out[0].sin().sum() + out[1][torch.tensor(MIXED)[:, 1] > 0].sum() + out[2].sin().sum()
+        results.append([*out, *torch.autograd.grad(loss, trained)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_bounds_and_int32_say_the_same_as_pairs() -> None:
+    operands = _operands()
+    pairs = gated_attention_pool(*operands, _bags([[0, 3], [3, 0], [3, 67]]))
+    for bags in (
+        torch.tensor([0, 3, 3, 70]),
+        torch.tensor([0, 3, 3, 70], dtype=torch.int32),
+        torch.tensor([[0, 3], [3, 0], [3, 67]], dtype=torch.int32),
+    ):
+        assert all(map(torch.equal, gated_attention_pool(*operands, bags), pairs))
+
+
+def test_products_in_bfloat16_stay_within_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that multiplies bfloat16; x, as from the cache, in float16."""
+    monkeypatch.setattr(streaming, "computes_in_bf16", lambda device: True)
+    x, *weights = _operands(dtype=torch.float32)
+    weights = [0.3 * t for t in weights]
+    reduce = (0.3 * torch.randn(D, D), torch.randn(D))
+    trained = [t.requires_grad_() for t in (*reduce, *weights)]
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = gated_attention_pool(x.half(), *weights, _bags(MIXED), reduce=reduce)
+        assert all(t.dtype == torch.float32 for t in out)
+        loss = out[0].square().sum() + out[2].square().sum()
+        results.append([*out, *torch.autograd.grad(loss, trained)])
+    full = torch.tensor(MIXED)[:, 1] > 0
+    assert not torch.equal(results[0][0], results[1][0])
+    for exact, rough in zip(*results, strict=True):
+        if len(exact) == len(full):
+            exact, rough = exact[full], rough[full]
+        error = (exact - rough).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error < 0.02
+
+
 def test_gradcheck_with_respect_to_everything() -> None:
     operands = [t.requires_grad_() for t in _operands(20)]
     bags = _bags([[0, 1], [3, 17], [2, 0]])
@@ -310,12 +369,15 @@ def test_any_run_of_short_and_long_bags_equals_the_reference(lengths: list[int])
         ("bu", torch.zeros(H + 1), r"bu has shape \[11\].*give bu the shape \[10\]"),
         ("Wc", torch.zeros(C, H - 1), r"Wc has shape \[3, 9\]"),
         ("bc", torch.zeros(C, dtype=torch.int64), r"bc is torch.int64; cast it"),
-        ("bags", torch.zeros(3, 2, dtype=torch.int32), r"bags must be int64 \[B, 2\]"),
-        ("bags", torch.zeros(3, dtype=torch.int64), r"bags must be int64 \[B, 2\]"),
+        ("bags", torch.zeros(3, 2), r"bags is torch.float32 \[3, 2\]; give int64 \[B, 2\]"),
+        ("bags", torch.zeros(3, 3, dtype=torch.int64), r"bags is torch.int64 \[3, 3\]"),
+        ("bags", torch.tensor(3), r"bags is torch.int64 \[\]; give"),
+        ("bags", torch.tensor([0, 5, 3]), r"bags\[1\] = \(5, -2\)"),
         ("bags", torch.tensor([[0, 5], [66, 5]]), r"bags\[1\] = \(66, 5\) leaves the 70 rows"),
         ("bags", torch.tensor([[-1, 5]]), r"bags\[0\] = \(-1, 5\)"),
         ("bags", torch.tensor([[5, -1]]), r"bags\[0\] = \(5, -1\)"),
         ("dropout", 1.0, r"dropout is 1.0; give a probability"),
+        ("reduce", (torch.zeros(D, D + 1), torch.zeros(D)), r"W1 has shape \[12, 13\], but x is"),
     ],
 )
 def test_bad_arguments_are_named(name: str, bad: Tensor | float, said: str) -> None:

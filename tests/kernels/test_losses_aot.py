@@ -6,6 +6,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton.language as tl
 
+from hmil_fast.kernels import launch
 from hmil_fast.kernels.hierarchy_alignment import fused as alignment
 from hmil_fast.kernels.supcon import fused as supcon
 from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead
@@ -25,10 +26,12 @@ def test_supcon(direction: str, precision: str, arch: int) -> None:
     forward = direction == "lse"
     kernel = supcon.lse_kernel if forward else supcon.backward_kernel
     config = (supcon.LSE if forward else supcon.BACKWARD)[precision]
-    constants = config.constants() | {"SUM": tl.float32} | ({} if forward else {"BLOCK_D": 256})
+    constants = (
+        launch.constants(config) | {"SUM": tl.float32} | ({} if forward else {"BLOCK_D": 256})
+    )
     types = {name: FLOATS for name in kernel.arg_names if name not in constants}
     types |= {"scale": "fp32", "R": "i32", "D": "i32!", "SHARE": "i32!"}
-    usage = compile_ahead(kernel, types, constants, config.options(), arch)
+    usage = compile_ahead(kernel, types, constants, launch.options(config), arch)
     _check(usage, arch)
     assert usage.matrix
     if precision == "tf32" and arch in (90, 100):
