@@ -61,7 +61,8 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
         reduce: W1 [D, D'] and b1 [D]: x is [N, D'], and ReLU(W1 x + b1) takes its place in the
             formula, multiplied in the dtype of the autocast if there is one, else of W1. On a CPU
             it exists tile by tile only, so that no temporary grows with N.
-        dropout: Probability of dropping an entry of tanh(·) ⊙ σ(·); the others are scaled up.
+        dropout: Probability of dropping an entry of tanh(·) ⊙ σ(·); the others are scaled up. The
+            Triton kernels do not drop: torch serves then.
 
     Returns:
         pooled [B, C, D], lse [B, C] (log Σ exp s per bag), logits s [N, C]. The attention of
@@ -80,18 +81,20 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
     dtype = torch.float64 if double else torch.float32
     products = _products(x, reduce)
     # beside the op in eager mode: it may keep the gates for the backward pass
-    streamed = not torch.compiler.is_compiling() and choose(x.device).name == "reference"
+    fused = choose(x.device).name == "fused"
+    streamed = not torch.compiler.is_compiling() and (dropout > 0 or not fused)
     # the sums stay in float32 under autocast too
     with torch.autocast(x.device.type, enabled=False):
-        if reduce is not None and (dropout or not streamed or x.is_cuda):
+        if reduce is not None and (not streamed or x.is_cuda):
             x = torch.relu(F.linear(x.to(products), *(t.to(products) for t in reduce)))
             reduce = None
         weights = [t.to(dtype) for t in (V, bv, U, bu, Wc, bc)]
-        if dropout:
-            return pool_reference(x.to(dtype), weights, check_bags(bags, x.shape[0]), dropout)
         if streamed:
             first = None if reduce is None else (reduce[0].to(dtype), reduce[1].to(dtype))
-            return pool_streaming(x, weights, check_bags(bags, x.shape[0]), first, products)
+            spans = check_bags(bags, x.shape[0])
+            return pool_streaming(x, weights, spans, first, products, dropout)
+        if dropout:  # beside torch.compile
+            return pool_reference(x.to(dtype), weights, check_bags(bags, x.shape[0]), dropout)
         V, bv, U, bu, Wc, bc = weights
         pooled, lse, logits = pool(x, torch.stack([V, U]), torch.stack([bv, bu]), Wc, bc, bags)
         return pooled, lse, logits

@@ -30,6 +30,7 @@ def pool_streaming(
     spans: Spans,
     reduce: tuple[Tensor, Tensor] | None = None,
     products: torch.dtype | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`gated_attention_pool` for weights [V, bv, U, bu, Wc, bc] in the dtype of the sums.
 
@@ -39,6 +40,7 @@ def pool_streaming(
         spans: The bags.
         reduce: W1 [D, D'] and b1 [D], in the dtype of the sums; without, D' is D.
         products: The dtype of products with rows; that of x by default.
+        dropout: Of the gates. What is dropped is drawn again in the backward pass, not kept.
     """
     V, bv, U, bu, Wc, bc = weights
     W, b = torch.stack([V, U]), torch.stack([bv, bu])
@@ -48,7 +50,8 @@ def pool_streaming(
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     wide = b.numel() + (0 if b1 is None else b1.numel())
     keep = training and rows * wide * b.element_size() <= _KEEP_BYTES
-    pooled, lse, logits = _Pool.apply(*inputs, spans, keep, products or x.dtype)
+    seed = int(torch.randint(2**62, ())) if dropout else 0
+    pooled, lse, logits = _Pool.apply(*inputs, spans, keep, products or x.dtype, (dropout, seed))
     return pooled, lse, logits
 
 
@@ -74,7 +77,8 @@ def pool_streaming_backward(
     needs = _Operands(need_x, False, False, *[True] * 4)
     groups = grouped(spans, _TILE, x.device)
     layers = _Layers(operands, x.dtype)
-    found = _gradients(operands, results, layers, groups, (needs, _Kept()), grads)
+    saved = _Saved(*results, needs)
+    found = _gradients(operands, saved, layers, groups, grads)
     return (found[0], *found[3:])
 
 
@@ -93,11 +97,33 @@ class _Operands(NamedTuple):
     bc: Any
 
 
-class _Kept(NamedTuple):
-    """What the forward pass keeps of all rows: reduced [rows, D], gates [2, rows, H]."""
+class _Saved(NamedTuple):
+    """What the backward pass finds: results, whose gradients are wanted, and what was kept.
 
+    Kept may be, of the rows of all bags, the reduced [rows, D] and the gates [2, rows, H].
+    """
+
+    pooled: Tensor
+    lse: Tensor
+    logits: Tensor
+    needs: _Operands
     rows: Tensor | None = None
     gates: Tensor | None = None
+
+
+class _Dropout:
+    """Masks for tiles, one after the other; the same ones for the same seed."""
+
+    def __init__(self, share: float, seed: int, device: torch.device) -> None:
+        self.share = share
+        self._generator = torch.Generator(device).manual_seed(seed) if share else None
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """What the entries of a tile are multiplied with; None if nothing is dropped."""
+        if self._generator is None:
+            return None
+        keep = 1 - self.share
+        return torch.empty_like(like).bernoulli_(keep, generator=self._generator).div_(keep)
 
 
 class _Layers:
@@ -151,7 +177,7 @@ class _Layers:
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        o, (spans, keep, products) = _Operands(*inputs[:7]), inputs[7:]
+        o, (spans, keep, products, dropped) = _Operands(*inputs[:7]), inputs[7:]
         layers = _Layers(o, products)
         classes, hidden = o.Wc.shape
         dim = o.W.shape[2]
@@ -164,6 +190,7 @@ class _Pool(torch.autograd.Function):
         if keep and o.W1 is not None:
             reduced = o.W.new_empty(kept_rows, dim, dtype=layers.products)
         product = o.W.new_empty(_TILE, hidden)
+        dropout = _Dropout(*dropped, o.x.device)
         done = 0
         groups = grouped(spans, _TILE, o.x.device)
         for group in groups:
@@ -176,10 +203,13 @@ class _Pool(torch.autograd.Function):
                 t, s = layers.gates(h, gates[:, done : done + n])
                 done += n if keep else 0
                 g = torch.mul(t, s, out=product[:n])
+                mask = dropout.mask(g)
+                if mask is not None:
+                    g.mul_(mask)
                 scores = torch.addmm(o.bc, g, o.Wc.T, out=logits[tile])
                 state.add(group.pad(scores, -torch.inf), group.pad(h.to(o.W.dtype)))
             pooled[group.bags], lse[group.bags] = state.result()
-        ctx.groups, ctx.products = groups, products
+        ctx.groups, ctx.products, ctx.dropped = groups, products, dropped
         ctx.save_for_backward(*o, pooled, lse, logits, reduced, gates if keep else None)
         return pooled, lse, logits
 
@@ -192,13 +222,13 @@ class _Pool(torch.autograd.Function):
         with torch.autocast(grads[0].device.type, enabled=False):
             found = _gradients(
                 o,
-                list(saved[7:10]),
+                _Saved(*saved[7:10], _Operands(*ctx.needs_input_grad[:7]), *saved[10:]),
                 _Layers(o, ctx.products),
                 ctx.groups,
-                (_Operands(*ctx.needs_input_grad[:7]), _Kept(*saved[10:])),
                 list(grads),
+                ctx.dropped,
             )
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)
 
 
 class _State:
@@ -225,15 +255,15 @@ class _State:
 
 def _gradients(
     o: _Operands,
-    results: list[Tensor],
+    saved: _Saved,
     layers: _Layers,
     groups: list[Group],
-    needed: tuple[_Operands, _Kept],
     grads: list[Tensor],
+    dropped: tuple[float, int] = (0.0, 0),
 ) -> _Operands:
-    needs, kept = needed
-    pooled, lse, logits = results
+    pooled, lse, logits, needs, *_ = saved
     d_pooled, d_lse, d_logits = grads
+    dropout = _Dropout(*dropped, o.x.device)
     hidden = o.Wc.shape[1]
     need_rows = needs.x or needs.W1 or needs.b1
     dx = o.W.new_zeros(o.x.shape) if needs.x else None
@@ -248,16 +278,19 @@ def _gradients(
             n = tile.stop - tile.start
             mine = slice(done, done + n)
             done += n
-            h = layers.rows(tile) if kept.rows is None else kept.rows[mine]
+            h = layers.rows(tile) if saved.rows is None else saved.rows[mine]
             scores = group.pad(logits[tile], -torch.inf)
             p = torch.exp(scores - lse[group.bags, None])  # [bags, longest, C], 0 on padding
             d_p = torch.bmm(group.pad(h.to(o.W.dtype)), d_pooled[group.bags].mT)
             d_p.add_(shift[group.bags, None]).mul_(p)
             ds = group.unpad(d_p) + d_logits[tile]
             d_logits[tile] = 0  # once for a row that lies in two bags
-            t, s = layers.gates(h, gates[:, :n]) if kept.gates is None else kept.gates[:, mine]
+            t, s = layers.gates(h, gates[:, :n]) if saved.gates is None else saved.gates[:, mine]
             g = torch.mul(t, s, out=g_buffer[:n])
             dg = torch.mm(ds, o.Wc, out=dg_buffer[:n])
+            mask = dropout.mask(g)
+            if mask is not None:
+                dg.mul_(mask)
             # (1 − t²) s = s − g t and t s (1 − s) = g − g s
             dt, du = d_gates[:, :n]
             torch.addcmul(s, g, t, value=-1, out=dt).mul_(dg)
@@ -265,7 +298,7 @@ def _gradients(
             if needs.b:
                 d.b.add_(d_gates[:, :n].sum(1))
             if needs.Wc:
-                d.Wc.addmm_(ds.T, g)
+                d.Wc.addmm_(ds.T, g if mask is None else g.mul_(mask))
             if needs.bc:
                 d.bc.add_(ds.sum(0))
             dt, du = dt.to(layers.products), du.to(layers.products)

@@ -166,3 +166,15 @@ def test_bad_arguments_are_named(name: str) -> None:
         build_model(name, 20, (3, 7))(torch.zeros(5, 21), torch.tensor([[0, 5]]))
     with pytest.raises(ValueError, match=r"bags\[0\] = \(0, 6\) leaves the 5 rows"):
         build_model(name, 20, (3, 7))(torch.zeros(5, 20), torch.tensor([[0, 6]]))
+
+
+@pytest.mark.parametrize("num_classes", [(3,), (2, 4, 9)])
+def test_the_whole_model_is_one_graph(num_classes: tuple[int, ...]) -> None:
+    model, x = _model(num_classes), _features()
+    results = []
+    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        output = forward(x, BAGS)
+        loss = sum(level.sin().sum() for level in (*output.logits, *output.attention_logits))
+        results.append([*output.logits, *torch.autograd.grad(loss, list(model.parameters()))])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
