@@ -10,9 +10,11 @@ from reprlib import repr as short
 from typing import Any
 
 from hmil_fast.errors import UsageError
+from hmil_fast.presets import PRESETS, LossSettings
+
+__all__ = ["MODELS", "PRESETS", "TrainConfig", "load_config", "loss_settings"]
 
 MODELS = ("hmil", "flat", "abmil", "clam", "dsmil", "mean", "max")
-PRESETS = ("paper", "released")
 CACHES = ("auto", "device", "host", "map", "stream")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -24,7 +26,9 @@ class TrainConfig:
     Attributes:
         model: One of `MODELS`.
         baseline: Trained beside the model on the same splits: "mean" or "none".
-        preset: Loss weights and schedule of HMIL, one of `PRESETS` (DESIGN section 6).
+        preset: What `LossSettings` a run starts from, one of `PRESETS`. The settings from
+            `hierarchy` on are those of `LossSettings`: None, or "preset", is what the preset says;
+            `loss_settings` fills them in.
         folds: Folds of the patient-grouped cross-validation; ignored for official splits.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
@@ -63,6 +67,22 @@ class TrainConfig:
     cache: str = "auto"
     precision: str = "auto"
     device: str = "auto"
+    hierarchy: str | None = None
+    hxe_alpha: float | None = None
+    soft_beta: float | None = None
+    coarse: str | None = None
+    label_smoothing: float | None = None
+    class_weights: str | None = None
+    curriculum: str | None = None
+    coarse_weight: float | None = None
+    hba: str | None = None
+    hba_weight: float | None = None
+    ham: str | None = None
+    ham_weight: float | None = None
+    supcon: str | None = None
+    supcon_weight: float | None = None
+    tau: float | None = None
+    supcon_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
@@ -88,17 +108,32 @@ class TrainConfig:
         for name, (good, fix) in checks.items():
             if not good:
                 raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
+        loss_settings(self)
 
     def fingerprint(self) -> str:
         """A hash of all settings: two runs with one fingerprint do the same work."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        settings = dataclasses.asdict(self) | dataclasses.asdict(loss_settings(self))
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The settings as YAML, read back by `load_config`."""
         import yaml  # here, so that --help needs nothing installed
 
-        return str(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+        settings = dataclasses.asdict(self)
+        said = {name: "preset" if value is None else value for name, value in settings.items()}
+        return str(yaml.safe_dump(said, sort_keys=False))
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """The loss of a run: what its preset says, but for the settings that the run itself gives.
+
+    Raises:
+        UsageError: A value that no loss could use.
+    """
+    names = [field.name for field in dataclasses.fields(LossSettings)]
+    own = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return dataclasses.replace(PRESETS[config.preset], **own)
 
 
 def load_config(
@@ -140,11 +175,16 @@ def _yaml(text: str) -> Any:
 
 
 def _typed(name: object, value: Any) -> Any:
-    fields = {name: type(value) for name, value in dataclasses.asdict(TrainConfig()).items()}
+    settings = TrainConfig()
+    preset = dataclasses.asdict(loss_settings(settings))
+    # where the preset decides, the default is None and tells no type
+    fields = {n: type(v) for n, v in (dataclasses.asdict(settings) | preset).items()}
     if name not in fields:
         raise UsageError(
             f"unknown setting {short(name)}", f"use one of {', '.join(sorted(fields))}"
         )
+    if name in preset and value in (None, "preset"):
+        return None
     kind = fields[str(name)]
     try:
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):

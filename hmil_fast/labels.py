@@ -79,6 +79,27 @@ class LabelTree:
         shared = (up[:, :, None] == up[:, None, :]).sum(axis=0)
         return np.asarray(2 * (self.num_levels - shared), dtype=np.int64)
 
+    def heights(self) -> NDArray[np.int64]:
+        """Edges from the node of every leaf on every level down to the lowest leaf below it.
+
+        A leaf that is repeated down to the last level has height 0 wherever it stands.
+
+        Returns:
+            int64 [L, num_leaves], in the order of `ancestors`.
+        """
+        up = self.ancestors()
+        paths = np.stack(
+            [np.asarray(names)[nodes] for names, nodes in zip(self.names, up, strict=True)]
+        )
+        # how often the leaf's own name stands at the end of its path
+        repeats = np.cumprod(paths[::-1] == paths[-1], axis=0).sum(axis=0)
+        rows = []
+        for level, nodes in enumerate(up):
+            height = np.zeros(self.num_classes[level], dtype=np.int64)
+            np.maximum.at(height, nodes, self.num_levels - repeats - level)
+            rows.append(height[nodes])
+        return np.stack(rows)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form, read back by `from_dict`."""
         return {

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.config import PRESETS, TrainConfig, load_config, loss_settings
 from hmil_fast.errors import UsageError
+from hmil_fast.presets import LossSettings
 
 
 def test_words_win_over_flags_over_the_file_over_defaults(tmp_path: Path) -> None:
@@ -41,6 +42,9 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
         dropout=st.floats(0, 0.99),
         val_fraction=st.floats(1e-6, 0.5),
         batch_instances=st.integers(1, 2**40),
+        tau=st.none() | st.floats(1e-3, 10),
+        hierarchy=st.none() | st.sampled_from(["ce", "hxe"]),
+        supcon_memory=st.none() | st.integers(0, 64),
     )
 )
 def test_settings_come_back_from_yaml_as_they_were(config: TrainConfig) -> None:
@@ -72,10 +76,19 @@ def test_settings_come_back_from_yaml_as_they_were(config: TrainConfig) -> None:
         ("dropout=1", "less than 1"),
         ("val_fraction=0.6", "at most 0.5"),
         ("val_fraction=0", "at most 0.5"),
-        ("model=unet", "one of hmil, mean"),
+        ("model=unet", "one of hmil, flat"),
         ("model=", "text"),
         ("baseline=null", "text"),
-        ("preset=best", "one of paper, released"),
+        ("preset=worst", "one of best, paper, released"),
+        ("preset=null", "text"),
+        ("hierarchy=flat", "one of ce, marginal, hxe, soft"),
+        ("hierarchy=3", "text"),
+        ("coarse=mean", "one of head, sum"),
+        ("supcon_memory=2.5", "a whole number"),
+        ("supcon_memory=-1", "0 to 65536"),
+        ("tau=hot", "a number"),
+        ("tau=0", "a positive number"),
+        ("label_smoothing=1", "less than 1"),
         ("device=0", "text"),
         ("patience=-3", "at least 1"),
     ],
@@ -89,6 +102,34 @@ def test_a_bad_value_names_the_setting_and_the_fix(tmp_path: Path, word: str, fi
         (tmp_path / "c.yaml").write_text(f"{name}: {text}")
         with pytest.raises(UsageError, match=f"^setting {name} is "):
             load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_overridden_one_setting_at_a_time(preset: str, tmp_path: Path) -> None:
+    as_it_is = load_config(None, [f"preset={preset}"])
+    assert loss_settings(as_it_is) == PRESETS[preset]
+    words = ["tau=0.5", "hierarchy=hxe", "ham=preset", "coarse_weight=null"]
+    config = load_config(None, words, {"preset": preset})
+    changed = dataclasses.replace(PRESETS[preset], tau=0.5, hierarchy="hxe")
+    assert loss_settings(config) == changed
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert "ham: preset\n" in config.to_yaml()
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert loss_settings(again) == changed
+
+
+def test_every_loss_setting_is_a_setting_of_training() -> None:
+    names = [field.name for field in dataclasses.fields(LossSettings)]
+    ours = [field.name for field in dataclasses.fields(TrainConfig)]
+    assert ours[-len(names) :] == names
+    assert all(getattr(TrainConfig(), name) is None for name in names)
+
+
+def test_settings_that_do_not_go_together_are_named() -> None:
+    with pytest.raises(UsageError, match="supcon_memory is 8") as error:
+        load_config(None, ["supcon=released"], {"preset": "best"})
+    assert "give 0 with supcon=released" in error.value.fix
 
 
 def test_unknown_settings_and_words_without_value() -> None:
@@ -136,7 +177,12 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
     changes: dict[str, Any] = {
         "model": "mean", "baseline": "none", "preset": "released", "folds": 3, "seed": 1,
         "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
-        "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "device": "cpu",
+        "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
+        "cache": "map", "precision": "bf16", "device": "cpu",
+        "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "sum",
+        "label_smoothing": 0.9, "class_weights": "balanced", "curriculum": "constant",
+        "coarse_weight": 0.9, "hba": "none", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
+        "supcon": "levels", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
     }  # fmt: skip
     assert changes.keys() == dataclasses.asdict(TrainConfig()).keys()
     prints = {TrainConfig(**{k: v}).fingerprint() for k, v in changes.items()}  # type: ignore[arg-type]

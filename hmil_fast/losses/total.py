@@ -1,22 +1,28 @@
-"""The training loss, in two presets."""
+"""The training loss: the terms that the settings ask for, weighted and summed."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
+from hmil_fast.losses import hierarchy
 from hmil_fast.losses.alignment import instance_alignment
 from hmil_fast.losses.contrastive import contrastive, contrastive_released
-from hmil_fast.losses.hierarchy import bag_alignment, bag_alignment_released, level_cross_entropy
-from hmil_fast.losses.schedule import alpha_released, beta_paper, tau_released
-
-PRESETS = ("paper", "released")
+from hmil_fast.losses.memory import Memory
+from hmil_fast.losses.schedule import curriculum, tau_released
+from hmil_fast.presets import PRESETS, LossSettings
 
 
 class ModelOutput(Protocol):
-    """What the loss reads of a model's output (`hmil_fast.models.output.HmilOutput`)."""
+    """What the loss reads of a model's output (`hmil_fast.models.output.HmilOutput`).
+
+    An attribute `auxiliary`, a scalar that the model itself wants minimised, or None, may be
+    absent.
+    """
 
     @property
     def logits(self) -> tuple[Tensor, ...]:
@@ -40,9 +46,10 @@ class LossTerms(NamedTuple):
 
     Attributes:
         total: Scalar to call ``backward`` on.
-        terms: Detached scalars before weighting, still on the device: ``fine``, ``coarse`` (mean
-            over the levels above the leaves), ``hba``, ``ham`` (means over adjacent levels),
-            ``supcon``. A term that does not apply is absent.
+        terms: Detached scalars before weighting, still on the device: ``fine`` (the leaves; or
+            ``marginal``, ``hxe``, ``soft``), ``coarse`` (heads, mean over the levels above the
+            leaves), ``hba``, ``ham`` (means over adjacent levels), ``supcon``, ``auxiliary``. A
+            term that does not apply is absent.
     """
 
     total: Tensor
@@ -50,7 +57,7 @@ class LossTerms(NamedTuple):
 
 
 class HmilLoss(nn.Module):
-    """Loss of HMIL on a label tree of any depth.
+    """Loss of HMIL on a label tree of any depth; `LossSettings` states it.
 
     ``paper``: β (L_c + HAM + HBA) + (1 − β) SupCon + L_f with β = 1 − e/E and τ = 0.1. The paper's
     text was not at hand: these equations come from a second-hand summary of it and from the
@@ -62,26 +69,46 @@ class HmilLoss(nn.Module):
 
     L_c, HBA and HAM are means over the levels or pairs of levels they apply to; with two levels
     they are the published terms, with one there is only L_f and SupCon. Terms whose inputs the
-    model does not return (attention, embeddings) are left out.
+    model does not return (attention, embeddings) are left out. Nothing in a step makes the host
+    wait for the device.
+
+    Save and load its state dict with the model's: with ``supcon_memory`` it holds the memory.
 
     Args:
         tree: The label tree.
-        preset: One of `PRESETS`.
+        settings: The settings, or the name of a preset.
+        leaf_counts: Training slides per leaf, for ``class_weights="balanced"``.
 
     Raises:
         UsageError: No such preset.
+        ValueError: Balanced class weights without as many counts as leaves.
     """
 
-    def __init__(self, tree: LabelTree, preset: str = "paper") -> None:
+    def __init__(
+        self,
+        tree: LabelTree,
+        settings: LossSettings | str = "paper",
+        leaf_counts: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        if preset not in PRESETS:
-            raise UsageError(f"there is no preset {preset!r}", f"choose {' or '.join(PRESETS)}")
-        self.preset, self.num_classes = preset, tree.num_classes
+        if isinstance(settings, str):
+            if settings not in PRESETS:
+                raise UsageError(
+                    f"there is no preset {settings!r}", f"choose one of {', '.join(PRESETS)}"
+                )
+            settings = PRESETS[settings]
+        self.settings, self.num_classes = settings, tree.num_classes
+        self._constant("ancestors", torch.from_numpy(tree.ancestors()))
         for l, parent in enumerate(tree.parents):
-            p = torch.tensor(parent)
-            self.register_buffer(f"parent{l}", p, persistent=False)
-            children = p == torch.arange(tree.num_classes[l])[:, None]
-            self.register_buffer(f"children{l}", children, persistent=False)
+            self._constant(f"parent{l}", torch.tensor(parent))
+        if settings.hierarchy == "hxe":
+            self._constant("hxe_weights", hierarchy.hxe_weights(tree, settings.hxe_alpha))
+        if settings.hierarchy == "soft":
+            self._constant("soft_labels", hierarchy.soft_labels(tree, settings.soft_beta))
+        if settings.class_weights == "balanced":
+            self._constant("class_weights", _balanced(leaf_counts, len(tree.leaves)))
+        remembers = settings.supcon in ("leaf", "levels") and settings.supcon_memory
+        self.memory = Memory(len(tree.leaves), settings.supcon_memory) if remembers else None
 
     def forward(
         self, output: ModelOutput, bags: Tensor, targets: Tensor, epoch: int, epochs: int
@@ -99,40 +126,85 @@ class HmilLoss(nn.Module):
             ValueError: Output or targets do not fit the tree, or epochs is no positive number.
         """
         self._check(output, targets, epochs)
-        progress = epoch / epochs
-        released = self.preset == "released"
-        weight = alpha_released(progress) if released else beta_paper(progress)
-
-        *coarse, fine = level_cross_entropy(output.logits, targets)
-        terms = {"fine": fine}
-        total = fine
-        if coarse:
-            terms["coarse"] = _mean(coarse)
-            hba = bag_alignment_released if released else bag_alignment
-            terms["hba"] = _mean(
-                [
-                    hba(output.logits[l + 1], self.get_buffer(f"children{l}"), targets[:, l])
-                    for l in range(len(coarse))
-                ]
-            )
-            total = total + weight * terms["coarse"] + (1 if released else weight) * terms["hba"]
-        if coarse and output.attention_logits:
-            parents = tuple(self.get_buffer(f"parent{l}") for l in range(len(coarse)))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not released):
-                terms["ham"] = _mean(
-                    instance_alignment(output.attention_logits, output.lse, parents, bags)
-                )
-            if not released:
-                total = total + weight * terms["ham"]
-        if output.embeddings is not None:
-            leaf = targets[:, -1]
-            terms["supcon"] = (
-                contrastive_released(output.embeddings, leaf, tau_released(progress))
-                if released
-                else contrastive(output.embeddings, leaf, 0.1)
-            )
-            total = total + (1 - weight) * terms["supcon"]
+        settings = self.settings
+        falling, rising = curriculum(settings.curriculum, epoch / epochs)
+        name = "fine" if settings.hierarchy == "ce" else settings.hierarchy
+        terms = {name: self._hierarchy(output.logits[-1], targets)}
+        weights = {name: 1.0}
+        if len(self.num_classes) > 1:
+            terms["coarse"] = self._heads(output, targets)
+            weights["coarse"] = falling * settings.coarse_weight
+            if settings.hba != "none":
+                terms["hba"] = self._bag_alignment(output, targets)
+                outside = settings.hba == "released"
+                weights["hba"] = (1 if outside else falling) * settings.hba_weight
+            if settings.ham != "none" and output.attention_logits:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and settings.ham_weight > 0):
+                    terms["ham"] = self._instance_alignment(output, bags)
+                if settings.ham_weight > 0:
+                    weights["ham"] = falling * settings.ham_weight
+        if settings.supcon != "none" and output.embeddings is not None:
+            terms["supcon"] = self._supcon(output.embeddings, targets[:, -1], epoch / epochs)
+            weights["supcon"] = rising * settings.supcon_weight
+        auxiliary = getattr(output, "auxiliary", None)
+        if auxiliary is not None:
+            terms["auxiliary"], weights["auxiliary"] = auxiliary, 1.0
+        total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         return LossTerms(total, {name: term.detach() for name, term in terms.items()})
+
+    def _hierarchy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        settings, leaf = self.settings, targets[:, -1]
+        log_p = F.log_softmax(logits, dim=1)
+        if settings.hierarchy == "ce":
+            bag = F.nll_loss(log_p, leaf, reduction="none")
+        elif settings.hierarchy == "marginal":
+            bag = hierarchy.marginal(log_p, self.get_buffer("ancestors"), targets)
+        elif settings.hierarchy == "hxe":
+            ancestors, weights = self.get_buffer("ancestors"), self.get_buffer("hxe_weights")
+            bag = hierarchy.hxe(log_p, ancestors, targets, weights)
+        else:
+            bag = hierarchy.soft_cross_entropy(log_p, leaf, self.get_buffer("soft_labels"))
+        if settings.label_smoothing:
+            bag = torch.lerp(bag, -log_p.mean(1), settings.label_smoothing)
+        if settings.class_weights == "balanced":
+            bag = bag * self.get_buffer("class_weights").to(bag.dtype)[leaf]
+        return bag.mean()
+
+    def _heads(self, output: ModelOutput, targets: Tensor) -> Tensor:
+        smoothing = self.settings.label_smoothing
+        return _mean(
+            [
+                F.cross_entropy(level, targets[:, l], label_smoothing=smoothing)
+                for l, level in enumerate(output.logits[:-1])
+            ]
+        )
+
+    def _bag_alignment(self, output: ModelOutput, targets: Tensor) -> Tensor:
+        pairs = [
+            (logits, self.get_buffer(f"parent{l}"), targets[:, l])
+            for l, logits in enumerate(output.logits[1:])
+        ]
+        if self.settings.hba == "nll":
+            return _mean([hierarchy.bag_alignment(*pair) for pair in pairs])
+        released = hierarchy.bag_alignment_released
+        return _mean([released(*pair, self.num_classes[l]) for l, pair in enumerate(pairs)])
+
+    def _instance_alignment(self, output: ModelOutput, bags: Tensor) -> Tensor:
+        parents = tuple(self.get_buffer(f"parent{l}") for l in range(len(self.num_classes) - 1))
+        average = self.settings.ham == "mean"
+        return _mean(
+            instance_alignment(output.attention_logits, output.lse, parents, bags, average)
+        )
+
+    def _supcon(self, embeddings: Tensor, leaf: Tensor, progress: float) -> Tensor:
+        kind, tau = self.settings.supcon, self.settings.tau
+        if kind == "released":
+            return contrastive_released(embeddings, leaf, tau_released(progress, tau), tau)
+        ancestors = self.get_buffer("ancestors")[0 if kind == "levels" else -1 :]
+        return contrastive(embeddings, leaf, tau, ancestors, self.memory)
+
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
 
     def _check(self, output: ModelOutput, targets: Tensor, epochs: int) -> None:
         classes = tuple(level.shape[1] for level in output.logits)
@@ -149,9 +221,23 @@ class HmilLoss(nn.Module):
                 f"targets is {targets.dtype} {list(targets.shape)}; give int64 "
                 f"[{output.logits[0].shape[0]}, {len(classes)}], a node per bag and level"
             )
+        rows = output.embeddings
+        if self.memory is not None and rows is not None and rows.shape[1] != classes[-1]:
+            raise ValueError(
+                f"output.embeddings has {rows.shape[1]} rows a bag, the tree {classes[-1]} leaves; "
+                "return one row per leaf, or set supcon_memory=0"
+            )
         if epochs < 1:
             raise ValueError(f"epochs is {epochs}; give a positive number")
 
 
 def _mean(terms: list[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
+
+
+def _balanced(counts: Sequence[int] | None, leaves: int) -> Tensor:
+    """Per leaf n / (classes · n of the leaf), of mean 1 over the slides; 0 without slides."""
+    if counts is None or len(counts) != leaves:
+        raise ValueError(f"leaf_counts is {counts}; give the training slides of {leaves} leaves")
+    count = torch.tensor(counts, dtype=torch.float64)
+    return torch.where(count > 0, count.sum() / ((count > 0).sum() * count.clamp_min(1)), 0)

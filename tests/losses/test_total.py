@@ -1,4 +1,4 @@
-"""Every term and both presets against formulas written here, in float64."""
+"""Every term of the presets paper and released against formulas written here, in float64."""
 
 import math
 from typing import NamedTuple
@@ -9,13 +9,17 @@ from torch import Tensor
 
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
-from hmil_fast.losses import PRESETS, HmilLoss
+from hmil_fast.losses import HmilLoss
 from hmil_fast.losses.hierarchy import bag_alignment, bag_alignment_released
-from hmil_fast.losses.schedule import alpha_released, beta_paper, tau_released
+from hmil_fast.losses.schedule import curriculum, tau_released
 
 BRACS = LabelTree.from_nested({"b": ["N", "PB", "UDH"], "a": ["FEA", "ADH"], "m": ["DCIS", "IC"]})
 DEEP = LabelTree.from_nested({"x": {"p": ["1", "2"], "q": ["3"]}, "y": {"r": ["4", "5"]}})
+UNEVEN = LabelTree.from_nested(
+    {"n": None, "p": {"micro": None, "macro": ["large", "small"], "only": ["end"]}}
+)
 FLAT = LabelTree.from_nested(["u", "v", "w"])
+PUBLISHED = ("paper", "released")
 BAGS = torch.tensor([[0, 4], [4, 1], [5, 20], [25, 0]])
 
 
@@ -116,8 +120,10 @@ def _expected(
     return output, total, terms
 
 
-@pytest.mark.parametrize("tree", [BRACS, DEEP, FLAT], ids=["two levels", "three", "one"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "tree", [BRACS, DEEP, UNEVEN, FLAT], ids=["two levels", "three", "uneven", "one"]
+)
+@pytest.mark.parametrize("preset", PUBLISHED)
 @pytest.mark.parametrize("epoch", [0, 3, 9])
 def test_presets_equal_the_table(tree: LabelTree, preset: str, epoch: int) -> None:
     output, total, terms = _expected(tree, preset, epoch / 10)
@@ -127,7 +133,7 @@ def test_presets_equal_the_table(tree: LabelTree, preset: str, epoch: int) -> No
         torch.testing.assert_close(ours.terms[name], term.detach(), rtol=1e-11, atol=1e-12)
         assert not ours.terms[name].requires_grad
     torch.testing.assert_close(ours.total, total, rtol=1e-11, atol=1e-12)
-    leaves = [*output.logits, *output.attention_logits]
+    leaves = [*output.logits, *output.attention_logits, output.embeddings]
     grads = [
         torch.autograd.grad(t, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
         for t in (ours.total, total)
@@ -139,30 +145,53 @@ def test_presets_equal_the_table(tree: LabelTree, preset: str, epoch: int) -> No
 @pytest.mark.parametrize(("classes", "floor"), [(2, 0.313), (3, 0.551)])
 def test_released_bag_alignment_cannot_reach_zero(classes: int, floor: float) -> None:
     certain = 1e4 * torch.eye(classes, dtype=torch.float64)
-    children, target = torch.eye(classes, dtype=torch.bool), torch.arange(classes)
-    assert bag_alignment_released(certain, children, target).item() == pytest.approx(
-        floor, abs=5e-4
-    )
-    assert bag_alignment(certain, children, target).item() == 0
-    wrong = bag_alignment_released(certain, children, target.roll(1)).item()
+    parent = target = torch.arange(classes)
+    best = bag_alignment_released(certain, parent, target, classes).item()
+    assert best == pytest.approx(floor, abs=5e-4)
+    assert best == pytest.approx(math.log(1 + (classes - 1) / math.e), abs=1e-12)
+    assert bag_alignment(certain, parent, target).item() == 0
+    wrong = bag_alignment_released(certain, parent, target.roll(1), classes).item()
     assert wrong == pytest.approx(floor + 1, abs=5e-4)
+
+
+def test_released_differs_from_paper_as_the_table_says() -> None:
+    """At p = 0.5, from the reported terms alone: what is in the total, and with what weight."""
+    output, targets = _output(BRACS), _targets(BRACS)
+    paper = HmilLoss(BRACS, "paper")(output, BAGS, targets, 5, 10)
+    terms = {name: value.item() for name, value in paper.terms.items()}
+    group = terms["coarse"] + terms["ham"] + terms["hba"]
+    expected = terms["fine"] + 0.5 * group + 0.5 * terms["supcon"]
+    assert paper.total.item() == pytest.approx(expected, rel=1e-12)
+    released = HmilLoss(BRACS, "released")(output, BAGS, targets, 5, 10)
+    terms = {name: value.item() for name, value in released.terms.items()}
+    expected = terms["fine"] + 0.75 * terms["coarse"] + terms["hba"] + 0.25 * terms["supcon"]
+    assert released.total.item() == pytest.approx(expected, rel=1e-12)
+    assert terms["ham"] == pytest.approx(paper.terms["ham"].item())
+    # half-way τ is 0.1 in both: what is left is the division by the four bags
+    assert terms["supcon"] == pytest.approx(paper.terms["supcon"].item() / 4, rel=1e-4)
+    for attention in output.attention_logits:
+        grad = torch.autograd.grad(
+            released.total, attention, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        assert not grad[0].any()
 
 
 def test_bag_alignment_survives_certainty_in_the_wrong_class() -> None:
     logits = torch.tensor([[500.0, 0.0, 0.0]], requires_grad=True)
-    loss = bag_alignment(logits, torch.tensor([[1, 0, 0], [0, 1, 1]]).bool(), torch.tensor([1]))
+    loss = bag_alignment(logits, torch.tensor([0, 1, 1]), torch.tensor([1]))
     loss.backward()
     assert loss.item() == pytest.approx(500 - math.log(2))
     assert logits.grad.isfinite().all()
 
 
 def test_schedules() -> None:
-    assert [beta_paper(e) for e in (0, 0.25, 1)] == [1, 0.75, 0]
-    assert [alpha_released(e) for e in (0, 0.5, 1)] == [1, 0.75, 0]
-    assert [tau_released(e) for e in (0, 0.5, 1)] == pytest.approx([1, 0.1, 1])
+    assert [curriculum("linear", e) for e in (0, 0.25, 1)] == [(1, 0), (0.75, 0.25), (0, 1)]
+    assert [curriculum("square", e) for e in (0, 0.5, 1)] == [(1, 0), (0.75, 0.25), (0, 1)]
+    assert [curriculum("constant", e) for e in (0, 0.5, 1)] == [(1, 1)] * 3
+    assert [tau_released(e) for e in (0, 0.25, 0.5, 1)] == pytest.approx([1, 0.55, 0.1, 1])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_terms_without_inputs_are_left_out(preset: str) -> None:
     output = Output(_output(BRACS).logits, (), (), None)
     ours = HmilLoss(BRACS, preset)(output, BAGS, _targets(BRACS), 1, 10)
@@ -180,10 +209,9 @@ def test_state_dict_is_empty_and_device_follows() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(
-        UsageError, match="there is no preset 'best'\nFix: choose paper or released"
-    ):
-        HmilLoss(BRACS, "best")
+    said = "there is no preset 'worst'\nFix: choose one of best, paper, released"
+    with pytest.raises(UsageError, match=said):
+        HmilLoss(BRACS, "worst")
     loss, output, targets = HmilLoss(BRACS), _output(BRACS), _targets(BRACS)
     with pytest.raises(ValueError, match=r"\(3,\) classes per level, the tree \(3, 7\)"):
         loss(_output(FLAT), BAGS, targets, 0, 10)

@@ -1,0 +1,115 @@
+"""The presets: what the terms of the training loss are and what they weigh, side by side."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from hmil_fast.errors import UsageError
+
+CHOICES = {
+    "hierarchy": ("ce", "marginal", "hxe", "soft"),
+    "coarse": ("head", "sum"),
+    "class_weights": ("none", "balanced"),
+    "curriculum": ("linear", "square", "constant"),
+    "hba": ("nll", "released", "none"),
+    "ham": ("sum", "mean", "none"),
+    "supcon": ("leaf", "levels", "released", "none"),
+}
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Settings of `HmilLoss`; each can be given to `hmil-fast train` as key=value.
+
+    With progress p = e/E the curriculum is a pair of weights, one falling (of coarse, HBA, HAM) and
+    one rising (of SupCon), and the loss is
+
+        hierarchy + falling · (coarse_weight · heads + hba_weight · HBA + ham_weight · HAM)
+                  + rising · supcon_weight · SupCon + the model's own loss, if it has one.
+
+    Attributes:
+        hierarchy: What the leaf logits learn. "ce": cross-entropy. "marginal": NLL of the true node
+            of every level, probabilities summed up from the leaves, mean over the levels. "hxe" and
+            "soft": the two losses of Bertinetto et al. (CVPR 2020).
+        hxe_alpha: α of hxe: −log p(node | parent) weighs exp(−α · height of the node); 0 is ce.
+        soft_beta: β of soft: the target of a leaf is proportional to exp(−β d), where d is the
+            height of the common ancestor with the true leaf over that of the root; inf is ce.
+        coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
+            loss does not read it.
+        label_smoothing: ε spread evenly over the classes, in hierarchy and in the heads.
+        class_weights: "balanced": a bag weighs n / (classes · n of its leaf) in hierarchy.
+        curriculum: Falling weight: "linear" 1 − p, "square" 1 − p²; the rising one is what it lacks
+            of 1. "constant": both are 1.
+        coarse_weight: Of the cross-entropy of the heads above the leaves.
+        hba: Bag alignment as "nll", or as "released": a second softmax, weight 1 throughout.
+        hba_weight: Of bag alignment.
+        ham: Instance alignment with the "sum" or the "mean" of the children's attentions.
+        ham_weight: Of instance alignment; where it is 0 the term is reported only.
+        supcon: Contrast by the "leaf"; by all "levels" (Zhang et al., CVPR 2022); or as "released":
+            τ falls to tau and rises again, × τ/tau, ÷ bags.
+        supcon_weight: Of SupCon.
+        tau: Temperature of SupCon.
+        supcon_memory: Slides of each leaf, from earlier steps, that a step is contrasted with too.
+    """
+
+    hierarchy: str
+    hxe_alpha: float
+    soft_beta: float
+    coarse: str
+    label_smoothing: float
+    class_weights: str
+    curriculum: str
+    coarse_weight: float
+    hba: str
+    hba_weight: float
+    ham: str
+    ham_weight: float
+    supcon: str
+    supcon_weight: float
+    tau: float
+    supcon_memory: int
+
+    def __post_init__(self) -> None:
+        """Refuse values that no loss could use."""
+        checks = {
+            name: (getattr(self, name) in words, f"choose one of {', '.join(words)}")
+            for name, words in CHOICES.items()
+        }
+        for name in ("hxe_alpha", "coarse_weight", "hba_weight", "ham_weight", "supcon_weight"):
+            checks[name] = (0 <= getattr(self, name) < inf, "give 0 or more")
+        checks["soft_beta"] = (0 < self.soft_beta < inf, "give a positive number")
+        checks["label_smoothing"] = (0 <= self.label_smoothing < 1, "give 0 or more, less than 1")
+        checks["tau"] = (0 < self.tau < inf, "give a positive number")
+        checks["supcon_memory"] = (0 <= self.supcon_memory <= 65_536, "give 0 to 65536")
+        if self.supcon == "released" and self.supcon_memory:
+            checks["supcon_memory"] = (False, "give 0 with supcon=released, which has no memory")
+        for name, (good, fix) in checks.items():
+            if not good:
+                raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
+
+
+_NAMES = ("best", "paper", "released")
+_TABLE: dict[str, tuple[Any, Any, Any]] = {
+    #                     best        paper     released
+    "hierarchy":         ("marginal", "ce",     "ce"),
+    "hxe_alpha":         (0.1,        0.1,      0.1),
+    "soft_beta":         (10.0,       10.0,     10.0),
+    "coarse":            ("sum",      "head",   "head"),
+    "label_smoothing":   (0.05,       0.0,      0.0),
+    "class_weights":     ("none",     "none",   "none"),
+    "curriculum":        ("constant", "linear", "square"),
+    "coarse_weight":     (0.1,        1.0,      1.0),
+    "hba":               ("none",     "nll",    "released"),
+    "hba_weight":        (1.0,        1.0,      1.0),
+    "ham":               ("none",     "sum",    "sum"),
+    "ham_weight":        (1.0,        1.0,      0.0),
+    "supcon":            ("levels",   "leaf",   "released"),
+    "supcon_weight":     (0.1,        1.0,      1.0),
+    "tau":               (0.1,        0.1,      0.1),
+    "supcon_memory":     (8,          0,        0),
+}  # fmt: skip
+
+PRESETS = {
+    preset: LossSettings(**{name: row[column] for name, row in _TABLE.items()})
+    for column, preset in enumerate(_NAMES)
+}
