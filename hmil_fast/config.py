@@ -128,12 +128,20 @@ class TrainConfig:
 def loss_settings(config: TrainConfig) -> LossSettings:
     """The loss of a run: what its preset says, but for the settings that the run itself gives.
 
+    The model flat learns from the leaves alone: terms that know the levels above are left out.
+
     Raises:
         UsageError: A value that no loss could use.
     """
     names = [field.name for field in dataclasses.fields(LossSettings)]
     own = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return dataclasses.replace(PRESETS[config.preset], **own)
+    settings = dataclasses.replace(PRESETS[config.preset], **own)
+    if config.model != "flat":
+        return settings
+    by_leaf = "leaf" if settings.supcon == "levels" else settings.supcon
+    return dataclasses.replace(
+        settings, hierarchy="ce", coarse_weight=0.0, hba="none", ham="none", supcon=by_leaf
+    )
 
 
 def load_config(
