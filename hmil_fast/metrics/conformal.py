@@ -8,12 +8,15 @@ if the new slide and the held-out ones are exchangeable.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics.flat import Floats, Ints
+from hmil_fast.metrics.bootstrap import bootstrap
+from hmil_fast.metrics.flat import Floats, Ints, ratio
+from hmil_fast.metrics.summary import cell
 from hmil_fast.metrics.tree import own_nodes, summed
 
 Bools = NDArray[np.bool_]
@@ -179,3 +182,60 @@ def join_answers(parts: Sequence[Answers]) -> Answers:
     return Answers(
         *(np.concatenate([getattr(p, name) for p in parts]) for name in Answers.__annotations__)
     )
+
+
+def conformal_summary(
+    tree: LabelTree, y_leaf: Ints, answers: Answers, patients: Sequence[str], draws: tuple[int, int]
+) -> dict[str, Any]:
+    """How often the answers hold the true leaf, and how much they say.
+
+    Args:
+        tree: The label tree.
+        y_leaf: True leaves, int [n].
+        answers: Answers for the n slides.
+        patients: Patient of each slide, [n].
+        draws: Number of bootstrap draws for the intervals, and their seed.
+
+    Returns:
+        ``{"node": {"coverage", "mean_depth", "leaf_share", "root_share", "mean_leaves": cell,
+        "depths": {depth: slides}}, "lac": {"coverage", "mean_size", "single_share": cell},
+        "aps": as lac, "leaves": {leaf: {"slides": n, "node", "lac", "aps": share covered}}}``.
+    """
+    rows = np.arange(len(y_leaf))
+    depth = node_depth(tree, answers.level, answers.node)
+    below = np.stack([node_contains(tree, answers.level, answers.node, rows * 0 + k)
+                      for k in range(len(tree.leaves))], 1)  # fmt: skip
+    held = {"node": below, "lac": answers.lac, "aps": answers.aps}
+    sizes = {name: chosen.sum(axis=1) for name, chosen in held.items()}
+    covered = {name: chosen[rows, y_leaf] for name, chosen in held.items()}
+    per_slide = {
+        "node/coverage": covered["node"],
+        "node/mean_depth": depth,
+        "node/leaf_share": sizes["node"] == 1,
+        "node/root_share": answers.level < 0,
+        "node/mean_leaves": sizes["node"],
+    }
+    for name in ("lac", "aps"):
+        per_slide[f"{name}/coverage"] = covered[name]
+        per_slide[f"{name}/mean_size"] = sizes[name]
+        per_slide[f"{name}/single_share"] = sizes[name] == 1
+
+    def means(weights: Floats) -> dict[str, Floats]:
+        total = weights.sum(axis=1)
+        return {k: ratio(weights @ v.astype(np.float64), total) for k, v in per_slide.items()}
+
+    result: dict[str, Any] = {"node": {}, "lac": {}, "aps": {}}
+    intervals = bootstrap(means, patients, *draws)
+    for key, value in means(np.ones((1, len(rows)))).items():
+        kind, name = key.split("/")
+        if np.isfinite(value[0]):
+            result[kind][name] = cell(float(value[0]), intervals.get(key))
+    counts = np.bincount(depth, minlength=tree.num_levels + 1)
+    result["node"]["depths"] = {str(d): int(n) for d, n in enumerate(counts)}
+    result["leaves"] = {
+        leaf: {"slides": int((y_leaf == k).sum())}
+        | {name: float(hit[y_leaf == k].mean()) for name, hit in covered.items()}
+        for k, leaf in enumerate(tree.leaves)
+        if (y_leaf == k).any()
+    }
+    return result

@@ -2,7 +2,8 @@
 
 config.yaml  tree.json  splits.json  run.json (the store it was trained on)
 fold-<i>/best.safetensors  last.safetensors (until the fold is done)  predictions.csv
-log.jsonl  tensorboard/  predictions.csv  metrics.json  heatmaps/  report.html
+         val_predictions.csv (what calibration and conformal answers are fitted on)
+log.jsonl  tensorboard/  predictions.csv  metrics.json  conformal.csv  heatmaps/  report.html
 baseline/   the same again for the baseline on the same splits
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
-from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
@@ -56,9 +57,18 @@ class Run:
     slides: list[Slide]
     store: dict[str, Any]
 
+    @property
+    def sums(self) -> bool:
+        """Whether a coarse level is answered with the sum of its leaves, not by its own head."""
+        return loss_settings(self.config).coarse == "sum"
+
     def fold_path(self, fold: int) -> Path:
         """Folder of one fold."""
         return self.path / f"fold-{fold}"
+
+    def val_path(self, fold: int) -> Path:
+        """Predictions of one fold's validation slides by its best weights."""
+        return self.fold_path(fold) / "val_predictions.csv"
 
     def is_done(self, fold: int) -> bool:
         """Whether a fold is trained to its end: its best weights and its predictions are there."""
@@ -184,26 +194,35 @@ def write_predictions(
     Raises:
         UsageError: The file cannot be written.
     """
-    if isinstance(to, Path):
-        partial = _partial(to)
-        try:
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                write_predictions(file, tree, predictions)
-            partial.replace(to)
-        except OSError as error:
-            raise _cannot_write(to, error) from None
-        return
     predictions = list(predictions)
     nodes = [f"p{l}_{name}" for l, names in enumerate(tree.names) for name in names]
     if any(p.heads for p in predictions):
         nodes += [f"h{l}_{name}" for l, names in enumerate(tree.names[:-1]) for name in names]
-    out = csv.writer(to, lineterminator="\n")
     head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
-    out.writerow([*head, *nodes])
+    rows: list[list[object]] = [[*head, *nodes]]
     for p in predictions:
         said = tree.leaves[int(p.probabilities[-1].argmax())]
         values = [f"{value:.9g}" for level in (*p.probabilities, *p.heads) for value in level]
-        out.writerow([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
+        rows.append([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
+    write_csv(to, rows)
+
+
+def write_csv(to: Path | TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV; a file gets its name once it is whole.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    if isinstance(to, Path):
+        partial = _partial(to)
+        try:
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                write_csv(file, rows)
+            partial.replace(to)
+        except OSError as error:
+            raise _cannot_write(to, error) from None
+        return
+    csv.writer(to, lineterminator="\n").writerows(rows)
 
 
 def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
