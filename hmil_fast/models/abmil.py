@@ -9,25 +9,29 @@ from hmil_fast.models.output import HmilOutput
 
 
 class GatedAttention(nn.Module):
-    """w (tanh(V h) ⊙ σ(U h)) + b, and its softmax pooling (Ilse et al. 2018, eq. 9).
+    """h = ReLU(W x + b), scores w (tanh(V h) ⊙ σ(U h)) + b of h, and their softmax pooling of h.
+
+    Ilse et al. 2018, eq. 9.
 
     Args:
+        dim: Of x.
         width: Of h; the gate is half as wide.
         classes: Attentions C.
         dropout: Probability of dropping an entry of the gate while training.
     """
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, dim: int, width: int, classes: int, dropout: float) -> None:
         super().__init__()
+        self.embed = nn.Linear(dim, width)
         gate = (width + 1) // 2
         self.V, self.U = nn.Linear(width, gate), nn.Linear(width, gate)
         self.w = nn.Linear(gate, classes)
         self.dropout = dropout
 
-    def forward(self, h: Tensor, bags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, bags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled [B, C, width], lse [B, C] and scores [N, C] of the kernel."""
         return gated_attention_pool(
-            h,
+            x,
             self.V.weight,
             self.V.bias,
             self.U.weight,
@@ -35,6 +39,7 @@ class GatedAttention(nn.Module):
             self.w.weight,
             self.w.bias,
             bags,
+            reduce=(self.embed.weight, self.embed.bias),
             dropout=self.dropout if self.training else 0.0,
         )
 
@@ -58,8 +63,8 @@ class ABMIL(nn.Module):
         super().__init__()
         check_sizes(dim, num_classes, hidden, dropout)
         self.num_classes = tuple(num_classes)
-        self.embed = nn.Linear(dim, hidden)
-        self.attention = GatedAttention(hidden, 1, dropout)
+        self.dim = dim
+        self.attention = GatedAttention(dim, hidden, 1, dropout)
         self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
@@ -67,8 +72,7 @@ class ABMIL(nn.Module):
 
         While training the output holds no attention: there is no second one to align it with.
         """
-        h = torch.relu(self.embed(features(x, self.embed.weight)))
-        pooled, lse, scores = self.attention(h, bags)
+        pooled, lse, scores = self.attention(features(x, self.dim), bags)
         with torch.autocast(x.device.type, enabled=False):
             logits = tuple(head(pooled.squeeze(1)) for head in self.heads)
         if self.training:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hmil_fast.models.inputs import check_sizes, features
+from hmil_fast.models.inputs import cast, check_sizes, features
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.models.segments import segments
 
@@ -26,7 +26,7 @@ class MeanPool(nn.Module):
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. The mean of an empty bag is 0."""
         with torch.autocast(x.device.type, enabled=False):
-            x = features(x, self.first.weight)
+            x = cast(features(x, self.first.in_features), self.first.weight)
             parts = segments(bags, x.shape[0], x.device)
             means = parts.sum(x) / parts.length.clamp_min(1)[:, None]
             return _predict(torch.relu(self.first(means)), self.heads)
@@ -47,9 +47,10 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. An empty bag has maxima of 0."""
+        x = cast(features(x, self.first.in_features), self.first.weight)
         parts = segments(bags, x.shape[0], x.device)
         # ReLU grows with its argument, so of the maxima it is the maxima's
-        largest = parts.max(self.first(features(x, self.first.weight)))
+        largest = parts.max(self.first(x))
         with torch.autocast(x.device.type, enabled=False):
             hidden = torch.relu(largest.to(self.first.weight.dtype))
             return _predict(torch.where(parts.filled, hidden, 0), self.heads)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmil_fast.models.abmil import GatedAttention
-from hmil_fast.models.inputs import check_sizes, features
+from hmil_fast.models.inputs import cast, check_sizes, features
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.models.segments import Segments, segments
 
@@ -39,8 +39,8 @@ class CLAM(nn.Module):
         super().__init__()
         check_sizes(dim, num_classes, hidden, dropout)
         self.num_classes = tuple(num_classes)
-        self.embed = nn.Linear(dim, hidden)
-        self.attention = GatedAttention(hidden, sum(num_classes), dropout)
+        self.dim = dim
+        self.attention = GatedAttention(dim, hidden, sum(num_classes), dropout)
         self.classify = nn.Linear(hidden, sum(num_classes))  # row c reads only what c has pooled
         self.sort = nn.Linear(hidden, 2 * sum(num_classes))
 
@@ -50,8 +50,8 @@ class CLAM(nn.Module):
         While training the output holds the instances' loss, if `targets` int64 [B, L] are given,
         and no attention, so that none is aligned along the tree.
         """
-        h = torch.relu(self.embed(features(x, self.embed.weight)))
-        pooled, lse, scores = self.attention(h, bags)
+        rows = features(x, self.dim)
+        pooled, lse, scores = self.attention(rows, bags)
         sizes = list(self.num_classes)
         with torch.autocast(x.device.type, enabled=False):
             logits = (pooled * self.classify.weight).sum(2) + self.classify.bias
@@ -59,19 +59,19 @@ class CLAM(nn.Module):
             if self.training:
                 loss = None
                 if targets is not None:
-                    parts = segments(bags, len(h), h.device)
-                    loss = _WEIGHT * self._sort_instances(h, scores, parts, targets)
+                    parts = segments(bags, len(rows), rows.device)
+                    loss = _WEIGHT * self._sort_instances(rows, scores, parts, targets)
                 return HmilOutput(levels, (), (), None, loss)
         maps = torch.split(scores[: x.shape[0]], sizes, 1)
         return HmilOutput(levels, maps, torch.split(lse, sizes, 1), None)
 
     def _sort_instances(
-        self, h: Tensor, scores: Tensor, parts: Segments, targets: Tensor
+        self, x: Tensor, scores: Tensor, parts: Segments, targets: Tensor
     ) -> Tensor:
         """Cross-entropy of the instances, mean over a branch's, the branches, levels and bags."""
         order = parts.order(scores)  # [N, C]
         samples = parts.length.div(2, rounding_mode="floor").clamp(max=_SAMPLES)  # [B]
-        place = torch.arange(_SAMPLES, device=h.device)
+        place = torch.arange(_SAMPLES, device=x.device)
         used = place < samples[:, None]  # [B, S]
         first = parts.length.cumsum(0) - parts.length
         last = first + parts.length - 1
@@ -83,8 +83,8 @@ class CLAM(nn.Module):
         per_level = [true.new_full((k,), len(self.num_classes) * k) for k in self.num_classes]
         weight = 1 / torch.cat(per_level).to(self.sort.weight.dtype)  # mean over a level's, levels
 
-        best = self._log_positive(h, order[top])  # [B, S, C, 2]
-        worst = self._log_positive(h, order[bottom])
+        best = self._sorted(x, order[top])  # [B, S, C, 2]
+        worst = self._sorted(x, order[bottom])
         chosen = torch.where(true[:, None] == 1, best[..., 1], best[..., 0])
         # a true branch has twice the instances, so each counts half
         each = torch.where(true[:, None] == 1, (chosen + worst[..., 0]) / 2, chosen)
@@ -92,9 +92,10 @@ class CLAM(nn.Module):
         some = (samples > 0).sum().clamp_min(1)
         return -(each * weight).sum() / some
 
-    def _log_positive(self, h: Tensor, rows: Tensor) -> Tensor:
+    def _sorted(self, x: Tensor, rows: Tensor) -> Tensor:
         """Log-probabilities [B, S, C, 2] of (negative, positive) for row rows[b, s, c] by c."""
+        embed = self.attention.embed
+        h = torch.relu(embed(cast(x[rows], embed.weight)))  # [B, S, C, hidden]
         weight = self.sort.weight.view(-1, 2, self.sort.in_features)
-        chosen = h[rows].to(weight.dtype)  # [B, S, C, hidden]
-        logits = torch.einsum("bsch,cjh->bscj", chosen, weight) + self.sort.bias.view(-1, 2)
+        logits = torch.einsum("bsch,cjh->bscj", h, weight) + self.sort.bias.view(-1, 2)
         return F.log_softmax(logits, dim=3)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hmil_fast.models.inputs import check_sizes, features
+from hmil_fast.models.inputs import cast, check_sizes, features
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.models.segments import Segments, segments
 
@@ -45,7 +45,7 @@ class DSMIL(nn.Module):
         An empty bag scores 0 in the first stream and pools to 0 in the second. While training the
         output holds no attention, so that none is aligned along the tree.
         """
-        h = torch.relu(self.embed(features(x, self.embed.weight)))
+        h = torch.relu(self.embed(cast(features(x, self.embed.in_features), self.embed.weight)))
         parts = segments(bags, len(h), h.device)
         sizes = list(self.num_classes)
         with torch.autocast(x.device.type, enabled=False):

@@ -19,14 +19,17 @@ def check_sizes(dim: int, num_classes: tuple[int, ...], hidden: int, dropout: fl
         raise ValueError(f"dropout is {dropout}; give a probability in [0, 1)")
 
 
-def features(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` as a model with this first weight [·, D] takes it; one row in no bag if it has none.
+def features(x: Tensor, dim: int) -> Tensor:
+    """`x` if it is [N, dim]; one row, in no bag, if it has none.
 
     Raises:
-        ValueError: x is no [N, D] matrix.
+        ValueError: It is not.
     """
-    if x.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"x has shape {list(x.shape)}; give [N, {weight.shape[1]}]")
-    if not x.shape[0]:  # an empty matrix has no row to point at
-        x = x.new_zeros(1, x.shape[1])
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x has shape {list(x.shape)}; give [N, {dim}]")
+    return x if x.shape[0] else x.new_zeros(1, dim)  # an empty matrix has no row to point at
+
+
+def cast(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` in the dtype of the weights it meets, unless autocast sees to that."""
     return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)

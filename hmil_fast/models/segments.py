@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hmil_fast.kernels.bags import check_bags
+from hmil_fast.kernels.bags import as_bags, check_bags
 
 _TILE = 128  # rows; long enough for a matrix product, short beside most bags
 
@@ -84,8 +84,8 @@ def segments(bags: Tensor, rows: int, device: torch.device) -> Segments:
     """Find the bag of every row.
 
     Args:
-        bags: int64 [B, 2], (start, length) of each bag, in any order; they may leave rows out and
-            be empty, not overlap. On the CPU they are checked; elsewhere nobody waits for them.
+        bags: As `as_bags` takes it, in any order; bags may leave rows out and be empty, not
+            overlap. On the CPU they are checked; elsewhere nobody waits for them.
         rows: Number of rows N.
         device: Where the rows are.
 
@@ -100,7 +100,7 @@ def segments(bags: Tensor, rows: int, device: torch.device) -> Segments:
                     f"the bags that begin at rows {first} and {after} overlap; give this model "
                     "bags of rows of their own"
                 )
-    start, length = bags.to(device, non_blocking=True).unbind(1)
+    start, length = as_bags(bags).to(device, non_blocking=True).unbind(1)
     number = torch.arange(1, len(start) + 1, device=device)
     steps = torch.zeros(rows + 1, dtype=torch.int64, device=device)
     steps = steps.index_add(0, start, number).index_add(0, start + length, -number)

@@ -4,11 +4,11 @@ from torch import Tensor
 
 from hmil_fast.errors import UsageError
 from hmil_fast.models import MODELS, build_model
-from hmil_fast.models.baselines import MeanPool
 from hmil_fast.models.hmil import HMIL
 
 BAGS = torch.tensor([[0, 5], [5, 0], [5, 1], [8, 90]])
 FULL = [0, 2, 3]
+PARENTS = ((0, 0, 0, 1, 1, 2, 2),)
 TREES = [(3,), (3, 7), (2, 4, 9), (2, 3, 5, 8)]
 
 
@@ -108,7 +108,7 @@ def test_bag_alone_is_the_bag_packed() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_bag_of_nans_touches_no_other_bag(name: str) -> None:
     torch.manual_seed(0)
-    model, x = build_model(name, 20, (3, 7), hidden=12), _features(torch.float32)
+    model, x = build_model(name, 20, (3, 7), PARENTS, hidden=12), _features(torch.float32)
     clean = model(x, BAGS)
     x[8:98] = torch.nan
     dirty = model(x, BAGS)
@@ -120,7 +120,7 @@ def test_bag_of_nans_touches_no_other_bag(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast_and_half_features_give_float32(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(name, 20, (3, 7), hidden=12)
+    model = build_model(name, 20, (3, 7), PARENTS, hidden=12)
     x = _features(torch.float32)
     exact = model(x, BAGS)
     half = model(x.half(), BAGS)
@@ -141,20 +141,8 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(x, BAGS).logits[1], model(x, BAGS).logits[1])
 
 
-def test_mean_pool_is_a_perceptron_on_the_mean() -> None:
-    torch.manual_seed(0)
-    model, x = MeanPool(20, (3, 7), hidden=12).double(), _features()
-    out = model(x, BAGS)
-    hidden = (x[8:98].mean(0) @ model.first.weight.T + model.first.bias).clamp_min(0)
-    expected = hidden @ model.heads[1].weight.T + model.heads[1].bias
-    torch.testing.assert_close(out.logits[1][3], expected)
-    assert out.logits[0].shape == (4, 3)
-    assert out.logits[0].isfinite().all()
-    assert (out.attention_logits, out.lse, out.embeddings) == ((), (), None)
-
-
 def test_unknown_model_is_refused() -> None:
-    with pytest.raises(UsageError, match="there is no model 'hmli'\nFix: choose one of hmil, mean"):
+    with pytest.raises(UsageError, match="there is no model 'hmli'\nFix: choose one of hmil, flat"):
         build_model("hmli", 20, (3, 7))
 
 
@@ -163,9 +151,9 @@ def test_bad_arguments_are_named(name: str) -> None:
     with pytest.raises(ValueError, match="num_classes \\(\\)"):
         build_model(name, 20, ())
     with pytest.raises(ValueError, match=r"x has shape \[5, 21\]; give \[N, 20\]"):
-        build_model(name, 20, (3, 7))(torch.zeros(5, 21), torch.tensor([[0, 5]]))
+        build_model(name, 20, (3, 7), PARENTS)(torch.zeros(5, 21), torch.tensor([[0, 5]]))
     with pytest.raises(ValueError, match=r"bags\[0\] = \(0, 6\) leaves the 5 rows"):
-        build_model(name, 20, (3, 7))(torch.zeros(5, 20), torch.tensor([[0, 6]]))
+        build_model(name, 20, (3, 7), PARENTS)(torch.zeros(5, 20), torch.tensor([[0, 6]]))
 
 
 @pytest.mark.parametrize("num_classes", [(3,), (2, 4, 9)])
