@@ -1,6 +1,6 @@
 """The label tree: leaves are diagnoses, inner nodes are what the diagnoses share."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,18 +119,20 @@ class LabelTree:
     def from_nested(cls, nested: object, source: str = "the label tree") -> "LabelTree":
         """Build a tree from nested mappings; a leaf is a list entry or a key without a value.
 
+        Names that hold all the others (`diagnosis: {benign: …, malignant: …}`) are the root, which
+        is no level: a level of one node tells no slide from another.
+
         Raises:
-            UsageError: The tree is empty, or a name is no text or occurs twice among its kind.
+            UsageError: The tree is empty, or a name is no text, stands below itself or twice.
         """
         paths = list(_leaf_paths(nested, (), source))
         if not paths:
             raise UsageError(f"{source} has no leaves", "name at least two labels in it")
         if len(paths) < 2:
             raise UsageError(f"{source} has one leaf only ({paths[0][-1]!r})", "name at least two")
-        leaves = [path[-1] for path in paths]
-        for name, count in Counter(leaves).items():
-            if count > 1:
-                raise UsageError(f"{source} has the leaf {name!r} twice", "give it one place only")
+        _check_names(paths, source)
+        while len({path[0] for path in paths}) == 1:
+            paths = [path[1:] for path in paths]
         depth = max(len(path) for path in paths)
         # a leaf placed higher is repeated: (a,) becomes (a, a, a)
         chains = [path + (path[-1],) * (depth - len(path)) for path in paths]
@@ -142,8 +144,6 @@ class LabelTree:
             if level > 1:
                 parents.append(tuple(above[node[:-1]] for node in nodes))
             names.append(tuple(node[-1] for node in nodes))
-            if len(set(names[-1])) < len(names[-1]):
-                raise UsageError(f"{source} names two nodes of level {level} alike", "rename one")
             above = {node: k for k, node in enumerate(nodes)}
         return cls(tuple(names), tuple(parents))
 
@@ -221,6 +221,31 @@ def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[
         if len(paths) > _MAX_NODES:
             raise UsageError(f"{source} has more than {_MAX_NODES} leaves", "shrink it")
     return paths
+
+
+def _check_names(paths: Sequence[tuple[str, ...]], source: str) -> None:
+    """Every name stands for one node; a leaf may be written more than once along its own path."""
+    children: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for path in paths:
+        for level in range(len(path)):
+            children[path[:level]].add(path[level])
+    for path, count in Counter(paths).items():
+        if count > 1 or children[path]:
+            raise UsageError(
+                f"{source} has {path[-1]!r} twice below {'/'.join(path[:-1]) or 'the root'}",
+                "drop one of them",
+            )
+    place: dict[str, tuple[str, ...]] = {}
+    for path in dict.fromkeys(leaf[: level + 1] for leaf in paths for level in range(len(leaf))):
+        name, above = path[-1], path[:-1]
+        known = place.setdefault(name, path)
+        repeated = known == above and children[above] == {name} and children[path] <= {name}
+        if repeated:
+            place[name] = path
+        elif known != path:
+            here, there = "/".join(path), "/".join(known)
+            how = f"below itself: {here}" if name in above else f"twice: {there} and {here}"
+            raise UsageError(f"{source} has {name!r} {how}", "rename one, or drop it")
 
 
 def _list_entry(entry: object) -> list[tuple[object, object]]:

@@ -59,6 +59,32 @@ def test_single_child_chains(tmp_path: Path) -> None:
     assert tree.ancestors().tolist() == [[0, 1]] * 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "diagnosis: {benign: [N, PB], malignant: [IC]}",
+        "{slide: {diagnosis: [{benign: [N, PB]}, {malignant: IC}]}}",
+        "[{any: {benign: [N, PB], malignant: [IC]}}]",
+    ],
+)
+def test_a_root_that_holds_everything_is_no_level(tmp_path: Path, text: str) -> None:
+    tree = _tree(tmp_path, text)
+    assert tree == _tree(tmp_path, "{benign: [N, PB], malignant: [IC]}")
+    assert tree.names == (("benign", "malignant"), ("N", "PB", "IC"))
+
+
+@pytest.mark.parametrize("text", ["{a: a, b: [x, y]}", "{a: [a], b: [x, y]}", "{a: , b: [x, y]}"])
+def test_a_leaf_may_be_repeated_by_hand(tmp_path: Path, text: str) -> None:
+    assert _tree(tmp_path, text).names == (("a", "b"), ("a", "x", "y"))
+
+
+def test_heights_are_those_of_the_tree_before_leaves_are_repeated(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, "{n: , p: {micro: , macro: [large, small], only: {chain: end}}}")
+    assert tree.names[-1] == ("n", "micro", "large", "small", "end")
+    by_hand = [[0, 3, 3, 3, 3], [0, 0, 1, 1, 2], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    assert tree.heights().tolist() == by_hand
+
+
 def test_list_entries_may_be_mappings(tmp_path: Path) -> None:
     tree = _tree(tmp_path, "[normal, {tumour: [low, high]}]")
     assert tree.names == (("normal", "tumour"), ("normal", "low", "high"))
@@ -85,8 +111,17 @@ def test_unknown_label_names_the_leaves(tmp_path: Path) -> None:
         ("just text", "the root is a str"),
         ("[only]", "has one leaf only"),
         ("{a: {b: }}", "has one leaf only"),
-        ("{a: [x, y], b: [x, z]}", "the leaf 'x' twice"),
-        ("{a: {s: [x, y]}, b: {s: [z, w]}}", "names two nodes of level 2 alike"),
+        ("{a: [x, y], b: [x, z]}", "has 'x' twice: a/x and b/x"),
+        ("{a: {s: [x, y]}, b: {s: [z, w]}}", "has 's' twice: a/s and b/s"),
+        ("[x, y, x]", "has 'x' twice below the root"),
+        ("{a: [x, y, x], b: }", "has 'x' twice below a"),
+        ("[a, {a: [x, y]}]", "has 'a' twice below the root"),
+        ("{a: [x, a], b: }", "has 'a' below itself: a/a"),
+        ("{a: {b: {a: [x, y]}}, c: }", "has 'a' below itself: a/b/a"),
+        ("{a: {a: [x, y]}, b: }", "has 'a' below itself: a/a"),
+        ("{a: [b, c], b: [a, d]}", "has 'b' twice: a/b and b"),
+        ("{a: [x, y], b: {z: {x: [v, w]}}}", "has 'x' twice: a/x and b/z/x"),
+        ("{a: , b: }\n---\n{c: , d: }", "is not valid YAML: expected a single document"),
         ("{a: [x, 3], b: [z]}", "the name 3 below a is no text"),
         ("{a: [x, No], b: [z]}", "the name False below a is no text"),
         ("{a: [x, ' '], b: [z]}", "is no text"),
