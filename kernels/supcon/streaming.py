@@ -68,7 +68,8 @@ def lse_streaming_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: fl
 
 
 def _safe(z: Tensor, temperature: float) -> bool:
-    return bool(z.square().sum(1).max() < _SAFE * temperature)
+    # looking at values on an accelerator would make the host wait
+    return z.device.type == "cpu" and bool(z.square().sum(1).max() < _SAFE * temperature)
 
 
 def _tiles(z: Tensor, temperature: float) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -35,15 +35,18 @@ def draw_batch(leaves: list[int], seed: int = 0, tree: LabelTree = UNEVEN) -> Ba
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
-    lengths = torch.tensor([1 + i % 4 for i in range(len(leaves))])
+    lengths = torch.tensor([1 + i % 4 for i in range(len(leaves))], dtype=torch.int64)
     bags = torch.stack([lengths.cumsum(0) - lengths, lengths], 1)
     attention = tuple(draw(int(lengths.sum()), k) for k in tree.num_classes)
     lse = tuple(
-        torch.stack([a[s : s + n].logsumexp(0) for s, n in bags.tolist()]) for a in attention
+        torch.stack([a[s : s + n].logsumexp(0) for s, n in bags.tolist()])
+        if leaves
+        else a.new_zeros(0, a.shape[1])
+        for a in attention
     )
     rows = torch.nn.functional.normalize(draw(len(leaves), tree.num_classes[-1], 6), dim=2)
     logits = tuple(draw(len(leaves), k) for k in tree.num_classes)
-    targets = torch.from_numpy(tree.ancestors()).T[torch.tensor(leaves)]
+    targets = torch.from_numpy(tree.ancestors()).T[torch.tensor(leaves, dtype=torch.int64)]
     return Batch(Output(logits, attention, lse, rows), bags, targets)
 
 

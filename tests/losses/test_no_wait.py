@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hmil_fast.kernels.supcon.streaming import lse_streaming, lse_streaming_backward
 from hmil_fast.labels import LabelTree
 from hmil_fast.losses import PRESETS, HmilLoss, LossSettings
 
@@ -59,6 +60,22 @@ def test_the_count_sees_what_waits(wait: Callable[[torch.Tensor], Any]) -> None:
 
 
 @pytest.mark.parametrize("name", MENU)
+def test_a_process_without_bags_adds_nothing(name: str, uneven: LabelTree, batch: Any) -> None:
+    """Of several processes one may get no bag of a batch; its gradient must be 0, not NaN."""
+    loss = HmilLoss(uneven, MENU[name], [3, 2, 2, 2, 1])
+    loss(*batch([0, 1, 2]), 0, 2)
+    output, bags, _ = batch([])
+    weight = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    output = output._replace(
+        logits=(*output.logits[:-1], output.logits[-1] * weight),
+        embeddings=output.embeddings * weight[:, None],
+    )
+    targets = torch.zeros(0, 3, dtype=torch.int64)
+    loss(output, bags, targets, 1, 2).total.backward()
+    assert weight.grad.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("name", MENU)
 def test_a_step_reads_no_value(name: str, uneven: LabelTree, batch: Any) -> None:
     loss = HmilLoss(uneven, MENU[name], [3, 2, 2, 2, 1])
     output, bags, targets = batch([0, 1, 2, 2, 4, 3, 1])
@@ -67,6 +84,13 @@ def test_a_step_reads_no_value(name: str, uneven: LabelTree, batch: Any) -> None
             loss(output, bags, targets, epoch, 2).total.backward(retain_graph=True)
         assert calls.seen["others"] > 20
         assert calls.seen["waits"] == 0
+
+
+def test_nor_do_the_sums_of_supcon_where_they_are_no_fused_kernel() -> None:
+    with FakeTensorMode():
+        z = torch.empty(12, 4, device="cuda")
+        lse = lse_streaming(z, 0.1)
+        assert lse_streaming_backward(lse, z, lse, 0.1).shape == z.shape
 
 
 @pytest.mark.parametrize("name", MENU)
