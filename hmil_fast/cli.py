@@ -10,19 +10,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from hmil_fast import __version__
+from hmil_fast.arguments import Command, Commands, add_command, count, positive, share, tile_px
+from hmil_fast.cli_results import add_compare, add_export, add_results, add_splits
 from hmil_fast.config import MODELS, PRESETS
 from hmil_fast.errors import HmilError, Stopped, UsageError
-
-Command = Callable[[argparse.Namespace], int]
-N = TypeVar("N", int, float)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,20 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_extract(commands)
     _add_store(commands)
     _add_train(commands)
-    _add_results(commands)
+    add_splits(commands)
+    add_results(commands)
+    add_compare(commands)
+    add_export(commands)
     _add_bench(commands)
     _add_demo(commands)
-    return parser
-
-
-Commands = argparse._SubParsersAction  # argparse gives it no public name
-
-
-def _command(
-    commands: "Commands[argparse.ArgumentParser]", name: str, text: str, run: Command
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
     return parser
 
 
@@ -97,17 +86,17 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=Path, metavar="CSV", help="path[,slide_id][,mpp]")
     parser.add_argument(
         "--slide-mpp",
-        type=_positive,
+        type=positive,
         metavar="X",
         help="µm/px of level 0, for slides that state none or an implausible one",
     )
     parser.add_argument(
-        "--tile", type=_tile_px, default=256, metavar="PX", help="edge of a tile (256)"
+        "--tile", type=tile_px, default=256, metavar="PX", help="edge of a tile (256)"
     )
-    parser.add_argument("--mpp", type=_positive, default=0.5, help="µm/px of the tiles (0.5)")
+    parser.add_argument("--mpp", type=positive, default=0.5, help="µm/px of the tiles (0.5)")
     parser.add_argument(
         "--min-tissue",
-        type=_share,
+        type=share,
         default=0.25,
         metavar="SHARE",
         help="least share of tissue in a tile (0.25)",
@@ -133,7 +122,7 @@ def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
         return doctor(args)
 
     text = "Say what this machine has, and what is to be known of slides before extracting them."
-    parser = _command(commands, "doctor", text, run)
+    parser = add_command(commands, "doctor", text, run)
     _slide_arguments(parser)
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
 
@@ -145,7 +134,7 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         return extract(args)
 
     text = "Extract features of slides into a store; run again, it resumes."
-    parser = _command(commands, "extract", text, run)
+    parser = add_command(commands, "extract", text, run)
     _slide_arguments(parser)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -155,9 +144,9 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="of the stored features (float16)",
     )
     parser.add_argument(
-        "--batch", type=_count, default=64, metavar="N", help="tiles a forward pass (64)"
+        "--batch", type=count, default=64, metavar="N", help="tiles a forward pass (64)"
     )
-    parser.add_argument("--threads", type=_count, metavar="N", help="threads that decode")
+    parser.add_argument("--threads", type=count, metavar="N", help="threads that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
 
@@ -169,7 +158,7 @@ def _add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
         return int(getattr(store_command, args.action)(args))
 
     text = "Look after a feature store."
-    parser = _command(commands, "store", text, run)
+    parser = add_command(commands, "store", text, run)
     parser.add_argument(
         "action",
         choices=("info", "verify", "repair", "drop", "sweep"),
@@ -196,7 +185,7 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
         return train(args)
 
     text = "Train and evaluate by cross-validation; run again, it resumes."
-    parser = _command(commands, "train", text, run)
+    parser = add_command(commands, "train", text, run)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--labels",
@@ -212,11 +201,19 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="YAML",
         help="nested mapping whose leaves are the labels",
     )
+    parser.add_argument(
+        "--splits", type=Path, metavar="JSON", help="take the folds of this manifest as they are"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew where RUN holds a run; that one is renamed to RUN.bak-<time>",
+    )
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--preset", choices=PRESETS)
-    parser.add_argument("--folds", type=_count)
-    parser.add_argument("--epochs", type=_count)
+    parser.add_argument("--folds", type=count)
+    parser.add_argument("--epochs", type=count)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device")
     parser.add_argument(
@@ -226,55 +223,6 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
         "settings", nargs="*", metavar="key=value", help="any setting of config.yaml"
     )
     parser.set_defaults(words="settings")
-
-
-def _add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
-    def command(name: str) -> Command:
-        def run(args: argparse.Namespace) -> int:
-            from hmil_fast.training import commands as training
-
-            return int(getattr(training, name)(args))
-
-        return run
-
-    evaluate = _command(
-        commands, "evaluate", "Metrics of a run, or of it on another cohort.", command("evaluate")
-    )
-    evaluate.add_argument("run_path", type=Path, metavar="RUN")
-    evaluate.add_argument("--store", type=Path, metavar="DIR", help="features of the other cohort")
-    evaluate.add_argument("--labels", type=Path, metavar="CSV", help="labels of the other cohort")
-    predict = _command(
-        commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
-    )
-    predict.add_argument("run_path", type=Path, metavar="RUN")
-    predict.add_argument("--store", type=Path, required=True, metavar="DIR")
-    predict.add_argument(
-        "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
-    )
-    predict.set_defaults(words="slides")
-    predict.add_argument("--out", type=Path, metavar="CSV", help="write there instead of stdout")
-    heatmap = _command(
-        commands, "heatmap", "Attention per tree node over the slide.", command("heatmap")
-    )
-    heatmap.add_argument("run_path", type=Path, metavar="RUN")
-    heatmap.add_argument("slide", metavar="SLIDE_ID")
-    heatmap.add_argument("--store", type=Path, required=True, metavar="DIR")
-    heatmap.add_argument("--out", type=Path, required=True, metavar="PNG")
-    heatmap.add_argument(
-        "--node",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a tree node to draw; may be repeated",
-    )
-    report = _command(
-        commands, "report", "Write the run's report, one HTML file.", command("report")
-    )
-    report.add_argument("run_path", type=Path, metavar="RUN")
-    report.add_argument("--store", type=Path, metavar="DIR", help="draw heatmaps that are missing")
-    report.add_argument(
-        "--heatmaps", type=int, default=100, metavar="N", help="draw at most N (100)"
-    )
 
 
 def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -291,7 +239,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         return subprocess.call([sys.executable, "-m", "pytest", *options, *map(str, chosen)])
 
     text = "Measure this machine (needs a checkout)."
-    parser = _command(commands, "bench", text, run)
+    parser = add_command(commands, "bench", text, run)
     parser.add_argument(
         "what", nargs="?", default="all", choices=("all", "decode", "store", "extract", "step")
     )
@@ -305,32 +253,8 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         return demo(args.out)
 
     text = "The whole job on real tissue: extract, train, evaluate, draw, report."
-    parser = _command(commands, "demo", text, run)
+    parser = add_command(commands, "demo", text, run)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
-
-
-def _positive(text: str) -> float:
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def _share(text: str) -> float:
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
-
-
-def _tile_px(text: str) -> int:
-    return _number(text, int, lambda value: 16 <= value <= 8192, "a whole number from 16 to 8192")
-
-
-def _number(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], wanted: str) -> N:
-    with suppress(ValueError):
-        value = kind(text)
-        if fits(value):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
 
 if __name__ == "__main__":

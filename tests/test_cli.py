@@ -15,8 +15,8 @@ from hmil_fast.cli import main
 
 SlideFile = Callable[[str], Path]
 COMMANDS = (
-    "doctor", "extract", "store", "train", "evaluate", "predict", "heatmap", "report", "bench",
-    "demo",
+    "doctor", "extract", "store", "train", "splits", "evaluate", "predict", "heatmap", "report",
+    "compare", "bench", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "zarr", "numpy", "cucim", "nvidia", "timm", "openslide", "matplotlib", "rich")
 

@@ -1,29 +1,25 @@
-"""Which slide is trained on, validated on and tested on: the folds and their manifest."""
+"""Which slide is trained on, validated on and tested on."""
 
-import hashlib
-import json
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hmil_fast.bags.fold import Fold, check_folds
 from hmil_fast.bags.label_file import PARTS, Slide, read_labels
+from hmil_fast.bags.manifest import read_splits, write_splits
 from hmil_fast.errors import UsageError
 
-__all__ = ["Fold", "Slide", "make_folds", "read_labels", "read_splits", "write_splits"]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """The slide ids of one training run; `test` is looked at once, `val` selects the epoch."""
-
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
+__all__ = [
+    "Fold",
+    "Slide",
+    "cut_validation",
+    "make_folds",
+    "read_labels",
+    "read_splits",
+    "write_splits",
+]
 
 
 def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) -> list[Fold]:
@@ -65,52 +61,10 @@ def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) 
     folds = []
     for number, test in enumerate(tests):
         rest = [s for i, s in enumerate(slides) if i not in test]
-        train, val = _cut_validation(rest, seed + 1 + number, val_fraction)
+        train, val = cut_validation(rest, seed + 1 + number, val_fraction)
         folds.append(Fold(train, val, tuple(slides[i].slide_id for i in sorted(test))))
-    _check(folds, slides, "the folds")
+    check_folds(folds, slides, "the folds")
     return folds
-
-
-def write_splits(path: Path, folds: Sequence[Fold], slides: Sequence[Slide]) -> None:
-    """Write the manifest: slides, folds and a SHA-256 over both.
-
-    Raises:
-        UsageError: A slide or a patient lies in two parts of a fold.
-    """
-    _check(folds, slides, str(path))
-    content = {"slides": [asdict(s) for s in slides], "folds": [asdict(f) for f in folds]}
-    text = json.dumps({"version": 1, "sha256": _digest(content), **content}, indent=1)
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def read_splits(path: Path) -> tuple[list[Fold], list[Slide]]:
-    """Read and check a manifest that `write_splits` wrote.
-
-    Raises:
-        UsageError: The file is missing, no manifest, changed since, or leaks between parts.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        content = {"slides": data["slides"], "folds": data["folds"]}
-        slides = [Slide(**s) for s in data["slides"]]
-        folds = [Fold(*(tuple(f[part]) for part in PARTS)) for f in data["folds"]]
-        expected = data["sha256"]
-    except OSError as error:
-        raise UsageError(f"cannot read the splits {path}: {error}", "check the path") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is no split manifest ({type(error).__name__}: {error})",
-            "use a splits.json that hmil-fast train wrote",
-        ) from None
-    if _digest(content) != expected:
-        raise UsageError(
-            f"{path} was changed after it was written (its sha256 does not fit)",
-            "restore the file, or train anew from the label file",
-        )
-    _check(folds, slides, str(path))
-    return folds, slides
 
 
 def _patients_by_label(slides: Iterable[Slide]) -> dict[str, set[str]]:
@@ -137,10 +91,17 @@ def _stratified_parts(slides: Sequence[Slide], k: int, seed: int) -> list[set[in
         ]
 
 
-def _cut_validation(
+def cut_validation(
     slides: Sequence[Slide], seed: int, fraction: float
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Train and validation ids; of the candidate parts the one whose class shares fit best."""
+    """Cut a validation part out of slides to train on, by patient.
+
+    Returns:
+        Train and validation ids; of the candidate parts the one whose class shares fit best.
+
+    Raises:
+        UsageError: No patient can be spared.
+    """
     if fraction == 0:
         return tuple(s.slide_id for s in slides), ()
     # a patient who alone carries a class stays in training
@@ -179,51 +140,7 @@ def _official_fold(slides: Sequence[Slide], seed: int, val_fraction: float) -> F
     train = tuple(s.slide_id for s in parts["train"])
     val = tuple(s.slide_id for s in parts["val"])
     if not val:
-        train, val = _cut_validation(parts["train"], seed, val_fraction)
+        train, val = cut_validation(parts["train"], seed, val_fraction)
     fold = Fold(train, val, tuple(s.slide_id for s in parts["test"]))
-    _check([fold], slides, "the split column")
+    check_folds([fold], slides, "the split column")
     return fold
-
-
-def _check(folds: Sequence[Fold], slides: Sequence[Slide], where: str) -> None:
-    """No slide and no patient in two parts of a fold, no slide tested twice, none unknown."""
-    patient = {s.slide_id: s.patient_id for s in slides}
-    if len(patient) < len(slides):
-        raise UsageError(f"{where}: a slide is listed twice", "keep one entry per slide")
-    tested: dict[str, int] = {}
-    for number, fold in enumerate(folds):
-        part_of: dict[str, str] = {}
-        patient_part: dict[str, str] = {}
-        for name in PARTS:
-            for slide_id in getattr(fold, name):
-                if slide_id not in patient:
-                    raise UsageError(
-                        f"{where}: fold {number} names slide {slide_id!r}, which has no label",
-                        "add it to the labels, or remove it from the fold",
-                    )
-                if slide_id in part_of:
-                    raise UsageError(
-                        f"{where}: fold {number} has slide {slide_id!r} in {part_of[slide_id]} "
-                        f"and in {name}",
-                        "keep it in one part",
-                    )
-                part_of[slide_id] = name
-                other = patient_part.setdefault(patient[slide_id], name)
-                if other != name:
-                    raise UsageError(
-                        f"{where}: fold {number} has patient {patient[slide_id]!r} in {other} and "
-                        f"in {name}",
-                        "put all slides of a patient in one part",
-                    )
-        for slide_id in fold.test:
-            if tested.setdefault(slide_id, number) != number:
-                raise UsageError(
-                    f"{where}: slide {slide_id!r} is tested in fold {tested[slide_id]} and in "
-                    f"fold {number}",
-                    "test every slide once",
-                )
-
-
-def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

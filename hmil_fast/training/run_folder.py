@@ -3,7 +3,7 @@
 config.yaml  tree.json  splits.json  run.json (the store it was trained on)
 fold-<i>/best.safetensors  last.safetensors (until the fold is done)  predictions.csv
          val_predictions.csv (what calibration and conformal answers are fitted on)
-log.jsonl  tensorboard/  predictions.csv  metrics.json  conformal.csv  heatmaps/  report.html
+log.jsonl  tensorboard/  predictions.csv  metrics.json  conformal.csv  views/  report.html
 baseline/   the same again for the baseline on the same splits
 """
 
@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import UsageError
@@ -139,7 +140,7 @@ def create_run(
             raise UsageError(
                 f"the run folder {path} was set up with other {changed}"
                 + (f" ({detail})" if detail else ""),
-                "give another --out, or the settings it was set up with",
+                "give another --out, the settings it was set up with, or --overwrite",
             )
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
@@ -148,7 +149,7 @@ def create_run(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
-    write_splits(path / "splits.json", folds, slides)
+    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
     write_json(path / "tree.json", tree.to_dict())
     write_json(path / "run.json", run.store)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run

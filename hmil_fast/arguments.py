@@ -1,0 +1,53 @@
+"""What the commands of the command line are made of: a command, and kinds of numbers."""
+
+import argparse
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+Command = Callable[[argparse.Namespace], int]
+N = TypeVar("N", int, float)
+
+Commands = argparse._SubParsersAction  # argparse gives it no public name
+
+
+def add_command(
+    commands: "Commands[argparse.ArgumentParser]", name: str, text: str, run: Command
+) -> argparse.ArgumentParser:
+    """Add a command that calls `run` with its parsed arguments."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def risk(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up."""
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
+
+
+def tile_px(text: str) -> int:
+    """A whole number from 16 to 8192."""
+    return _number(text, int, lambda value: 16 <= value <= 8192, "a whole number from 16 to 8192")
+
+
+def _number(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], wanted: str) -> N:
+    with suppress(ValueError):
+        value = kind(text)
+        if fits(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")

@@ -1,0 +1,49 @@
+"""Slides that are one and the same under two ids."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.io.store import FeatureStore
+
+_NEAR = 0.045  # of the distance to the cohort's mean: a centred cosine of 0.999
+_BLOCK = 1024
+
+
+def same_features(store: FeatureStore, slide_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of slides whose features, coordinates and statuses are equal bit for bit.
+
+    Slides without tiles are all equal and not named. Nothing is read but the commit records.
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for slide_id in slide_ids:
+        record = store.record(slide_id)
+        if record.num_tiles:
+            alike[record.content_digest].append(slide_id)
+    return [(group[0], other) for group in alike.values() for other in group[1:]]
+
+
+def near_duplicates(means: NDArray[np.floating], slide_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of slides whose mean features are almost the same, seen from the cohort's mean.
+
+    Means of slides of one encoder are alike as they stand; what sets a slide apart is its distance
+    from the mean of all.
+
+    Args:
+        means: Mean feature of each slide, [n, D].
+        slide_ids: Slides, [n].
+    """
+    x = np.asarray(means, dtype=np.float64)
+    x = x - x.mean(axis=0)
+    size = np.square(x).sum(axis=1)
+    found = []
+    for start in range(0, len(x), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        squared = size[rows, None] + size[None, :] - 2 * x[rows] @ x.T
+        least = np.minimum(size[rows, None], size[None, :])
+        for i, j in np.argwhere((squared < _NEAR**2 * least) & (least > 0)):
+            if start + i < j:
+                found.append((slide_ids[start + i], slide_ids[j]))
+    return found

@@ -1,0 +1,118 @@
+"""The split manifest: folds, the slides they were made of, and hashes of what they came from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hmil_fast.bags.fold import Fold, check_folds
+from hmil_fast.bags.label_file import PARTS, Slide
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore
+from hmil_fast.labels import LabelTree
+
+_VERSION = 2
+_MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What splits.json holds.
+
+    Attributes:
+        folds: The folds.
+        slides: All slides; label and patient_id are "" where an imported split does not state them.
+        made_from: SHA-256 by name, see `sources`.
+    """
+
+    folds: list[Fold]
+    slides: list[Slide]
+    made_from: dict[str, str] = field(default_factory=dict)
+
+
+def sources(tree: LabelTree, slides: Sequence[Slide], store: FeatureStore) -> dict[str, str]:
+    """Hashes of what folds are made from.
+
+    Returns:
+        ``labels``: slide, label, patient and split of every slide used, in any order; ``tree``;
+        ``slides``: their ids; ``store``: encoder, weights, tiling, dim and dtype; ``features``: the
+        content of those slides that the store has.
+    """
+    ids = sorted(slide.slide_id for slide in slides)
+    stored = set(store.slide_ids())
+    return {
+        "labels": _digest(sorted((asdict(s) for s in slides), key=lambda s: str(s["slide_id"]))),
+        "tree": _digest(tree.to_dict()),
+        "slides": _digest(ids),
+        "store": _digest(store.spec.config_hash),
+        "features": _digest([[i, store.record(i).content_digest] for i in ids if i in stored]),
+    }
+
+
+def write_splits(
+    path: Path,
+    folds: Sequence[Fold],
+    slides: Sequence[Slide],
+    made_from: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest: slides, folds, what they were made from, and a SHA-256 over all.
+
+    Raises:
+        UsageError: A slide or a patient lies in two parts of a fold.
+    """
+    check_folds(folds, slides, str(path))
+    content = {
+        "made_from": dict(made_from or {}),
+        "slides": [asdict(s) for s in slides],
+        "folds": [asdict(f) for f in folds],
+    }
+    text = json.dumps({"version": _VERSION, "sha256": _digest(content), **content}, indent=1)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_splits(path: Path) -> tuple[list[Fold], list[Slide]]:
+    """The folds and slides of a manifest, as `read_manifest` reads it."""
+    manifest = read_manifest(path)
+    return manifest.folds, manifest.slides
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest that `write_splits` wrote.
+
+    Raises:
+        UsageError: The file is missing, no manifest, changed since, or leaks between parts.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is larger than 256 MiB", "give a splits.json")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names = ("slides", "folds") if data["version"] == 1 else ("made_from", "slides", "folds")
+        content = {name: data[name] for name in names}
+        slides = [Slide(**s) for s in data["slides"]]
+        folds = [Fold(*(tuple(map(str, f[part])) for part in PARTS)) for f in data["folds"]]
+        expected, newest = data["sha256"], int(data["version"])
+    except OSError as error:
+        raise UsageError(f"cannot read the splits {path}: {error}", "check the path") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is no split manifest ({type(error).__name__}: {error})",
+            "use a splits.json that `hmil-fast train` or `hmil-fast splits import` wrote",
+        ) from None
+    if newest > _VERSION:
+        raise UsageError(f"{path} is of version {newest}, newer than this", "update hmil-fast")
+    if _digest(content) != expected:
+        raise UsageError(
+            f"{path} was changed after it was written (its sha256 does not fit)",
+            "restore the file, or train anew from the label file",
+        )
+    check_folds(folds, slides, str(path))
+    return Manifest(folds, slides, dict(content.get("made_from", {})))
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

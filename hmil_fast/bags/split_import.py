@@ -1,0 +1,176 @@
+"""Split files of others as folds: official CSV files, CLAM's, and the pickles of HMIL."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hmil_fast.bags.fold import Fold
+from hmil_fast.bags.label_file import PARTS, Slide
+from hmil_fast.bags.manifest import Manifest
+from hmil_fast.bags.split_pickle import read_plain_pickle
+from hmil_fast.errors import UsageError
+
+FORMATS = ("csv", "clam", "hmil")
+_MAX_BYTES = 256 * 2**20
+_SPELLINGS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_HMIL_NAME = re.compile(r"(train|val|test)_splits_(\d+)\.pkl")
+_Row = tuple[str, str, str, str]  # slide_id, part, label, patient_id
+
+
+def import_splits(paths: Sequence[Path], kind: str) -> Manifest:
+    """Read split files.
+
+    Args:
+        paths: Files, or folders of such files.
+        kind: "csv": a file a fold with the columns slide_id, split and, if stated, label and
+            patient_id. "clam": a file a fold, splits_<i>.csv, columns train, val, test that list
+            slides, or mark them with True and False. "hmil": {train,val,test}_splits_<i>.pkl, lists
+            of (slide_id, label, path).
+
+    Returns:
+        The folds in the order of the numbers in the file names; label and patient_id are "" where
+        the files do not state them.
+
+    Raises:
+        UsageError: A file cannot be read or used; names file, line and field.
+    """
+    files = _files(paths, "*.pkl" if kind == "hmil" else "*.csv")
+    if kind == "hmil":
+        folds = _hmil(files)
+    else:
+        read = _csv if kind == "csv" else _clam
+        folds = [list(read(file)) for file in files]
+    slides: dict[str, Slide] = {}
+    for number, rows in enumerate(folds):
+        for slide_id, _, label, patient in rows:
+            new = Slide(slide_id, label, patient)
+            if slides.setdefault(slide_id, new) != new:
+                raise UsageError(
+                    f"fold {number}: slide {slide_id!r} has another label or patient than before",
+                    "make the files agree",
+                )
+    made = [
+        Fold(*(tuple(row[0] for row in rows if row[1] == part) for part in PARTS)) for rows in folds
+    ]
+    for number, fold in enumerate(made):
+        for part in ("train", "test"):
+            if not getattr(fold, part):
+                raise UsageError(
+                    f"fold {number} of {files[0].parent} has no {part} slides", "complete the files"
+                )
+    return Manifest(made, list(slides.values()))
+
+
+def _files(paths: Sequence[Path], pattern: str) -> list[Path]:
+    """The files meant, in the order of the last number in their names."""
+    found: list[Path] = []
+    for path in paths:
+        found += path.glob(pattern) if path.is_dir() else [path]
+    if not found:
+        raise UsageError(
+            f"no {pattern} in {', '.join(map(str, paths))}", "name split files, or their folder"
+        )
+    return sorted(dict.fromkeys(found), key=_number)
+
+
+def _number(path: Path) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else -1, path.name
+
+
+def _table(path: Path) -> Iterable[tuple[int, list[str]]]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is larger than 256 MiB", "give the split file, not the data")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            yield from ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV table ({error})", "save it as CSV UTF-8") from None
+
+
+def _csv(path: Path) -> Iterable[_Row]:
+    rows = iter(_table(path))
+    header = [name.lower() for name in next(rows, (0, []))[1]]
+    if not {"slide_id", "split"} <= set(header):
+        raise UsageError(
+            f"{path} line 1: no columns slide_id and split (there are: {', '.join(header)})",
+            "begin the file with the line slide_id,split",
+        )
+    for line, row in rows:
+        fields = dict(zip(header, row, strict=False))
+        if not any(row):
+            continue
+        part = _SPELLINGS.get(fields.get("split", "").lower())
+        if part is None or not fields["slide_id"]:
+            raise UsageError(
+                f"{path} line {line}: slide_id {fields['slide_id']!r} has split "
+                f"{fields.get('split', '')!r}",
+                "write a slide and train, val or test in every line",
+            )
+        yield fields["slide_id"], part, fields.get("label", ""), fields.get("patient_id", "")
+
+
+def _clam(path: Path) -> Iterable[_Row]:
+    rows = iter(_table(path))
+    header = [name.lower() for name in next(rows, (0, []))[1]]
+    columns = {part: header.index(part) for part in PARTS if part in header}
+    if not {"train", "test"} <= columns.keys():
+        raise UsageError(
+            f"{path} line 1: no columns train and test (there are: {', '.join(header)})",
+            "give the splits_<i>.csv of CLAM",
+        )
+    for line, row in rows:
+        cells = {part: row[k] for part, k in columns.items() if k < len(row)}
+        if {cell.lower() for cell in cells.values()} <= {"true", "false"}:
+            chosen = [part for part, cell in cells.items() if cell.lower() == "true"]
+            if len(chosen) > 1:
+                raise UsageError(
+                    f"{path} line {line}: slide {row[0]!r} is in {' and in '.join(chosen)}",
+                    "keep it in one part",
+                )
+            yield from ((row[0], part, "", "") for part in chosen)
+        else:
+            yield from ((cell, part, "", "") for part, cell in cells.items() if cell)
+
+
+def _hmil(files: Sequence[Path]) -> list[list[_Row]]:
+    folds: dict[int, dict[str, Path]] = {}
+    for path in files:
+        match = _HMIL_NAME.fullmatch(path.name)
+        if match is None:
+            raise UsageError(
+                f"{path} is not named as HMIL names its splits",
+                "give files such as train_splits_0.pkl, val_splits_0.pkl and test_splits_0.pkl",
+            )
+        folds.setdefault(int(match[2]), {})[match[1]] = path
+    found = []
+    for number, parts in sorted(folds.items()):
+        missing = {"train", "test"} - parts.keys()
+        if missing:
+            raise UsageError(
+                f"fold {number} has no {' and no '.join(sorted(missing))} file",
+                f"add {', '.join(f'{part}_splits_{number}.pkl' for part in sorted(missing))}",
+            )
+        found.append([row for part, path in parts.items() for row in _hmil_rows(path, part)])
+    return found
+
+
+def _hmil_rows(path: Path, part: str) -> Iterable[_Row]:
+    rows = read_plain_pickle(path)
+    if not isinstance(rows, list | tuple):
+        raise UsageError(f"{path} holds a {type(rows).__name__}, not a list of slides", "check it")
+    for number, row in enumerate(rows):
+        plain = isinstance(row, list | tuple) and len(row) >= 2
+        if not plain or not isinstance(row[0], str) or not isinstance(row[1], str | int):
+            raise UsageError(
+                f"{path}: entry {number} is no (slide_id, label, path)", "check the file"
+            )
+        yield row[0], part, str(row[1]), ""
