@@ -233,17 +233,30 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
                 "the benchmarks need a checkout of the repository and pytest-benchmark",
                 'clone it and run `pip install -e ".[bench]"`, or `make bench`',
             )
+        python, kernels = [sys.executable, "-m"], cases / "kernels"
         chosen = [cases] if args.what == "all" else [cases / f"test_bench_{args.what}.py"]
         options = ["--benchmark-only", "--benchmark-columns=median,iqr,rounds", "-q", "-s"]
         options += [f"--benchmark-json={args.json}"] if args.json else []
-        return subprocess.call([sys.executable, "-m", "pytest", *options, *map(str, chosen)])
+        code = 0
+        if args.what != "kernels":
+            options.append(f"--ignore={kernels}")
+            code = subprocess.call([*python, "pytest", *options, *map(str, chosen)])
+        if args.what in ("all", "kernels"):
+            file = args.json and args.json.resolve()
+            file = file and (file.with_suffix(".kernels.json") if args.what == "all" else file)
+            options = ["--json", str(file)] if file else []
+            code |= subprocess.call([*python, "bench.kernels", *options], cwd=cases.parent)
+        return code
 
     text = "Measure this machine (needs a checkout)."
     parser = add_command(commands, "bench", text, run)
     parser.add_argument(
-        "what", nargs="?", default="all", choices=("all", "decode", "store", "extract", "step")
+        "what",
+        nargs="?",
+        default="all",
+        choices=("all", "decode", "store", "extract", "step", "kernels"),
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write pytest-benchmark's JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
 
 
 def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
