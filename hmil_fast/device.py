@@ -1,4 +1,7 @@
-"""Where a model runs, and in what precision."""
+"""Where a model runs, in what precision, and how much memory is free there."""
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -6,13 +9,16 @@ from hmil_fast.errors import UsageError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a run; "auto" is the GPU where there is one.
+    """The device of a run; "auto" is the GPU where there is one, of each rank its own.
 
     Raises:
         UsageError: No such device here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name in ("auto", "cuda"):
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if name == "auto" and not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = f"cuda:{own}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -22,11 +28,46 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def amp(device: torch.device) -> torch.autocast:
-    """Autocast to bf16 where the hardware computes in it; weights and accumulators stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device))
+def amp(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Autocast to bf16 if `precision` says so; weights, sums and results stay fp32.
+
+    Args:
+        device: Where the model runs.
+        precision: "fp32", "bf16", or "auto": bf16 where `computes_in_bf16`.
+    """
+    on = computes_in_bf16(device) if precision == "auto" else precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device is a GPU that computes in bf16."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    """Whether the device multiplies in bf16, so that it pays."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be used: of the GPU, or of main memory within the process's limits."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    facts = _numbers(Path("/proc/meminfo"))
+    free = facts.get("MemAvailable:", 2**23) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no group, or no limit
+        return free
+    return min(free, limit - used + _numbers(group / "memory.stat").get("inactive_file", 0))
+
+
+def local_ranks() -> int:
+    """Processes of this training on this machine."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

@@ -196,7 +196,9 @@ class Encoder(nn.Module):
         self.card = card
         self.weights_sha256 = _hash_weights(model)
         self.device = device
-        self.precision = "bfloat16" if computes_in_bf16(device) else "float32"
+        # on a CPU in float32: features are made once, and should not tell what made them
+        quick = device.type == "cuda" and computes_in_bf16(device)
+        self.precision = "bfloat16" if quick else "float32"
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.model.to(device).to(memory_format=torch.channels_last)
 
@@ -208,7 +210,7 @@ class Encoder(nn.Module):
             o = (card.resize_px - card.input_px) // 2
             tiles = tiles[:, :, o : o + card.input_px, o : o + card.input_px]
         tiles = tiles.contiguous(memory_format=torch.channels_last)
-        with amp(self.device):
+        with amp(self.device, "bf16" if self.precision == "bfloat16" else "fp32"):
             return self._pool(tiles).float()
 
     def _pool(self, tiles: Tensor) -> Tensor:

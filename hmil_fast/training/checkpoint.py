@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from hmil_fast.errors import UsageError
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, state: dict[str, Any], optimizer: torch.optim.Adam | None = None
+    path: Path,
+    model: nn.Module,
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    more: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint under its final name in one step.
 
@@ -23,12 +28,17 @@ def save_checkpoint(
         model: Its parameters are stored as `model.<name>`.
         state: Anything JSON-able: epoch, best score, class counts.
         optimizer: Its moments are stored as `optimizer.<parameter>.<moment>`.
+        more: Other tensors, stored as `<group>.<name>`; `group_of` finds them again.
     """
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    groups: dict[str, Mapping[str, Tensor]] = {"model": model.state_dict(), **(more or {})}
     if optimizer is not None:
-        for i, moments in optimizer.state_dict()["state"].items():
-            for name, value in moments.items():
-                tensors[f"optimizer.{i}.{name}"] = value.detach().cpu().contiguous()
+        moments = optimizer.state_dict()["state"].items()
+        groups["optimizer"] = {f"{i}.{k}": v for i, own in moments for k, v in own.items()}
+    tensors = {
+        f"{group}.{name}": value.detach().cpu().contiguous()
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file(tensors, partial, metadata={"state": json.dumps(state)})
     umask = os.umask(0)
@@ -37,6 +47,12 @@ def save_checkpoint(
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def sweep_partials(folder: Path) -> None:
+    """Delete what a killed process left half-written in a folder."""
+    for partial in folder.glob("*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -61,28 +77,40 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
+def group_of(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """The tensors of one group of a checkpoint, by their own names."""
+    prefix = f"{group}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Adam | None = None
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Put a checkpoint's tensors back into a model and, if given, its optimiser.
 
     Raises:
         UsageError: They are those of another model.
     """
-    prefix = "model."
-    own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    load_module(model, group_of(tensors, "model"))
+    if optimizer is None:
+        return
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in group_of(tensors, "optimizer").items():
+        i, name = key.split(".")
+        moments.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put parameters and buffers back into a module.
+
+    Raises:
+        UsageError: They are those of another one.
+    """
     try:
-        model.load_state_dict(own)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise UsageError(
             f"a checkpoint does not fit the run's model: {error}",
             "delete it and run `hmil-fast train` again, it trains what is missing",
         ) from None
-    if optimizer is None:
-        return
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            moments.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

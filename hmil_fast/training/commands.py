@@ -12,18 +12,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.splits import Slide, make_folds, read_labels
 from hmil_fast.config import TrainConfig, load_config
+from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
+from hmil_fast.training import ranks
 from hmil_fast.training.heatmap import draw_heatmap, heatmap_file
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.predict import predict_slides
 from hmil_fast.training.report import write_report
 from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
+from hmil_fast.training.set_aside import set_aside
 
 
 def train(args: argparse.Namespace) -> int:
@@ -31,18 +34,24 @@ def train(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name) for name in ("model", "preset", "folds", "epochs", "seed")}
     config = load_config(args.config, args.settings, {**flags, "device": args.device})
     tree = LabelTree.from_yaml(args.tree)
-    run = train_and_evaluate(
-        open_store(args.store), read_labels(args.labels, tree), tree, config, args.out
-    )
-    print_table(run)
+    with ranks.process_group(pick_device(config.device)):
+        slides = read_labels(args.labels, tree)
+        if args.overwrite and ranks.rank() == 0:
+            set_aside(args.out)
+        run = train_and_evaluate(open_store(args.store), slides, tree, config, args.out)
+        if ranks.rank() == 0:
+            print_table(run)
     return 0
 
 
 def train_and_evaluate(
     store: FeatureStore, slides: Sequence[Slide], tree: LabelTree, config: TrainConfig, out: Path
 ) -> Run:
-    """Train a run and its baseline on the same folds, or resume; write metrics.json."""
-    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    """Train a run and its baseline on the same folds, or resume; write metrics.json.
+
+    Under torchrun every process calls this; the first one writes.
+    """
+    err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
     present = _with_features(store, slides, err)
     if all(slide.patient_id == slide.slide_id for slide in present):
         err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
@@ -50,21 +59,32 @@ def train_and_evaluate(
     if unseen:
         err.print(f"[yellow]no slide is labelled[/] {escape(', '.join(unseen))}")
     folds = make_folds(present, config.folds, config.seed, config.val_fraction)
+    if ranks.rank():
+        ranks.wait_for_all()  # the first one sets the folders up
     run = create_run(out, config, tree, (folds, present), store)
     runs = [run]
     if config.baseline not in ("none", config.model):
         beside = dataclasses.replace(config, model=config.baseline, baseline="none")
         runs.append(create_run(out / "baseline", beside, tree, (folds, present), store))
+    if not ranks.rank():
+        ranks.wait_for_all()
     cache = None
     for each in runs:
         done = all(each.is_done(fold) for fold in range(len(folds)))
         if done and (each.path / "predictions.csv").exists():
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
-        cache = cache or FeatureCache(store, [slide.slide_id for slide in present], out)
+        if cache is None:
+            device = pick_device(config.device)
+            # slides that are tested together lie together: they are predicted without a copy
+            tested = [slide_id for fold in folds for slide_id in fold.test]
+            together = dict.fromkeys([*tested, *(slide.slide_id for slide in present)])
+            cache = FeatureCache(store, list(together), out, config.cache, device)
+            err.print(f"features: {cache.describe()}")
         with _EpochBar(err, each) as bar:
             train_run(each, cache, bar.update)
-    evaluation.evaluate_run(run)
+    if not ranks.rank():
+        evaluation.evaluate_run(run)
     return run
 
 
@@ -199,14 +219,15 @@ class _EpochBar:
         text = (
             f"{self._name} fold {report.fold + 1}/{self._folds} epoch {report.epoch + 1} "
             f"loss {report.loss:.3f} val {report.val_loss:.3f} "
-            f"{report.instances_per_s:,.0f} instances/s"
+            f"{report.instances_per_s:,.0f} instances/s {report.bags_per_s:,.1f} bags/s"
         )
         if report.last:
             completed = (report.fold + 1) * self._epochs
             self._console.print(
                 f"[green]✓[/] {self._name} fold {report.fold + 1}/{self._folds}: "
                 f"best epoch {report.best_epoch + 1} of {report.epoch + 1}, "
-                f"validation loss {report.val_loss:.3f}, waited for data "
-                f"{report.data_share:.0%} of the time"
+                f"validation loss {report.val_loss:.3f}, {report.instances_per_s:,.0f} "
+                f"instances/s, {report.bags_per_s:,.1f} bags/s, waited for data "
+                f"{report.data_share:.1%} of the time"
             )
         self._bar.update(self._task, completed=completed, description=text)

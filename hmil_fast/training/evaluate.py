@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
 from hmil_fast.metrics import evaluate_predictions

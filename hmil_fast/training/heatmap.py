@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree

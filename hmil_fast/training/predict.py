@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmil_fast.bags.packed import FeatureCache, epoch_batches
+from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.sampler import epoch_batches
 from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.metrics import summed
@@ -60,11 +61,11 @@ def forward_bags(
     model.eval()
     lengths = cache.lengths[list(indices)]
     budget = (run.config.batch_bags, run.config.batch_instances)
-    for batch in epoch_batches(lengths, *budget, seed=None):
-        chosen = [indices[i] for i in batch]
-        x, bags = cache.batch(chosen, device)
-        with amp(device):
-            yield chosen, model(x, bags), bags
+    batches = [[indices[i] for i in batch] for batch in epoch_batches(lengths, *budget, seed=None)]
+    for chosen, (x, bags) in zip(batches, cache.batches(batches, device), strict=True):
+        with amp(device, run.config.precision):
+            output = model(x, bags)
+        yield chosen, output, bags
 
 
 def fold_predictions(

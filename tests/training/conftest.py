@@ -126,6 +126,11 @@ def child_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    return child_environment()
+
+
+@pytest.fixture(scope="session")
 def hmil(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
     """The command line in a child process, from a folder that is no checkout."""
     cwd = tmp_path_factory.mktemp("cwd")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.splits import Slide
 from hmil_fast.cli import main
 from hmil_fast.errors import StoreError, UsageError

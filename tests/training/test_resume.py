@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hmil_fast.bags.packed import FeatureCache
+from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.cli import main
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.io.store import create_store
@@ -70,7 +70,9 @@ def test_stopped_and_killed_runs_end_bitwise_as_if_nothing_had_been(
     process.kill()
     process.communicate(timeout=60)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert records[done]["epoch"] == done  # it went on where it was stopped
+    stops = [r for r in records[:done] if r["event"] == "epoch"]
+    began = records[done]  # it went on where it was stopped
+    assert (began["event"], began["epoch"]) == ("fold", len(stops))
 
     process = start(*command)  # interrupted in another fold
     deadline = time.monotonic() + 120
@@ -101,7 +103,7 @@ def test_a_stop_in_the_last_epoch_that_patience_allows_adds_none(
 ) -> None:
     run = train_small(tmp_path / "run", folds=2, patience=2)
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    end = max(record["epoch"] for record in log if record["fold"] == 0)
+    end = max(r["epoch"] for r in log if r["event"] == "epoch" and r["fold"] == 0)
     assert end < 39
 
     shutil.copytree(run.path, tmp_path / "stopped")

@@ -1,0 +1,296 @@
+"""Features of a run's slides where a step finds them soonest; batches without padding."""
+
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmil_fast.config import CACHES
+from hmil_fast.device import free_memory, local_ranks
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore
+
+_CPU = torch.device("cpu")
+_AHEAD = 2  # batches that are made ready while one is worked on
+_Made = tuple[Tensor, Tensor, torch.cuda.Event | None]
+
+
+class Tier(NamedTuple):
+    """Where features lie, and the reason in few words.
+
+    ``device``: the device's memory; ``host``: main memory, pinned beside a GPU; ``map``: a scratch
+    file that is mapped; ``stream``: the store alone, read anew for every batch.
+    """
+
+    name: str
+    why: str
+
+
+def choose_tier(wish: str, size: int, device: torch.device, scratch: Path) -> Tier:
+    """The first tier of which the features take at most half of what is free.
+
+    Args:
+        wish: One of `config.CACHES`.
+        size: Bytes of all features.
+        device: Where the batches will be asked for.
+        scratch: Folder on the disk that a scratch file would be on.
+
+    Raises:
+        UsageError: No such tier.
+    """
+    if wish not in CACHES:
+        raise UsageError(f"there is no cache {wish!r}", f"choose one of {', '.join(CACHES)}")
+    if wish != "auto":
+        return Tier(wish, "asked for")
+    ranks = local_ranks()  # each keeps its own
+    free = {"device": free_memory(device)} if device.type == "cuda" else {}
+    free |= {"host": free_memory(_CPU) // ranks, "map": disk_usage(scratch).free // ranks}
+    for name, room in free.items():
+        if 2 * size <= room:
+            return Tier(name, f"{_gb(room)} were free")
+    return Tier("stream", f"nothing holds them: {', '.join(map(_gb, free.values()))} were free")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
+
+
+class FeatureCache:
+    """The features of a run's slides, in the dtype of the store.
+
+    All tiers but ``stream`` read every slide once; folds share one cache. Tiles that could not be
+    decoded belong to no bag and are not kept, so that every bag is one slice. Bags that follow one
+    another in `slide_ids` make a batch without a copy.
+
+    Args:
+        store: Where the features are.
+        slide_ids: Slides, in the order of their bags.
+        scratch: Folder for the scratch file of the tier ``map``; it is unlinked at once.
+        tier: One of `config.CACHES`.
+        device: Where the batches will be asked for.
+
+    Attributes:
+        lengths: Instances per bag, int64 [B].
+        tier: Where the features lie.
+        bytes: Of all features.
+
+    Raises:
+        UsageError: No such tier, or no room for the scratch file.
+        StoreError: A slide is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        slide_ids: Sequence[str],
+        scratch: Path,
+        tier: str = "auto",
+        device: torch.device = _CPU,
+    ) -> None:
+        self.slide_ids = list(slide_ids)
+        self.dim = store.spec.dim
+        self._store = store
+        self._dtype: torch.dtype = getattr(torch, store.spec.dtype)
+        self._good: dict[int, NDArray[np.intp]] = {}
+        self._tiles = [store.record(slide_id).num_tiles for slide_id in self.slide_ids]
+        self.lengths = np.array(self._tiles, np.int64)
+        for i, slide_id in enumerate(self.slide_ids):
+            status = store.status(slide_id)
+            if status.any():
+                self._good[i] = np.flatnonzero(status == 0)
+                self.lengths[i] = len(self._good[i])
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        self.bytes = int(self.lengths.sum()) * self.dim * self._dtype.itemsize
+        self.tier = choose_tier(tier, self.bytes, device, scratch)
+        self._rows = None
+        if self.tier.name != "stream":
+            self._rows = self._allocate(device, scratch)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(self._load, range(len(self.slide_ids))))
+
+    def describe(self) -> str:
+        """One line for people: how much, where, and why there."""
+        places = {
+            "device": "in the memory of the device",
+            "host": "in pinned main memory"
+            if self._rows is not None and self._rows.is_pinned()
+            else "in main memory",
+            "map": "in a mapped scratch file",
+            "stream": "in the store, read anew for every batch",
+        }
+        count = f"{int(self.lengths.sum()):,} instances of {len(self.slide_ids)} slides"
+        return f"{count}, {_gb(self.bytes)}, {places[self.tier.name]} ({self.tier.why})"
+
+    def good_tiles(self, index: int) -> NDArray[np.intp] | None:
+        """Which tiles of the slide are in its bag, or None for all."""
+        return self._good.get(index)
+
+    def bag(self, index: int) -> Tensor:
+        """One bag's features [n, D], where the cache has them."""
+        return self.batch([index], _CPU if self._rows is None else self._rows.device)[0]
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Put bags one behind the other.
+
+        Returns:
+            Features [N, D] on the device, in the dtype of the store: a slice of the cache where
+            the bags follow one another there, else one copy. And bags int64 [B, 2] of (start,
+            length), on the CPU.
+        """
+        return self._batch(indices, device, _Buffers(0, self.dim, self._dtype))
+
+    def batches(
+        self, chosen: Sequence[Sequence[int]], device: torch.device
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """`batch` of each; a thread makes them ready where that takes more than a copy in memory.
+
+        A batch may be written over as soon as the next is asked for.
+        """
+        kept = self._rows is not None and self._rows.device == device
+        if kept and self.tier.name != "map":
+            buffers = _Buffers(1, self.dim, self._dtype)
+            for indices in chosen:
+                yield self._batch(indices, device, buffers)
+            return
+        # on a GPU the staging buffer is free again once its copy, awaited below, has ended
+        buffers = _Buffers(1 if device.type == "cuda" else _AHEAD + 1, self.dim, self._dtype)
+        side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def make(indices: Sequence[int]) -> _Made:
+            if side is None:
+                return *self._batch(indices, device, buffers), None
+            with torch.cuda.stream(side):
+                x, bags = self._batch(indices, device, buffers)
+                done = side.record_event()
+            done.synchronize()
+            return x, bags, done
+
+        pool = ThreadPoolExecutor(1)
+        try:
+            todo = iter(chosen)
+            made: deque[Future[_Made]] = deque(pool.submit(make, i) for i in islice(todo, _AHEAD))
+            while made:
+                made.extend(pool.submit(make, i) for i in islice(todo, 1))
+                x, bags, done = made.popleft().result()
+                if done is not None:  # the allocator must know that this stream reads it
+                    x.record_stream(torch.cuda.current_stream(device))
+                yield x, bags
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batch(
+        self, indices: Sequence[int], device: torch.device, buffers: "_Buffers"
+    ) -> tuple[Tensor, Tensor]:
+        chosen = np.array(indices, np.intp)
+        lengths = torch.from_numpy(self.lengths[chosen])
+        bags = torch.stack([lengths.cumsum(0) - lengths, lengths], 1)
+        if self._rows is None:
+            return self._read(chosen, buffers, device).to(device, non_blocking=True), bags
+        runs = _runs(self._starts[chosen], self.lengths[chosen])
+        parts = [self._rows[start:stop] for start, stop in runs] or [self._rows[:0]]
+        if len(parts) == 1:
+            return parts[0].to(device, non_blocking=True), bags
+        rows = int(lengths.sum())
+        if self._rows.device == device == _CPU:
+            return torch.cat(parts, out=buffers.take(rows)), bags
+        if self._rows.device == device:
+            return torch.cat(parts), bags
+        if not self._rows.is_pinned():
+            x = torch.cat(parts, out=buffers.take(rows, pinned=True))
+            return x.to(device, non_blocking=True), bags
+        x = torch.empty((rows, self.dim), dtype=self._dtype, device=device)
+        for to, part in zip(torch.split(x, [len(p) for p in parts]), parts, strict=True):
+            to.copy_(part, non_blocking=True)
+        return x, bags
+
+    def _read(self, chosen: NDArray[np.intp], buffers: "_Buffers", device: torch.device) -> Tensor:
+        """Bags from the store."""
+        tiles = sum(self._tiles[i] for i in chosen)
+        x = buffers.take(tiles, pinned=device.type == "cuda")
+        ids = [self.slide_ids[i] for i in chosen]
+        _, bags = self._store.read_packed(ids, out=_numpy(x))
+        if not any(i in self._good for i in chosen):
+            return x
+        good = [
+            start + self._good.get(i, np.arange(length))
+            for i, (start, length) in zip(chosen.tolist(), bags.tolist(), strict=True)
+        ]
+        return x[torch.from_numpy(np.concatenate(good))]
+
+    def _allocate(self, device: torch.device, scratch: Path) -> Tensor:
+        shape = (int(self.lengths.sum()), self.dim)
+        if self.tier.name == "device":
+            return torch.empty(shape, dtype=self._dtype, device=device)
+        if self.tier.name == "host" or not self.bytes:
+            return torch.empty(shape, dtype=self._dtype, pin_memory=device.type == "cuda")
+        with TemporaryFile(dir=scratch) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, self.bytes)  # a full disk kills a mapping
+            except OSError as error:
+                raise UsageError(
+                    f"cannot keep {_gb(self.bytes)} of features in {scratch}: {error.strerror}",
+                    "make room, or give cache=stream",
+                ) from None
+            mapped = np.memmap(file, np.uint8, "r+")
+        return torch.from_numpy(mapped).view(self._dtype).view(shape)
+
+    def _load(self, index: int) -> None:
+        """Read a slide to its place."""
+        assert self._rows is not None
+        start, length = self._starts[index], self.lengths[index]
+        place, slide_id = self._rows[start : start + length], self.slide_ids[index]
+        if index in self._good:
+            x = torch.from_numpy(self._store.features(slide_id)[self._good[index]])
+            place.copy_(x.view(self._dtype))
+        elif self._rows.is_cuda:
+            place.copy_(torch.from_numpy(self._store.features(slide_id)).view(self._dtype))
+        elif length:
+            self._store.features(slide_id, out=_numpy(place))
+
+
+class _Buffers:
+    """Memory for batches, used again in turn: new pages cost more than the copy into them.
+
+    Args:
+        count: Buffers in turn; 0 for new memory every time.
+        dim: Row length.
+        dtype: Of the rows.
+    """
+
+    def __init__(self, count: int, dim: int, dtype: torch.dtype) -> None:
+        self._dim, self._dtype, self._count = dim, dtype, count
+        self._turn: deque[Tensor] = deque(maxlen=count)
+
+    def take(self, rows: int, *, pinned: bool = False) -> Tensor:
+        """[rows, dim]."""
+        buffer = self._turn.popleft() if len(self._turn) == self._count > 0 else None
+        if buffer is None or len(buffer) < rows:
+            buffer = torch.empty((rows, self._dim), dtype=self._dtype, pin_memory=pinned)
+        self._turn.append(buffer)
+        return buffer[:rows]
+
+
+def _runs(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(start, stop) of the slices, those that follow one another as one."""
+    runs: list[tuple[int, int]] = []
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], start + length)
+        elif length:
+            runs.append((start, start + length))
+    return runs
+
+
+def _numpy(rows: Tensor) -> NDArray[Any]:
+    """The same memory in the dtype that the store writes; numpy has no bfloat16."""
+    return rows.view(torch.uint16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()

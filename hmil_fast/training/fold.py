@@ -1,0 +1,284 @@
+"""The training of one fold, from its first step to its test predictions."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.sampler import epoch_batches, split_batch
+from hmil_fast.device import amp
+from hmil_fast.errors import Stopped, UsageError
+from hmil_fast.losses import HmilLoss
+from hmil_fast.training import ranks
+from hmil_fast.training.checkpoint import (
+    group_of,
+    load_module,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+    sweep_partials,
+)
+from hmil_fast.training.predict import build_for_run, fold_predictions
+from hmil_fast.training.run_folder import Run, write_predictions
+from hmil_fast.training.validation import leaf_targets, validate
+
+SAVE_EVERY_S = 20.0
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What a fold reports after each epoch; `last` once more when it ends.
+
+    Attributes:
+        data_share: Share of the training time so far that was spent waiting for features.
+    """
+
+    fold: int
+    epoch: int
+    loss: float
+    val_loss: float
+    instances_per_s: float
+    bags_per_s: float
+    best_epoch: int
+    data_share: float
+    last: bool = False
+
+
+class FoldTrainer:
+    """One fold: its model, optimiser, data and where it stands.
+
+    Args:
+        run: The run.
+        fold: Its number.
+        cache: Features of all slides of the run.
+        device: Where to train.
+        log: The run's log; None for a process that does not write.
+
+    Attributes:
+        epoch: The epoch that is trained, or comes next.
+        step: The step of it that comes next.
+    """
+
+    def __init__(
+        self, run: Run, fold: int, cache: FeatureCache, device: torch.device, log: TextIO | None
+    ) -> None:
+        self.run, self.fold, self.cache, self.device, self.log = run, fold, cache, device, log
+        config = run.config
+        position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
+        parts = run.folds[fold]
+        self.train_bags = np.array([position[s] for s in parts.train])
+        self.val_bags = [position[s] for s in parts.val]
+        self.targets = leaf_targets(run, cache)
+        torch.manual_seed(config.seed * 1_000 + fold)
+        self.model = build_for_run(run).to(device)
+        self.loss = HmilLoss(run.tree, config.preset).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.epoch = self.step = 0
+        self.best: dict[str, Any] = {"epoch": -1, "val_auc": -1.0, "val_loss": math.inf}
+        self._sums: dict[str, Tensor] = {}  # of the terms over the epoch's steps so far
+        self._waited = 0.0
+        self._saved = time.monotonic()
+        self.path = run.fold_path(fold)
+        if log is not None:
+            self.path.mkdir(exist_ok=True)
+            sweep_partials(self.path)
+            (self.path / "predictions.csv").unlink(missing_ok=True)  # of weights that are lost
+        self._resume()
+        bf16 = amp(device, config.precision)._enabled
+        self._note(
+            "fold",
+            step=self.step,
+            processes=ranks.world_size(),
+            device=str(device),
+            precision="bf16" if bf16 else "fp32",
+            cache={"tier": cache.tier.name, "why": cache.tier.why, "bytes": cache.bytes},
+        )
+
+    def train(self, stopped: list[int], report: Callable[[EpochReport], None]) -> None:
+        """Train to the end, then predict the fold's test slides with the best epoch."""
+        config = self.run.config
+        board = self._board()
+        begun = time.perf_counter()
+        now = None
+        while self.epoch < config.epochs and self.epoch - 1 - self.best["epoch"] < config.patience:
+            start = time.perf_counter()
+            instances, bags = self._train_epoch(stopped)
+            seconds = time.perf_counter() - start
+            terms = self._means()
+            val = validate(self.run, self.model, self.cache, self.val_bags, self.targets)
+            # ranks first: with few validation slides the loss mostly tells how sure the model is
+            if (val["val_auc"], -val["val_loss"]) > (self.best["val_auc"], -self.best["val_loss"]):
+                self.best = {"epoch": self.epoch, **val}
+                self._save("best.safetensors")
+            waited = self._waited / (time.perf_counter() - begun)
+            self._note(
+                "epoch",
+                loss=terms["total"],
+                terms=terms,
+                **val,
+                seconds=time.perf_counter() - start,
+                instances_per_s=instances / seconds,
+                bags_per_s=bags / seconds,
+                data_share=waited,
+            )
+            now = EpochReport(
+                fold=self.fold,
+                epoch=self.epoch,
+                loss=terms["total"],
+                val_loss=val["val_loss"],
+                instances_per_s=instances / seconds,
+                bags_per_s=bags / seconds,
+                best_epoch=self.best["epoch"],
+                data_share=waited,
+            )
+            if board is not None:
+                for name, value in {**terms, **val}.items():
+                    board.add_scalar(name, value, self.epoch)
+                report(now)
+            self.epoch, self.step, self._sums = self.epoch + 1, 0, {}
+            self._save_or_stop(stopped)
+        if board is None:
+            return
+        board.close()
+        restore(read_checkpoint(self.path / "best.safetensors")[0], self.model)
+        test = self.run.folds[self.fold].test
+        write_predictions(
+            self.path / "predictions.csv",
+            self.run.tree,
+            fold_predictions(self.run, self.fold, self.model, self.cache, test),
+        )
+        (self.path / "last.safetensors").unlink(missing_ok=True)
+        if now is not None:
+            report(replace(now, val_loss=self.best["val_loss"], last=True))
+
+    def _train_epoch(self, stopped: list[int]) -> tuple[int, int]:
+        """Train the steps of the epoch that are left; how many instances and bags they had."""
+        config = self.run.config
+        seed = (config.seed, self.fold, self.epoch)
+        lengths = self.cache.lengths[self.train_bags]
+        leaves = self.targets[self.train_bags, -1].numpy() if config.balance == "leaf" else None
+        batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, leaves)
+        batches = batches[self.step :]
+        deals = [split_batch(lengths[batch], ranks.world_size())[ranks.rank()] for batch in batches]
+        own = [
+            self.train_bags[batch][deal].tolist()
+            for batch, deal in zip(batches, deals, strict=True)
+        ]
+        # one copy an epoch: a step copies nothing but features
+        targets = self.targets[
+            torch.tensor([i for chosen in own for i in chosen], dtype=torch.int64)
+        ]
+        targets = targets.to(self.device, non_blocking=True)
+        targets_of = torch.split(targets, [len(chosen) for chosen in own])
+        self.model.train()
+        with closing(self.cache.batches(own, self.device)) as features:
+            for batch, chosen, y in zip(batches, own, targets_of, strict=True):
+                start = time.perf_counter()
+                x, bags = next(features)
+                self._waited += time.perf_counter() - start
+                # a step's randomness is a function of its number: there is no state to keep
+                draw = np.random.default_rng((*seed, self.step, ranks.rank()))
+                torch.manual_seed(int(draw.integers(2**31)))
+                self._train_step(x, bags, y, len(chosen) / len(batch))
+                self.step += 1
+                if batch is not batches[-1]:
+                    self._save_or_stop(stopped)
+        everything = np.concatenate(batches)
+        return int(lengths[everything].sum()), len(everything)
+
+    def _train_step(self, x: Tensor, bags: Tensor, targets: Tensor, share: float) -> None:
+        """One step; nothing in it makes the host wait for the device.
+
+        Args:
+            x: [N, D] on the device.
+            bags: int64 [B, 2] on the CPU, (start, length) of this process's bags.
+            targets: int64 [B, L] on the device.
+            share: These bags over those of the step.
+        """
+        config = self.run.config
+        with amp(self.device, config.precision):
+            output = self.model(x, bags, targets=targets)
+        ranks.weigh(output, share)
+        terms = self.loss(output, bags, targets, self.epoch, config.epochs)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        ranks.average_gradients(self.model.parameters())
+        self.optimizer.step()
+        for name, value in {"total": terms.total.detach(), **terms.terms}.items():
+            part = value * share if share else torch.zeros_like(value)  # no bags have no mean
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+
+    def _means(self) -> dict[str, float]:
+        """The terms of the epoch, means over its steps."""
+        means = {k: float(v) / self.step for k, v in ranks.add_up(self._sums).items()}
+        if not math.isfinite(means["total"]):
+            raise UsageError(
+                f"the loss of fold {self.fold} is {means['total']} in epoch {self.epoch}",
+                "lower lr, and look for broken features with `hmil-fast store verify`",
+            )
+        return means
+
+    def _save_or_stop(self, stopped: list[int]) -> None:
+        """Save from time to time, and stop if a process was asked to; all do it at one step."""
+        due = self.log is not None and time.monotonic() - self._saved > SAVE_EVERY_S
+        signal_number, save = ranks.agree([stopped[0] if stopped else 0, int(due)])
+        if signal_number or save:
+            self._save("last.safetensors", resumable=True)
+            self._saved = time.monotonic()
+        if signal_number:
+            raise Stopped(signal_number)
+
+    def _save(self, name: str, *, resumable: bool = False) -> None:
+        sums = ranks.add_up(self._sums) if resumable else {}
+        if self.log is None:
+            return
+        state = {"epoch": self.epoch, "best": self.best, "fingerprint": self._fingerprint()}
+        if not resumable:
+            save_checkpoint(self.path / name, self.model, state)
+            return
+        more = {"loss": self.loss.state_dict(), "sums": sums}
+        state["step"] = self.step
+        save_checkpoint(self.path / name, self.model, state, self.optimizer, more)
+
+    def _resume(self) -> None:
+        last = self.path / "last.safetensors"
+        if not last.exists():
+            return
+        tensors, state = read_checkpoint(last)
+        if state["fingerprint"] != self._fingerprint():
+            raise UsageError(f"{last} belongs to other settings", "delete that file")
+        if state["best"]["epoch"] >= 0 and not (self.path / "best.safetensors").exists():
+            return  # the best weights are lost, and come back from the start only
+        restore(tensors, self.model, self.optimizer)
+        load_module(self.loss, group_of(tensors, "loss"))
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        for name, value in group_of(tensors, "sums").items():
+            self._sums[name] = value.to(self.device) * (ranks.rank() == 0)
+
+    def _fingerprint(self) -> str:
+        return self.run.config.fingerprint()
+
+    def _board(self) -> Any:
+        """TensorBoard's writer, of the process that writes."""
+        if self.log is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self.run.path / "tensorboard" / f"fold-{self.fold}"
+        return SummaryWriter(folder, purge_step=self.epoch)
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if self.log is not None:
+            where = {"event": event, "fold": self.fold, "epoch": self.epoch}
+            self.log.write(json.dumps({**where, **facts}) + "\n")
+            self.log.flush()

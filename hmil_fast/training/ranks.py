@@ -1,0 +1,110 @@
+"""The processes of one training: `torchrun` starts them, each works on a share of every batch.
+
+Without torchrun there is one, and nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+
+from hmil_fast.models.output import HmilOutput
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other processes for a while, if torchrun started more than this one.
+
+    What steers (stop, save) goes by gloo, from host to host, and makes no GPU wait.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """How many processes train."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process among them; rank 0 alone writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if world_size() > 1:
+        distributed.all_reduce(torch.zeros(1))
+
+
+def agree(flags: Sequence[int]) -> list[int]:
+    """The greatest value of each flag over all processes."""
+    if world_size() == 1:
+        return list(flags)
+    greatest = torch.tensor(flags)
+    distributed.all_reduce(greatest, distributed.ReduceOp.MAX)
+    return [int(flag) for flag in greatest.tolist()]
+
+
+def add_up(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over all processes of scalars that each has under the same names."""
+    if world_size() == 1 or not values:
+        return values
+    total = torch.stack(list(values.values()))
+    distributed.all_reduce(total)
+    return dict(zip(values, total.unbind(), strict=True))
+
+
+def collect(rows: NDArray[np.float64], places: Sequence[int], count: int) -> NDArray[np.float64]:
+    """Rows of all processes [count, K], each put in its place by the one process that has it."""
+    everything = np.zeros((count, rows.shape[1]))
+    everything[list(places)] = rows
+    if world_size() > 1:
+        distributed.all_reduce(torch.from_numpy(everything))
+    return everything
+
+
+def weigh(output: HmilOutput, share: float) -> None:
+    """Make means over a process's own bags count as their share of the batch in the gradient.
+
+    Processes average their gradients, so a mean over a share of the bags must count `share` times
+    the number of processes for the sum to be that of one process with the whole batch. The
+    contrastive rows are left alone: their loss is over the bags of all processes already.
+    """
+    if world_size() == 1:
+        return
+    alone = () if output.auxiliary is None else (output.auxiliary,)
+    for value in (*output.logits, *output.attention_logits, *output.lse, *alone):
+        if value.requires_grad:
+            value.register_hook(partial(torch.mul, share * world_size()))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the mean over all processes in place of each gradient, in one message.
+
+    DistributedDataParallel wants every parameter used by every process; one that has no bag, or
+    none with tiles, uses few. The message is a few MB once a step: nothing to hide behind the
+    backward pass.
+    """
+    if world_size() == 1:
+        return
+    own = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(flat)
+    flat /= world_size()
+    for p, part in zip(own, torch.split(flat, [p.numel() for p in own]), strict=True):
+        p.grad = part.view_as(p)
