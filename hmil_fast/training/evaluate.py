@@ -1,7 +1,10 @@
 """From predictions to metrics.json and the table that people read."""
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,9 @@ from hmil_fast.training.run_folder import (
     stack_probabilities,
     write_json,
 )
+from hmil_fast.training.uncertainty import calibration, conformal, read_validation, write_answers
+
+RISK = 0.1
 
 COLUMNS = (  # (heading, metric)
     ("AUC", "auc"),
@@ -28,11 +34,17 @@ COLUMNS = (  # (heading, metric)
 )
 
 
-def evaluate_run(run: Run) -> dict[str, Any]:
+def evaluate_run(run: Run, risk: float = RISK) -> dict[str, Any]:
     """Metrics of a trained run, pooled over its folds and per fold; writes metrics.json.
 
     Every slide is tested once, by the fold that neither trained on it nor chose its epoch by it.
-    A baseline beside the run is evaluated the same way, under "baseline".
+    A baseline beside the run is evaluated the same way, under "baseline". "calibration" and
+    "conformal" are there if all folds have predictions of their validation slides; the answers of
+    the latter go into conformal.csv.
+
+    Args:
+        run: A run that is trained to its end.
+        risk: Asked share of conformal answers that miss the true leaf, in (0, 1).
 
     Raises:
         UsageError: The run is not trained to its end.
@@ -44,28 +56,45 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         "preset": run.config.preset,
         "pooled": score(run, predictions),
         "folds": [score(run, fold, draws=0) for fold in folds],
+        **_uncertainty(run, predictions, risk),
     }
     beside = run.path / "baseline"
     if (beside / "predictions.csv").exists():
         baseline = open_run(beside)
         theirs = read_predictions(beside / "predictions.csv", run.tree)
-        metrics["baseline"] = {"model": baseline.config.model, "pooled": score(run, theirs)}
+        metrics["baseline"] = {
+            "model": baseline.config.model,
+            "pooled": score(run, theirs),
+            **_uncertainty(baseline, theirs, risk),
+        }
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _uncertainty(run: Run, predictions: list[Prediction], risk: float) -> dict[str, Any]:
+    held_out = read_validation(run)
+    if held_out is None:
+        return {}
+    promised, order, answers = conformal(run, predictions, held_out, risk)
+    write_answers(run, order, answers)
+    return {"calibration": calibration(run, predictions, held_out), "conformal": promised}
 
 
 def evaluate_cohort(run: Run, cache: FeatureCache, slides: list[Slide]) -> dict[str, Any]:
     """Metrics of a run on another labelled cohort, predicted by the mean of its folds.
 
     Raises:
-        UsageError: A slide of the cohort was used to make the run.
+        UsageError: A slide or a patient of the cohort was used to make the run.
     """
-    used = {slide.slide_id for slide in run.slides} & {slide.slide_id for slide in slides}
-    if used:
-        raise UsageError(
-            f"{len(used)} slides were used to train {run.path}, {sorted(used)[0]!r} among them",
-            "leave them out of --labels",
-        )
+    for kind, name in (("slides", "slide_id"), ("patients", "patient_id")):
+        known_to_run = {getattr(slide, name) for slide in run.slides}
+        used = known_to_run & {getattr(slide, name) for slide in slides}
+        if used:
+            raise UsageError(
+                f"{len(used)} {kind} were used to train {run.path}, {min(used)!r} among them",
+                "leave them out of --labels"
+                + (", or make the ids differ if they are other people" * (kind == "patients")),
+            )
     known = {slide.slide_id: slide for slide in slides}
     predictions = [
         replace(p, patient_id=known[p.slide_id].patient_id, label=known[p.slide_id].label)
@@ -89,35 +118,69 @@ def score(run: Run, predictions: list[Prediction], draws: int = 1000) -> dict[st
 
 def table_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the result table: one row per metric and level, one column per model."""
-    models = [(metrics["model"], metrics["pooled"])]
+    models = [(metrics["model"], metrics)]
     if "baseline" in metrics:
-        models.append((f"{metrics['baseline']['model']} (baseline)", metrics["baseline"]["pooled"]))
-    rows = []
+        models.append((f"{metrics['baseline']['model']} (baseline)", metrics["baseline"]))
+    rows: list[list[str]] = []
+
+    def add(heading: str, *path: str) -> None:
+        """A row, if some model has the value."""
+        cells = [_dig(model, path) for _, model in models]
+        if any(c is not None for c in cells):
+            rows.append([heading, *map(_text, cells)])
+
     levels = sorted(metrics["pooled"]["levels"], key=int)
     for level in levels:
+        where = ("pooled", "levels", level)
         for heading, metric in COLUMNS:
-            cells = [_cell(model["levels"][level].get(metric)) for _, model in models]
-            rows.append([f"{_name(level, levels)} {heading}", *cells])
-    cells = [_cell(model["tree"].get("hierarchical_f1")) for _, model in models]
-    rows.append(["hierarchical F1", *cells])
+            rows.append([f"{level_name(level, levels)} {heading}"])
+            rows[-1] += [_text(_dig(model, (*where, metric))) for _, model in models]
+        if in_order(metrics["pooled"].get("classes", {}).get(level, ())):
+            add(f"{level_name(level, levels)} quadratic kappa", *where, "qwk")
+    rows.append(["hierarchical F1"])
+    rows[-1] += [_text(_dig(model, ("pooled", "tree", "hierarchical_f1"))) for _, model in models]
     for level in levels[:-1]:
-        cells = [_cell(model["tree"].get(f"head_against_sum_{level}")) for _, model in models]
-        rows.append([f"{_name(level, levels)} head ≠ sum of leaves", *cells])
+        add(f"{level_name(level, levels)} head ≠ sum of leaves",
+            "pooled", "tree", f"head_against_sum_{level}")  # fmt: skip
+    for when in ("before", "after"):
+        heading = "leaf calibration error" + ", temperature set" * (when == "after")
+        add(heading, "calibration", "levels", levels[-1], when, "ece")
+    risk = metrics.get("conformal", {}).get("risk")
+    add(f"answers right at risk {risk}", "conformal", "node", "coverage")
+    add("  their mean depth", "conformal", "node", "mean_depth")
+    add("  leaves in a set (LAC)", "conformal", "lac", "mean_size")
     return ["", *(name for name, _ in models)], rows
 
 
-def _name(level: str, levels: list[str]) -> str:
+def in_order(names: Sequence[str]) -> bool:
+    """Whether class names count up, as grades do; only then a quadratic kappa means something."""
+    found = [re.fullmatch(r"\D*(\d+)\D*", name) for name in names]
+    numbers = [int(match[1]) for match in found if match]
+    return len(numbers) == len(names) > 2 and all(a < b for a, b in pairwise(numbers))
+
+
+def level_name(level: str, levels: Sequence[str]) -> str:
+    """What a level is called in a table."""
     if level == levels[-1]:
         return "leaf"
     return f"level {level}" if len(levels) > 2 else "coarse"
 
 
-def _cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
+def _dig(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _text(value: Any) -> str:
+    """A cell with its interval, or a plain number."""
+    if value is None:
         return "—"
-    if cell["low"] is None:
-        return f"{cell['value']:.3f}"
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    if not isinstance(value, dict):
+        return f"{value:.3f}"
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

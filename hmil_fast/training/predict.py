@@ -16,7 +16,7 @@ from hmil_fast.metrics import summed
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.training.checkpoint import read_checkpoint, restore
-from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.run_folder import Prediction, Run, write_predictions
 
 
 def build_for_run(run: Run) -> nn.Module:
@@ -87,7 +87,7 @@ def _predictions(
     # in double, so that logits can be told from the probabilities again
     levels = [level.double().softmax(1).cpu().numpy() for level in output.logits]
     heads: list[NDArray[np.float64]] = []
-    if getattr(run.config, "coarse", "head") == "sum":
+    if run.sums:
         heads, levels = levels[:-1], [*summed(run.tree, levels[-1]), levels[-1]]
     found = []
     for row, index in enumerate(chosen):
@@ -107,18 +107,27 @@ def _predictions(
     return found
 
 
+def write_validation(run: Run, cache: FeatureCache) -> None:
+    """Predict every fold's validation slides with its best weights, where that is not done."""
+    for fold, parts in enumerate(run.folds):
+        if not run.val_path(fold).exists():
+            model = load_fold(run, fold, pick_device(run.config.device))
+            found = fold_predictions(run, fold, model, cache, parts.val)
+            write_predictions(run.val_path(fold), run.tree, found)
+
+
 def predict_slides(run: Run, cache: FeatureCache) -> list[Prediction]:
     """What a run says of every slide of the cache.
 
-    A slide that the run was made with is predicted by the one fold that tested it; for any other
-    slide the probabilities of all folds are averaged.
+    A slide that the run was made with is predicted by the fold that tested it, or the mean of such
+    folds; for any other slide the probabilities of all folds are averaged.
     """
     device = pick_device(run.config.device)
-    tested_in = {slide_id: i for i, fold in enumerate(run.folds) for slide_id in fold.test}
-    new = [slide_id for slide_id in cache.slide_ids if slide_id not in tested_in]
+    tested = {slide_id for fold in run.folds for slide_id in fold.test}
+    new = [slide_id for slide_id in cache.slide_ids if slide_id not in tested]
     found: dict[str, list[Prediction]] = {slide_id: [] for slide_id in cache.slide_ids}
-    for fold in range(len(run.folds)):
-        own = [s for s in cache.slide_ids if tested_in.get(s) == fold]
+    for fold, parts in enumerate(run.folds):
+        own = sorted(set(parts.test) & found.keys(), key=cache.slide_ids.index)
         model = load_fold(run, fold, device)
         for prediction in fold_predictions(run, fold, model, cache, [*own, *new]):
             found[prediction.slide_id].append(prediction)

@@ -1,0 +1,144 @@
+"""What is asked of folds before anything is trained, and manifests taken as they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.fold import Fold
+from hmil_fast.bags.manifest import sources, write_splits
+from hmil_fast.bags.splits import Slide, make_folds
+from hmil_fast.config import TrainConfig
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore, create_store
+from hmil_fast.labels import LabelTree
+from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
+
+TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
+CONFIG = TrainConfig(folds=2, val_fraction=0.25)
+
+
+@pytest.fixture(scope="module")
+def store(
+    cohort: Any, fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> FeatureStore:
+    made = create_store(tmp_path_factory.mktemp("folds") / "store", cohort.store.spec)
+    fill(made, {f"s{i}": (i % 4, 8) for i in range(24)})
+    return made
+
+
+def slides(n: int = 24) -> list[Slide]:
+    return [Slide(f"s{i}", TREE.leaves[i % 4], f"P{i}") for i in range(n)]
+
+
+def manifest(path: Path, folds: list[Fold], known: list[Slide], **made_from: str) -> Path:
+    write_splits(path, folds, known, made_from)
+    return path
+
+
+def test_a_manifest_is_used_as_it_is(store: FeatureStore, tmp_path: Path) -> None:
+    folds = make_folds(slides(20), 3, 7, 0.3)
+    now = sources(TREE, slides(20), store)
+    path = manifest(tmp_path / "splits.json", folds, slides(20), **now)
+    said: list[str] = []
+    got, chosen = choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    assert (got, chosen) == (folds, slides(20))
+    assert said == [
+        f"4 labelled slides are in no fold of {path}: s20, s21, s22, s23",
+        "20 of 20 slides are tested",
+    ]
+
+
+def test_what_differs_from_the_manifest_is_said(store: FeatureStore, tmp_path: Path) -> None:
+    other = [Slide("s0", "PB", "P0"), *slides()[1:]]
+    folds = make_folds(slides(), 2, 0, 0.25)
+    path = manifest(tmp_path / "splits.json", folds, other, tree="0", features="1")
+    said: list[str] = []
+    choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    assert f"1 slides have another label than in {path}: s0" in said
+    assert any("made with another tree, features" in line for line in said)
+
+
+def test_an_imported_manifest_gets_labels_patients_and_a_validation_part(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    train, test = [f"s{i}" for i in range(16)], [f"s{i}" for i in range(16, 24)]
+    bare = [Slide(s, "", "") for s in (*train, *test)]
+    again = Fold((*test, *train[4:8]), (), tuple(train[:4]))
+    path = manifest(tmp_path / "a.json", [Fold(tuple(train), (), tuple(test)), again], bare)
+    said: list[str] = []
+    got, chosen = choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    assert chosen == slides()
+    for fold, asked in zip(got, (train, again.train), strict=True):
+        assert fold.val
+        assert set(fold.train) | set(fold.val) == set(asked)
+    assert sum("no validation part" in line for line in said) == 2
+    assert "12 of 24 slides are tested" in said
+
+    same = [Slide(s.slide_id, s.label, "one" if i in (0, 20) else s.patient_id)
+            for i, s in enumerate(slides())]  # fmt: skip
+    with pytest.raises(UsageError, match="fold 0 has patient 'one' in train and in test"):
+        choose_folds(store, same, TREE, CONFIG, path, said.append)
+    with pytest.raises(
+        UsageError, match=r"4 of 24 slides of .* lack a label or features: s20, s21"
+    ):
+        choose_folds(store, slides(20), TREE, CONFIG, path, said.append)
+
+
+def test_slides_tested_in_several_folds_are_counted(store: FeatureStore, tmp_path: Path) -> None:
+    ids = [f"s{i}" for i in range(24)]
+    folds = [Fold(tuple(ids[:12]), tuple(ids[12:16]), tuple(ids[16:])) for _ in range(2)]
+    path = manifest(tmp_path / "splits.json", folds, slides())
+    said: list[str] = []
+    choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    assert said[0].startswith("8 of 24 slides are tested, 8 of them in several folds")
+
+
+def test_a_leaf_without_slides_to_train_on_is_named_with_counts(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    ids = np.array([f"s{i}" for i in range(24)])
+    of_ic = np.arange(24) % 4 == 3
+    rest, rare = ids[~of_ic], ids[of_ic]
+    lacking = Fold(tuple(rest[:10]), tuple(rest[10:14]), (*rest[14:], *rare))
+    good = Fold((*rest[:10], *rare[:3]), tuple(rest[10:]), tuple(rare[3:]))
+    said: list[str] = []
+    path = manifest(tmp_path / "some.json", [good, lacking], slides())
+    choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    wanted = "leaf 'IC' has no slide to train on in 1 folds: fold 1: train 0, val 0, test 6"
+    assert wanted in said
+    path = manifest(tmp_path / "all.json", [lacking], slides())
+    with pytest.raises(UsageError, match=r"of leaf 'IC' \(fold 0: train 0, val 0, test 6\)"):
+        choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    unlabelled = [s for s in slides() if s.label != "PB"]
+    with pytest.raises(UsageError, match="no fold has a slide to train on of leaf 'PB'") as error:
+        choose_folds(store, unlabelled, TREE, CONFIG, None, said.append)
+    assert "take the leaf out of the tree" in error.value.fix
+
+
+def test_copies_in_two_parts_are_refused_and_near_copies_named(cohort: Any, tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store", cohort.store.spec)
+    rng = np.random.default_rng(0)
+    bags = {f"s{i}": rng.normal(size=(40, 16)).astype(np.float16) for i in range(24)}
+    bags["s20"] = bags["s0"]
+    bags["s21"] = bags["s1"][rng.permutation(40)]
+    for slide_id, x in bags.items():
+        attrs = {"tile_px_level0": 64.0, "level0_size": [640, 640], "mpp": {"level0": 0.5}}
+        with store.writer(slide_id, 40, attrs) as writer:
+            writer.append(x)
+            writer.commit(np.zeros((40, 2), np.int64), np.zeros(40, np.uint8))
+    ids = list(bags)
+    fold = Fold(tuple(ids[:16]), tuple(ids[16:20]), tuple(ids[20:]))
+    path = manifest(tmp_path / "splits.json", [fold], slides())
+    with pytest.raises(UsageError, match=r"very same features .*s0 \(train\) and s20 \(test\)"):
+        choose_folds(store, slides(), TREE, CONFIG, path, print)
+    said: list[str] = []
+    warn_of_near_duplicates(
+        [fold], FeatureCache(store, ids[1:20] + ids[21:], tmp_path), said.append
+    )
+    assert len(said) == 1
+    assert said[0].startswith("1 pairs of slides")
+    assert "s1 (train) and s21 (test) in fold 0" in said[0]
