@@ -141,8 +141,7 @@ class HmilLoss(nn.Module):
             if settings.ham != "none" and output.attention_logits:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and settings.ham_weight > 0):
                     terms["ham"] = self._instance_alignment(output, bags)
-                if settings.ham_weight > 0:
-                    weights["ham"] = falling * settings.ham_weight
+                weights["ham"] = falling * settings.ham_weight
         if settings.supcon != "none" and output.embeddings is not None:
             terms["supcon"] = self._supcon(output.embeddings, targets[:, -1], epoch / epochs)
             weights["supcon"] = rising * settings.supcon_weight

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import epoch_batches, split_batch
+from hmil_fast.config import loss_settings
 from hmil_fast.device import amp
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.losses import HmilLoss
@@ -79,7 +80,9 @@ class FoldTrainer:
         self.targets = leaf_targets(run, cache)
         torch.manual_seed(config.seed * 1_000 + fold)
         self.model = build_for_run(run).to(device)
-        self.loss = HmilLoss(run.tree, config.preset).to(device)
+        leaves = self.targets[self.train_bags, -1]
+        counts = torch.bincount(leaves, minlength=len(run.tree.leaves)).tolist()
+        self.loss = HmilLoss(run.tree, loss_settings(config), counts).to(device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
