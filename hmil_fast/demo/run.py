@@ -13,8 +13,9 @@ from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.commands import draw_missing, print_table, train_and_evaluate
+from hmil_fast.training.commands import print_table, train_and_evaluate
 from hmil_fast.training.report import write_report
+from hmil_fast.training.views import make_views
 
 # for 40 slides to train on: a quarter of the published width, larger steps, and dropout
 SETTINGS = TrainConfig(hidden=64, dropout=0.25, lr=1e-3, batch_bags=13, epochs=60, patience=60)
@@ -31,11 +32,10 @@ def demo(out: Path) -> int:
     tree = LabelTree.from_yaml(cohort / "tree.yaml")
     slides = read_labels(cohort / "labels.csv", tree)
     run = train_and_evaluate(store, slides, tree, SETTINGS, out / "run")
-    draw_missing(run, store, len(run.slides))
+    make_views(run, store, len(run.slides))
     report = write_report(run.path)
     print_table(run)
     print(f"slides     {cohort / 'slides'}")
     print(f"tissue     {store.path / 'overlays'}")
-    print(f"heatmaps   {run.path / 'heatmaps'}")
     print(f"report     {report}")
     return 0

@@ -1,6 +1,7 @@
-"""The charts of the report, as SVG text: ROC, confusion, reliability, training curves."""
+"""The charts of the report, as SVG text: ROC, reliability, training curves."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_INK, _QUIET, _GRID = "#1b1f24", "#59636e", "#e4e7eb"
+_INK, _QUIET, _GRID, _LINE = "#1b1f24", "#59636e", "#e4e7eb", "#c8ccd2"
 # Okabe and Ito's colours, without the yellow that white paper swallows
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_GUIDE, _BARS = "#b1b8c0", "#9fb6c9"
+# what the page sets anew where it is dark; the other colours stand on both
+_THEMED = {
+    _INK: "ink", _QUIET: "quiet", _GRID: "grid", _LINE: "line", _GUIDE: "guide", _BARS: "bars",
+    "#0072B2": "blue", "#D55E00": "orange", "#000000": "black",
+}  # fmt: skip
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
@@ -33,7 +40,7 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
     size = (3.75, 3.95) if few else (7.3, max(3.95, 0.4 + 0.165 * len(names)))
     with _figure(*size) as figure:
         axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
+        axes.plot([0, 1], [0, 1], color=_GUIDE, linewidth=1, linestyle=(0, (2, 2)))
         handles, labels = [], []
         for c, name in enumerate(names):
             positive = np.asarray(y) == c
@@ -65,61 +72,13 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
         return _svg(figure)
 
 
-def confusion_chart(
-    y: Ints, predicted: Ints, names: Sequence[str], groups: Sequence[int] | None = None
-) -> str:
-    """Counts of true (rows) against predicted classes, tinted by the share of the row.
-
-    Args:
-        y: True classes, int [n].
-        predicted: Predicted classes, int [n].
-        names: Class names in the order of the tree.
-        groups: Parent of each class; a line is drawn where it changes.
-    """
-    classes = len(names)
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (np.asarray(y), np.asarray(predicted)), 1)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(2.6, 0.34 * classes)
-    with _figure(side + 1.15, side + 1.35) as figure:
-        axes = figure.add_subplot()
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                color="white" if share[row, column] > 0.55 else _INK,
-            )
-        for at in range(1, classes):
-            if groups is not None and groups[at] != groups[at - 1]:
-                axes.axhline(at - 0.5, color=_QUIET, linewidth=1)
-                axes.axvline(at - 0.5, color=_QUIET, linewidth=1)
-        short = [_short(name) for name in names]
-        steep = classes > 4 or max(map(len, short)) > 8
-        axes.set_xticks(
-            range(classes),
-            short,
-            rotation=45 if steep else 0,
-            ha="right" if steep else "center",
-            rotation_mode="anchor",
-        )
-        axes.set_yticks(range(classes), short)
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-        axes.set(xlabel="predicted", ylabel="true", title="Confusion (slides)")
-        return _svg(figure)
-
-
 def reliability_chart(y: Ints, p: Floats) -> str:
     """Share of hits against the predicted class's probability, in ten bins."""
     edges, mean, accuracy, count = reliability_bins(y, p)
     filled = count > 0
     with _figure(3.75, 3.95) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        upper.plot([0, 1], [0, 1], color="#b1b8c0", linewidth=1, linestyle=(0, (2, 2)))
+        upper.plot([0, 1], [0, 1], color=_GUIDE, linewidth=1, linestyle=(0, (2, 2)))
         upper.vlines(mean[filled], mean[filled], accuracy[filled], color="#D55E00", linewidth=1.5)
         area = 20 + 180 * count[filled] / max(1, count.max())
         upper.scatter(
@@ -134,7 +93,7 @@ def reliability_chart(y: Ints, p: Floats) -> str:
         upper.set(
             ylim=(-0.02, 1.02), ylabel="share correct", title="Reliability (orange: gap to perfect)"
         )
-        lower.bar(edges + 0.05, count, width=0.09, color="#9fb6c9")
+        lower.bar(edges + 0.05, count, width=0.09, color=_BARS)
         lower.set(xlim=(-0.01, 1.01), ylabel="slides", xlabel="probability of the predicted class")
         return _svg(figure)
 
@@ -219,7 +178,7 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "axes.edgecolor": "#c8ccd2",
+        "axes.edgecolor": _LINE,
         "axes.labelcolor": _QUIET,
         "axes.grid": True,
         "axes.axisbelow": True,
@@ -241,6 +200,13 @@ def _svg(figure: "Figure") -> str:
     file = io.StringIO()
     with warnings.catch_warnings():  # letters that our font lacks: the browser has them
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    # as part of a page: no metadata, no rules and no background of its own
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    for colour, name in _THEMED.items():
+        text = re.sub(rf"{colour}\b(?=[^<>]*>)", f"var(--{name})", text, flags=re.IGNORECASE)
+    return text

@@ -1,26 +1,35 @@
-"""Attention per node of the label tree, over the slide's thumbnail."""
+"""A PNG of the attention per node of the label tree over the thumbnail, and the top tiles."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
-from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.errors import StoreError, UsageError
+from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
+from hmil_fast.training.attention import (
+    NodeMap,
+    cut_tiles,
+    node_name,
+    read_thumbnail,
+    slide_maps,
+    top_tiles,
+)
 from hmil_fast.training.pictures import Node, heatmap_sheet
-from hmil_fast.training.predict import slide_attention
 from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.tile_sheet import TileRow, stacked, tile_sheet
 
 MOST_PANELS = 11
 
 
 def draw_heatmap(
-    run: Run, store: FeatureStore, slide_id: str, out: Path, nodes: Sequence[str] = ()
+    run: Run,
+    store: FeatureStore,
+    slide_id: str,
+    out: Path,
+    nodes: Sequence[str] = (),
+    tiles: tuple[Path, int] | None = None,
 ) -> Prediction:
     """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
 
@@ -30,45 +39,42 @@ def draw_heatmap(
         slide_id: The slide.
         out: The PNG.
         nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
+        tiles: The slide's file and how many of its tiles to draw per node, the highest first.
 
     Raises:
         UsageError: No such node, the model has no attention, or the PNG cannot be written.
         StoreError: The slide is not in the store, or has no tiles.
+        SlideError: The slide's file is another one, or cannot be opened.
     """
     run.check_store(store)
     record = store.record(slide_id)
-    jpeg = store.file(slide_id, "thumbnail.jpg")
-    if jpeg is None or not record.num_tiles:
-        raise StoreError(
-            f"slide {slide_id!r} has no {'thumbnail' if record.num_tiles else 'tissue tiles'} "
-            f"in {store.path}",
-            "extract it again with this version, or look at its overlay",
-        )
-    cache = FeatureCache(store, [slide_id], run.path)
-    prediction, attention = slide_attention(run, cache, slide_id)
-    if not attention:
+    thumbnail = read_thumbnail(store, record)
+    prediction, maps = slide_maps(run, store, slide_id)
+    if not maps:
         raise UsageError(
             f"the model {run.config.model!r} of {run.path} has no attention to draw",
             "use a run of --model hmil",
         )
-    good = cache.good_tiles(0)
-    panels = []
-    for level, k in _chosen(run.tree, prediction, nodes):
-        weights = np.full(record.num_tiles, np.nan)
-        weights[slice(None) if good is None else good] = attention[level][:, k]
-        name = _node_name(run.tree, level, k)
-        panels.append(Node(name, float(prediction.probabilities[level][k]), weights))
-    thumbnail = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-    attrs = record.attrs
+    chosen = _chosen(run.tree, prediction, maps, nodes)
+    panels = [_panel(run.tree, prediction, m) for m in chosen]
+    coords, attrs = store.coords(slide_id).astype(np.int64), record.attrs
     picture = heatmap_sheet(
         thumbnail,
-        store.coords(slide_id),
+        coords,
         attrs["tile_px_level0"],
         panels,
         downsample=attrs["level0_size"][0] / thumbnail.shape[1],
         mpp=attrs["mpp"]["level0"],
         title=slide_id,
     )
+    if tiles is not None:
+        slide, k = tiles
+        rows = []
+        for m, panel in zip(chosen, panels, strict=True):
+            top = top_tiles(m.weights, k)
+            pixels = cut_tiles(slide, record, coords[top])
+            rows.append(TileRow(panel.title, pixels, m.weights[top], coords[top]))
+        picture = stacked(picture, tile_sheet(rows, picture.width))
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,24 +87,29 @@ def draw_heatmap(
     return prediction
 
 
-def heatmap_file(run: Run, slide_id: str) -> Path:
-    """Where the report looks for a slide's heatmap."""
-    return run.path / "heatmaps" / f"{quote(slide_id, safe='')}.png"
-
-
-def _chosen(tree: LabelTree, prediction: Prediction, names: Sequence[str]) -> list[tuple[int, int]]:
-    nodes = [(level, k) for level, count in enumerate(tree.num_classes) for k in range(count)]
+def _chosen(
+    tree: LabelTree, prediction: Prediction, maps: Sequence[NodeMap], names: Sequence[str]
+) -> list[NodeMap]:
+    for name in names:
+        if not any(name in level for level in tree.names):
+            every = sorted({n for level in tree.names for n in level})
+            raise UsageError(f"no node is called {name!r}", f"name some of {', '.join(every)}")
     if names:
-        for name in names:
-            if not any(name in level for level in tree.names):
-                every = sorted({n for level in tree.names for n in level})
-                raise UsageError(f"no node is called {name!r}", f"name some of {', '.join(every)}")
-        return [(level, k) for level, k in nodes if tree.names[level][k] in names]
-    likely = sorted(nodes, key=lambda node: -prediction.probabilities[node[0]][node[1]])
-    return sorted(likely[:MOST_PANELS])
+        # a map that all nodes of a level share is also that of the node asked for
+        return [m for m in maps if m.node is None or tree.names[m.level][m.node] in names]
+
+    def probability(number: int) -> float:
+        m = maps[number]
+        return 1.0 if m.node is None else float(prediction.probabilities[m.level][m.node])
+
+    likely = sorted(range(len(maps)), key=lambda number: -probability(number))
+    return [maps[number] for number in sorted(likely[:MOST_PANELS])]
 
 
-def _node_name(tree: LabelTree, level: int, k: int) -> str:
-    name = tree.names[level][k]
-    twice = sum(name in names for names in tree.names) > 1
-    return f"{name} (level {level})" if twice else name
+def _panel(tree: LabelTree, prediction: Prediction, m: NodeMap) -> Node:
+    """The map with its title; the nodes of the prediction are marked."""
+    title, path = node_name(tree, m.level, m.node), False
+    if m.node is not None:
+        p = prediction.probabilities[m.level]
+        title, path = f"{title} · {p[m.node]:.2f}", int(p.argmax()) == m.node
+    return Node(title, m.weights, path)

@@ -20,40 +20,11 @@ _DPI = 100
 
 
 class Node(NamedTuple):
-    """One panel of a sheet: a node of the label tree and the attention paid for its sake."""
+    """One panel of a sheet: the attention paid for the sake of a node of the label tree."""
 
-    name: str
-    probability: float
+    title: str
     weights: ArrayLike  # float [N], one per tile
-
-
-def heatmap(
-    thumbnail: NDArray[np.uint8],
-    coords: ArrayLike,
-    tile_px_level0: float,
-    weights: ArrayLike,
-    *,
-    downsample: float,
-    mpp: float | None,
-    title: str,
-) -> "Image":
-    """Paint one weight per tile over the thumbnail.
-
-    Weights are shown by rank within the slide (ties share the mean rank): softmax attention over
-    thousands of tiles is so skewed that a linear scale shows one hot tile on a cold slide. Where
-    tiles overlap, the mean rank is painted; a tile whose weight is not finite is not painted.
-
-    Args:
-        thumbnail: RGB, uint8 [h, w, 3].
-        coords: Top-left corners of the tiles, level-0 px, int [N, 2] (x, y).
-        tile_px_level0: Side of a tile in level-0 px.
-        weights: Attention (or any score), float [N].
-        downsample: Level-0 px per thumbnail px.
-        mpp: µm per level-0 px; without it there is no scale bar.
-        title: Line above the picture.
-    """
-    painted = _paint(thumbnail, coords, tile_px_level0, weights, downsample)
-    return _draw([painted], [title], _um_per_px(mpp, downsample), columns=1)
+    predicted: bool = False  # its title is set in bold
 
 
 def heatmap_sheet(
@@ -66,7 +37,11 @@ def heatmap_sheet(
     mpp: float | None,
     title: str,
 ) -> "Image":
-    """The plain thumbnail and beside it one heatmap per tree node, with name and probability.
+    """The plain thumbnail and beside it one heatmap per tree node.
+
+    Weights are shown by rank within the slide (ties share the mean rank): softmax attention over
+    thousands of tiles is so skewed that a linear scale shows one hot tile on a cold slide. Where
+    tiles overlap, the mean rank is painted; a tile whose weight is not finite is not painted.
 
     Args:
         thumbnail: RGB, uint8 [h, w, 3].
@@ -78,12 +53,20 @@ def heatmap_sheet(
         title: Line above the plain thumbnail, usually the slide id.
     """
     panels = [np.asarray(thumbnail)]
-    panels += [_paint(thumbnail, coords, tile_px_level0, n.weights, downsample) for n in nodes]
-    titles = [title, *(f"{n.name} · {n.probability:.2f}" for n in nodes)]
-    height, width = np.asarray(thumbnail).shape[:2]
-    # as near to a 16:10 page as whole panels allow
-    columns = round(math.sqrt(len(panels) * 1.6 * height / width))
-    return _draw(panels, titles, _um_per_px(mpp, downsample), min(max(columns, 1), len(panels)))
+    panels += [paint(thumbnail, coords, tile_px_level0, n.weights, downsample) for n in nodes]
+    titles = [(title, True), *((n.title, n.predicted) for n in nodes)]
+    left, top, right, bottom = _tissue(coords, tile_px_level0 / downsample, downsample, panels[0])
+    panels = [panel[top:bottom, left:right] for panel in panels]
+    columns = _columns(len(panels), (bottom - top) / (right - left))
+    return _draw(panels, titles, mpp * downsample if mpp else None, columns)
+
+
+def heat_colours() -> NDArray[np.uint8]:
+    """The colours of ranks 0 to 1, RGB, uint8 [256, 3]."""
+    import matplotlib as mpl
+
+    colours = np.asarray(mpl.colormaps[_COLOURS](np.arange(256)), dtype=np.float64)
+    return np.asarray(np.rint(colours[:, :3] * 255), dtype=np.uint8)
 
 
 def rank_normalised(weights: ArrayLike) -> NDArray[np.float64]:
@@ -105,11 +88,33 @@ def round_length(um: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= um * (1 + 1e-9))
 
 
-def _um_per_px(mpp: float | None, downsample: float) -> float | None:
-    return mpp * downsample if mpp else None
+def _tissue(
+    coords: ArrayLike, side: float, downsample: float, thumbnail: NDArray[np.uint8]
+) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what the tiles cover, with a margin; all where there are none."""
+    height, width = thumbnail.shape[:2]
+    corners = np.asarray(coords, dtype=np.float64).reshape(-1, 2) / downsample
+    inside = corners[((corners > -side) & (corners < (width, height))).all(axis=1)]
+    if not len(inside):
+        return 0, 0, width, height
+    low, high = inside.min(axis=0), inside.max(axis=0) + side
+    margin = 0.06 * (high - low).max() + 1
+    left, top = np.maximum(np.floor(low - margin), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(high + margin), (width, height)).astype(int)
+    return int(left), int(top), int(right), int(bottom)
 
 
-def _paint(
+def _columns(panels: int, tallness: float) -> int:
+    """As near to a 16:10 page as whole panels allow, with few places left blank."""
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(panels / columns)
+        return abs(math.log(columns / (rows * tallness * 1.6))) + (rows * columns - panels) / panels
+
+    return min(range(1, panels + 1), key=cost)
+
+
+def paint(
     thumbnail: NDArray[np.uint8],
     coords: ArrayLike,
     tile_px_level0: float,
@@ -117,8 +122,6 @@ def _paint(
     downsample: float,
 ) -> NDArray[np.uint8]:
     """The thumbnail with every tile of a known weight tinted by its rank."""
-    import matplotlib as mpl
-
     thumbnail = np.asarray(thumbnail, dtype=np.uint8)
     corners = np.asarray(coords, dtype=np.float64).reshape(-1, 2)
     ranks = rank_normalised(weights)
@@ -136,7 +139,7 @@ def _paint(
         total[y0:y1, x0:x1] += rank
         times[y0:y1, x0:x1] += 1
     covered = times > 0
-    tint = mpl.colormaps[_COLOURS](total[covered] / times[covered])[:, :3] * 255
+    tint = heat_colours()[np.rint(255 * total[covered] / times[covered]).astype(np.int64)]
     # grey tissue below, so that the tint keeps its meaning
     grey = thumbnail[covered] @ np.array([0.299, 0.587, 0.114])
     picture = thumbnail.copy()
@@ -146,7 +149,7 @@ def _paint(
 
 def _draw(
     panels: Sequence[NDArray[np.uint8]],
-    titles: Sequence[str],
+    titles: Sequence[tuple[str, bool]],
     um_per_px: float | None,
     columns: int,
 ) -> "Image":
@@ -170,13 +173,13 @@ def _draw(
         figure = Figure(figsize=(page[0] / _DPI, page[1] / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         left = (page[0] - columns * (w + _MARGIN) + _MARGIN) / 2
-        for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        for number, (panel, (title, bold)) in enumerate(zip(panels, titles, strict=True)):
             row, column = divmod(number, columns)
             x = left + column * (w + _MARGIN)
             y = page[1] - (row + 1) * (h + _TITLE) - row * _MARGIN
             axes = figure.add_axes((x / page[0], y / page[1], w / page[0], h / page[1]))
             axes.imshow(panel, interpolation="lanczos" if scale < 1 else "nearest")
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], anchor="W")
             axes.spines[:].set_color("#c8ccd2")
             figure.text(
                 x / page[0],
@@ -184,7 +187,7 @@ def _draw(
                 _shortened(title, w),
                 fontsize=10,
                 color="#1b1f24",
-                weight="bold",
+                weight="bold" if bold else "normal",
             )
             if um_per_px:
                 _scale_bar(axes, width, height, um_per_px)
@@ -207,31 +210,29 @@ def _draw(
 
 def _scale_bar(axes: Any, width: int, height: int, um_per_px: float) -> None:
     """A bar of a round length in the lower left corner, edged with white for dark tissue."""
+    from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
     um = round_length(width * um_per_px / 4)
     label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
-    x, y, length = 0.03 * width, height - 0.03 * width, um / um_per_px
-    halo = [withStroke(linewidth=3, foreground="white")]
-    axes.plot(
-        [x, x + length],
-        [y, y],
-        color="#111",
-        linewidth=4,
-        solid_capstyle="butt",
-        scalex=False,
-        scaley=False,
-        path_effects=[withStroke(linewidth=7, foreground="white")],
+    x, y, length, thick = (
+        0.03 * width,
+        height - 0.03 * width,
+        um / um_per_px,
+        0.008 * max(width, height),
+    )
+    axes.add_patch(
+        Rectangle((x, y - thick), length, thick, facecolor="#111", edgecolor="white", linewidth=1)
     )
     axes.annotate(
         label,
-        (x, y),
-        xytext=(0, 4),
+        (x, y - thick),
+        xytext=(0, 3),
         textcoords="offset points",
         fontsize=9,
         weight="bold",
         color="#111",
-        path_effects=halo,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )
 
 

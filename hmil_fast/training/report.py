@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -10,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from hmil_fast.training.charts import (
-    confusion_chart,
-    curves_chart,
-    reliability_chart,
-    roc_chart,
-)
+from hmil_fast.training.charts import curves_chart, reliability_chart, roc_chart
+from hmil_fast.training.pictures import heat_colours
 from hmil_fast.training.report_data import Run, read_run
-from hmil_fast.training.report_tables import folds_table, headline_table, slides_table
+from hmil_fast.training.report_levels import classes_table, confusion_table
+from hmil_fast.training.report_tables import (
+    count,
+    folds_table,
+    headline_table,
+    level_name,
+    slides_table,
+)
+from hmil_fast.training.report_trust import trust_section
 
 
 def write_report(run: Path) -> Path:
     """Write RUN/report.html from what the run folder holds.
 
     Needs tree.json, metrics.json and predictions.csv; config.yaml, splits.json, log.jsonl and
-    heatmaps/ add their sections where they exist.
+    views/ add their sections where they exist.
 
     Args:
         run: The run folder.
@@ -40,15 +45,18 @@ def write_report(run: Path) -> Path:
     if len(data.metrics.get("folds") or []) > 1:
         sections.append(("folds", "Folds", folds_table(data)))
     sections += [("levels", "Levels", _levels(data))]
+    trust = trust_section(data)
+    if trust:
+        sections.append(("trust", "Trust", trust))
+    sections.append(("slides", "Slides", slides_table(data)))
     if data.epochs:
-        chart = _image(curves_chart(data.epochs), "training curves")
+        chart = _figure(curves_chart(data.epochs), "training curves")
         note = (
             "The training loss weighs its terms anew every epoch, so it may rise while each of "
             "them falls. The epoch is chosen by the AUC of the validation slides."
         )
         body = f'<p class="note">{note}</p><div class="charts">{chart}</div>'
         sections.append(("training", "Training", body))
-    sections.append(("slides", "Slides", slides_table(data)))
     if data.config:
         sections.append(("config", "Configuration", f"<pre>{escape(data.config)}</pre>"))
     path = run / "report.html"
@@ -62,51 +70,77 @@ def _levels(data: Run) -> str:
     """ROC, confusion and reliability of every level, over all tested slides."""
     note = (
         "All tested slides together; in cross-validation each slide is scored by the fold that "
-        "tested it."
+        "tested it. A cell of a confusion matrix lists its slides."
     )
     parts = [f'<p class="note">{note}</p>']
     nodes = data.tree.ancestors()
     for level, names in enumerate(data.tree.names):
         y, p = nodes[level][data.y_leaf], data.probabilities[level]
         groups: Sequence[int] | None = data.tree.parents[level - 1] if level else None
-        charts = (
-            (roc_chart(y, p, names), "ROC curves"),
-            (confusion_chart(y, p.argmax(axis=1), names, groups), "confusion matrix"),
-            (reliability_chart(y, p), "reliability diagram"),
+        name = level_name(level, data.tree.num_levels)
+        confusion = confusion_table(y, p.argmax(axis=1), names, level, groups)
+        parts.append(
+            f"<h3>{name[0].upper()}{name[1:]}: {escape(', '.join(names))}</h3>"
+            f'<div class="level">{_figure(roc_chart(y, p, names), f"ROC curves, {name}")}'
+            f"<figure><figcaption>Confusion (slides, by the tree)</figcaption>{confusion}</figure>"
+            f"{_figure(reliability_chart(y, p), f'reliability diagram, {name}')}</div>"
+            f"{classes_table(data, level)}"
         )
-        heading = f"Level {level}: {', '.join(names)}"
-        parts.append(f"<h3>{escape(heading)}</h3>")
-        images = "".join(_image(svg, f"{what}, level {level}") for svg, what in charts)
-        parts.append(f'<div class="charts">{images}</div>')
     return "".join(parts)
 
 
-def _image(svg: str, text: str) -> str:
-    """An SVG as picture: what it holds cannot become part of the page."""
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(text)}" src="data:image/svg+xml;base64,{data}">'
+def _figure(svg: str, text: str) -> str:
+    """A chart as part of the page, so that it is drawn in the page's colours and letters."""
+    label = f'<svg role="img" aria-label="{escape(text)}" '
+    return f"<figure>{svg.replace('<svg', label, 1)}</figure>"
+
+
+def _json(name: str, value: object) -> str:
+    """Data for the page's script; no text in them can end the element."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _data(data: Run) -> str:
+    """The tree and the slides' views; the views that find no room are left out."""
+    tree = {
+        "names": data.tree.names,
+        "parents": data.tree.parents,
+        "levels": [level_name(l, data.tree.num_levels) for l in range(data.tree.num_levels)],
+        "colours": base64.b64encode(heat_colours().tobytes()).decode(),
+    }
+    views = "".join(_json(f"view-{n}", view) for n, view in enumerate(data.views.values()))
+    return _json("tree", tree) + views
 
 
 def _page(data: Run, sections: Sequence[tuple[str, str, str]]) -> str:
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    script = template.split("<script>")[1].split("</script>")[0]
+    template, style, script = (
+        Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
+        for kind in ("html", "css", "js")
+    )
+    # the browser hashes what lies between the tags
+    executed = re.split("</?script>", template)[1].replace("{{script}}", script)
     pooled: dict[str, Any] = data.metrics["pooled"]
     facts = [
         str(data.metrics.get("model", "model")),
-        f"{pooled['slides']} slides",
-        f"{pooled['patients']} patients",
+        count(pooled["slides"], "slide"),
+        count(pooled["patients"], "patient"),
         f"{np.unique(data.folds).size} folds" if np.unique(data.folds).size > 1 else "one split",
-        f"{len(data.tree.leaves)} diagnoses on {data.tree.num_levels} levels",
+        count(len(data.tree.leaves), "leaf", "leaves"),
+        count(data.tree.num_levels, "level"),
     ]
     fields = {
         # the page's policy lets only this script run, should a name ever slip through unescaped
-        "script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script_sha256": base64.b64encode(hashlib.sha256(executed.encode()).digest()).decode(),
+        "style": style,
+        "script": script,
         "title": escape(f"hmil-fast: {data.name}"),
         "subtitle": f"<p>{escape(' · '.join(facts))}</p>",
         "links": "".join(f'<a href="#{a}">{heading}</a>' for a, heading, _ in sections),
         "sections": "".join(
             f'<section id="{a}"><h2>{heading}</h2>{html}</section>\n'
             for a, heading, html in sections
-        ),
+        )
+        + _data(data),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], template)

@@ -29,7 +29,10 @@ class Run:
         folds: Fold per row, int [n].
         epochs: The epoch records of log.jsonl.
         config: Text of config.yaml, or None.
-        heatmaps: Path of the heatmap per row, or None.
+        views: What the viewer shows by slide id.
+        answers: By slide id and fold the node that meets the asked risk, "" for the root; empty
+            where there is no conformal.csv.
+        left_out: Number of views that would make the page too large to open.
     """
 
     name: str
@@ -41,7 +44,9 @@ class Run:
     folds: NDArray[np.int64]
     epochs: Sequence[dict[str, Any]]
     config: str | None
-    heatmaps: Sequence[Path | None]
+    views: dict[str, dict[str, Any]]
+    left_out: int
+    answers: dict[tuple[str, str], str]
 
 
 def read_run(run: Path) -> Run:
@@ -57,7 +62,7 @@ def read_run(run: Path) -> Run:
     ):
         raise UsageError(f"{run / 'metrics.json'} has no pooled metrics", _AGAIN)
     rows, y_leaf, probabilities, folds = _predictions(run / "predictions.csv", tree)
-    heatmaps = [run / "heatmaps" / f"{quote(row['slide_id'], safe='')}.png" for row in rows]
+    views, left_out = _views(run, rows, probabilities)
     config = run / "config.yaml"
     return Run(
         name=run.resolve().name,
@@ -69,10 +74,61 @@ def read_run(run: Path) -> Run:
         folds=folds,
         epochs=_epochs(run / "log.jsonl"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
-        heatmaps=[path if path.is_file() else None for path in heatmaps],
+        views=views,
+        left_out=left_out,
+        answers=_answers(run / "conformal.csv"),
     )
 
 
+def view_file(run: Path, slide_id: str) -> Path:
+    """Where a slide's view lies in a run folder."""
+    return run / "views" / f"{quote(slide_id, safe='')}.json"
+
+
+def _views(
+    run: Path, rows: Sequence[dict[str, str]], probabilities: Sequence[NDArray[np.float64]]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """The views that fit into a page, by slide id, and how many do not."""
+    numbers: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(row["slide_id"], []).append(number)
+    views, left_out, room = {}, 0, _VIEW_BYTES
+    for slide_id, mine in numbers.items():
+        path = view_file(run, slide_id)
+        size = path.stat().st_size if path.is_file() else 0
+        if size > room:
+            left_out += 1
+            continue
+        # a slide that several folds tested has the mean of their answers and of their attention
+        view = read_view(path, [level[mine].mean(axis=0) for level in probabilities])
+        if view is not None:
+            views[slide_id] = view
+            room -= size
+    return views, left_out
+
+
+def read_view(path: Path, probabilities: Sequence[NDArray[np.float64]]) -> dict[str, Any] | None:
+    """A slide's view; None where there is none, or one of another forward than the prediction.
+
+    Args:
+        path: Its file.
+        probabilities: What the run predicts for the slide, per level float [K_l].
+    """
+    try:
+        view = json.loads(path.read_text(encoding="utf-8"))
+        seen = zip(view["probabilities"], probabilities, strict=True)
+        same = all(np.allclose(shown, said, rtol=0, atol=0.02) for shown, said in seen)
+        whole = all(isinstance(view[name], kind) for name, kind in _VIEW_FIELDS.items())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return dict(view) if same and whole else None
+
+
+_VIEW_BYTES = 64 * 2**20  # in one page, which a browser must still open
+_VIEW_FIELDS = {
+    "size": list, "side": float, "tiles": int, "picture": str, "small": str, "unit": float,
+    "cells": str, "cell_side": float, "cut": bool, "cuts": dict, "maps": list,
+}  # fmt: skip
 _AGAIN = "run hmil-fast evaluate on the run folder first"
 
 
@@ -131,6 +187,16 @@ def _predictions(
             )
         y_leaf[number] = tree.leaf(row["label"])
     return rows, y_leaf, probabilities, folds
+
+
+def _answers(path: Path) -> dict[tuple[str, str], str]:
+    """Nodes by slide id and fold; none where the file is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {(row["slide_id"], row["fold"]): row["node"] or "" for row in rows}
+    except (OSError, csv.Error, UnicodeDecodeError, KeyError):
+        return {}
 
 
 def _epochs(path: Path) -> list[dict[str, Any]]:

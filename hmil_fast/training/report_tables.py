@@ -1,56 +1,76 @@
 """The tables of the report: headline numbers, folds, slides."""
 
-import base64
-import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from hmil_fast.training.report_data import Run
 
-_LEVEL_METRICS = {
-    "auc": "AUC (macro, one against the rest)",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "accuracy": "accuracy",
-    "specificity": "specificity (macro)",
-    "qwk": "quadratic weighted kappa",
-    "ece": "calibration error (ECE, less is better)",
+Range = tuple[float, float] | None
+_UNIT = (0.0, 1.0)
+_LEVEL_METRICS: dict[str, tuple[str, Range]] = {
+    "auc": ("AUC (macro, one against the rest)", _UNIT),
+    "balanced_accuracy": ("balanced accuracy", _UNIT),
+    "macro_f1": ("macro F1", _UNIT),
+    "accuracy": ("accuracy", _UNIT),
+    "specificity": ("specificity (macro)", _UNIT),
+    "qwk": ("quadratic weighted kappa (scale −1 to 1)", (-1.0, 1.0)),
+    "ece": ("calibration error (ECE, less is better)", _UNIT),
+    "ece_adaptive": ("calibration error in bins of equal count (less is better)", _UNIT),
+    "brier": ("Brier score (less is better)", None),
+    "nll": ("negative log-likelihood (less is better)", None),
 }
-_TREE_METRICS = {
-    "hierarchical_f1": "hierarchical F1",
-    "hierarchical_precision": "hierarchical precision",
-    "hierarchical_recall": "hierarchical recall",
-    "mean_tree_distance": "mean tree distance (edges, less is better)",
-    "mistake_severity": "tree distance of mistakes (edges, less is better)",
+_TREE_METRICS: dict[str, tuple[str, Range]] = {
+    "hierarchical_f1": ("hierarchical F1", _UNIT),
+    "hierarchical_precision": ("hierarchical precision", _UNIT),
+    "hierarchical_recall": ("hierarchical recall", _UNIT),
+    "mean_tree_distance": ("mean tree distance (edges, less is better)", None),
+    "mistake_severity": ("tree distance of mistakes (edges, less is better)", None),
 }
-_PICTURE_BYTES = 64 * 2**20  # pictures inside one page; a browser must still open it
-_FULL, _SMALL = (1600, 1600), (300, 128)
+_PER_LEVEL: dict[str, str] = {
+    "agreement": "{} answer is an ancestor of the leaf answer",
+    "head_against_sum": "{} head disagrees with the sum of its leaves",
+    "head_against_leaf": "{} head disagrees with the leaf answer",
+}
+_COLOURS = ("var(--blue)", "var(--orange)")
+
+
+def count(n: int, noun: str, many: str | None = None) -> str:
+    """A number and its noun, "1 slide" or "2 slides"."""
+    return f"{n:,} {noun if n == 1 else many or noun + 's'}"
+
+
+def level_name(level: int, num_levels: int) -> str:
+    """What a level is called, in the report as in the printed table."""
+    if level == num_levels - 1:
+        return "leaf"
+    return "coarse" if num_levels == 2 else f"level {level}"
 
 
 def headline_table(data: Run) -> str:
     """Every metric with its interval, the baseline's beside it where there is one."""
-    runs = [(str(data.metrics.get("model", "model")), data.metrics["pooled"], "#0072B2")]
+    runs = [(str(data.metrics.get("model", "model")), data.metrics["pooled"], _COLOURS[0])]
     baseline = data.metrics.get("baseline")
     if baseline:
-        runs.append((str(baseline.get("model", "baseline")), baseline["pooled"], "#D55E00"))
+        runs.append((str(baseline.get("model", "baseline")), baseline["pooled"], _COLOURS[1]))
     heads = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name, _, _ in runs)
     lines = []
-    for group, names, cells in _groups(data, [pooled for _, pooled, _ in runs]):
+    for group, names, cells, chance in _groups(data, [pooled for _, pooled, _ in runs]):
         lines.append(f'<tr><th class="group" colspan="{len(runs) + 2}">{escape(group)}</th></tr>')
-        for key, name in names.items():
+        for key, (name, scale) in names.items():
             row = [c.get(key) for c in cells]
             if not any(row):
                 continue
-            values = "".join(f'<td class="n">{_value(cell)}</td>' for cell in row)
-            bar = "" if "edges" in name else _bar(row, [colour for _, _, colour in runs])
+            values = "".join(f'<td class="n">{value_text(cell)}</td>' for cell in row)
+            colours = [colour for _, _, colour in runs]
+            bar = _bar(row, colours, scale, chance.get(key)) if scale else ""
             lines.append(f"<tr><td>{escape(name)}</td>{values}<td>{bar}</td></tr>")
     undefined = max(
         (
             cell["undefined"] or 0
-            for _, _, cells in _groups(data, [data.metrics["pooled"]])
+            for _, _, cells, _ in _groups(data, [data.metrics["pooled"]])
             for cell in cells[0].values()
             if "undefined" in cell
         ),
@@ -58,31 +78,59 @@ def headline_table(data: Run) -> str:
     )
     note = (
         "In brackets: 95 % intervals from resampled patients. They show how far the "
-        "number would move with other patients, not with another training run."
+        "number would move with other patients, not with another training run. "
+        "A tick on a scale from 0 to 1 marks what guessing would score."
     )
     if undefined:
         note += f" Up to {undefined} resamples left a metric undefined and were not counted."
     return (
-        f'<p class="note">{note}</p><div class="wide"><table id="headline"><thead><tr>'
+        f'{_cards(runs)}<p class="note">{note}</p>'
+        '<div class="wide"><table id="headline"><thead><tr>'
         f'<th scope="col">metric</th>{heads}<th scope="col">0 to 1</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cards(runs: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
+    """The few numbers to look at first."""
+    last = max(runs[0][1]["levels"], key=int, default="0")
+    wanted = [
+        ("leaf balanced accuracy", ("levels", last, "balanced_accuracy")),
+        ("leaf AUC", ("levels", last, "auc")),
+        ("hierarchical F1", ("tree", "hierarchical_f1")),
+    ]
+    if last != "0":
+        wanted.append((f"{level_name(0, int(last) + 1)} AUC", ("levels", "0", "auc")))
+    cards = []
+    for name, path in wanted:
+        cells = [_cell(pooled, path) for _, pooled, _ in runs]
+        if not cells[0]:
+            continue
+        _, _, interval = value_text(cells[0]).partition("</b>")
+        text = f"<b>{number_text(cells[0]['value'])}</b>{interval}"
+        for (model, _, _), cell in zip(runs[1:], cells[1:], strict=True):
+            text += f" · {escape(model)} {number_text(cell.get('value'))}"
+        cards.append(f"<div><dt>{name}</dt><dd>{text}</dd></div>")
+    return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
 
 
 def folds_table(data: Run) -> str:
     """The chief metrics of every fold, their mean and standard deviation."""
     folds: Sequence[Mapping[str, Any]] = data.metrics["folds"]
     columns: list[tuple[str, tuple[str, ...]]] = [
-        (f"level {level}<br>{_LEVEL_METRICS[key].split(' (')[0]}", ("levels", str(level), key))
+        (
+            f"{level_name(level, data.tree.num_levels)}<br>{_LEVEL_METRICS[key][0].split(' (')[0]}",
+            ("levels", str(level), key),
+        )
         for level in range(data.tree.num_levels)
         for key in ("auc", "balanced_accuracy", "macro_f1")
     ]
     columns.append(("hierarchical<br>F1", ("tree", "hierarchical_f1")))
     heads = "".join(f'<th scope="col" class="n">{name}</th>' for name, _ in columns)
-    table = [[_dig(fold, path) for _, path in columns] for fold in folds]
+    table = [[_cell(fold, path).get("value") for _, path in columns] for fold in folds]
     lines = [
         f'<tr><td>{number}</td><td class="n">{fold.get("slides", "")}</td>'
-        + "".join(f'<td class="n">{_number(v)}</td>' for v in row)
+        + "".join(f'<td class="n">{number_text(v)}</td>' for v in row)
         + "</tr>"
         for number, (fold, row) in enumerate(zip(folds, table, strict=True))
     ]
@@ -95,8 +143,8 @@ def folds_table(data: Run) -> str:
             if mean is not None and len(known) > 1
             else None
         )
-        text = _number(mean) + (
-            f" <small>± {_number(spread)}</small>" if spread is not None else ""
+        text = number_text(mean) + (
+            f" <small>± {number_text(spread)}</small>" if spread is not None else ""
         )
         summary.append(f'<td class="n"><b>{text}</b></td>')
     return (
@@ -109,128 +157,152 @@ def folds_table(data: Run) -> str:
 
 
 def slides_table(data: Run) -> str:
-    """Every tested slide; the head of a column sorts by it."""
-    shown = any(data.heatmaps)
+    """Every tested slide; the head of a column sorts by it, a picture opens the viewer."""
+    shown = {slide_id: number for number, slide_id in enumerate(data.views)}
     columns = [
         ("slide", ""), ("patient", ""), ("fold", "n"), ("label", ""), ("prediction", ""),
         ("probability", "n"), ("tiles", "n"),
     ]  # fmt: skip
+    if data.answers:
+        columns.append(("sure of", ""))
     heads = "".join(
         f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
         for name, kind in columns
     ) + ('<th scope="col">attention</th>' if shown else "")
+    nodes = data.tree.ancestors()
     lines = []
-    room = _PICTURE_BYTES
     for number, row in enumerate(data.rows):
         leaf = data.tree.leaf(row["prediction"])
         wrong = row["label"] != row["prediction"]
+        p = [level[number] for level in data.probabilities]
         cells = [
             f'<td class="id">{escape(row["slide_id"])}</td>',
             f'<td class="id">{escape(row["patient_id"])}</td>',
             f'<td class="n">{data.folds[number]}</td>',
             f"<td>{escape(row['label'])}</td>",
             f'<td class="answer">{escape(row["prediction"])}</td>',
-            f'<td class="n">{data.probabilities[-1][number, leaf]:.3f}</td>',
+            f'<td class="n">{p[-1][leaf]:.3f}</td>',
             f'<td class="n">{escape(row["num_tiles"] or "")}</td>',
         ]
+        if data.answers:
+            answer = data.answers.get((row["slide_id"], row["fold"]))
+            cells.append(f"<td>{escape(answer or '–')}</td>")
         if shown:
-            picture = _picture(data.heatmaps[number], row["slide_id"], room)
-            room -= len(picture)
-            cells.append(f"<td>{picture}</td>")
-        lines.append(f"<tr{' class=wrong' if wrong else ''}>{''.join(cells)}</tr>")
+            cells.append(f"<td>{_look(data.views.get(row['slide_id']), row['slide_id'])}</td>")
+        facts = {
+            "row": number,
+            "view": shown.get(row["slide_id"], ""),
+            "slide": row["slide_id"],
+            "true": ",".join(str(k) for k in nodes[:, data.y_leaf[number]]),
+            "said": ",".join(str(level.argmax()) for level in p),
+            "p": json.dumps([[round(float(v), 4) for v in level] for level in p]),
+        }
+        attributes = "".join(f' data-{k}="{escape(str(v))}"' for k, v in facts.items())
+        kind = ' class="wrong"' if wrong else ""
+        lines.append(f"<tr{kind}{attributes}>{''.join(cells)}</tr>")
     mistakes = sum(row["label"] != row["prediction"] for row in data.rows)
-    note = f"{len(data.rows)} slides, {mistakes} of them predicted wrongly (✗)."
+    note = f"{count(len(data.rows), 'slide')}, {mistakes or 'none'} of them predicted wrongly (✗)."
+    if data.answers:
+        note += " Sure of: the deepest node that meets the asked risk (see Trust)."
     if shown:
-        note += " A heatmap opens larger."
+        note += " A picture opens the slide under the attention paid for each node."
+    if data.left_out:
+        note += f" {count(data.left_out, 'slide')} would make this page too large to open."
     return (
-        f'<p class="note">{note}</p><div class="wide"><table id="slide-table"><thead><tr>{heads}'
+        f'<p class="note">{note}</p><div class="filter">'
+        '<input type="search" id="find" placeholder="find" aria-label="find in the table"> '
+        '<select id="which" aria-label="which slides"><option value="all">all slides</option>'
+        '<option value="wrong">mistakes</option><option value="right">right answers</option>'
+        '</select> <button type="button" id="clear" hidden>show all</button>'
+        '<p id="shown" role="status"></p></div>'
+        f'<div class="wide"><table id="slide-table"><thead><tr>{heads}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _groups(
-    data: Run, runs: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, dict[str, str], list[Mapping[str, Any]]]]:
-    """Heading, metric names and per run the cells, of every level and of the tree."""
-    groups: list[tuple[str, dict[str, str], list[Mapping[str, Any]]]] = []
-    for level in range(data.tree.num_levels):
-        where = " (diagnoses)" if level == data.tree.num_levels - 1 else ""
-        heading = f"Level {level}{where}, {data.tree.num_classes[level]} classes"
+Group = tuple[str, dict[str, tuple[str, Range]], list[Mapping[str, Any]], dict[str, float]]
+
+
+def _groups(data: Run, runs: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Of every level and the tree: heading, metrics, per run the cells, what guessing scores."""
+    groups: list[Group] = []
+    levels = data.tree.num_levels
+    for level, classes in enumerate(data.tree.num_classes):
+        name = level_name(level, levels)
+        heading = f"{name[0].upper()}{name[1:]}: {count(classes, 'node')}"
         cells = [run["levels"].get(str(level), {}) for run in runs]
-        groups.append((heading, _LEVEL_METRICS, cells))
-    agreement = {
-        f"agreement_{level}": f"level {level} agrees with the predicted diagnosis"
-        for level in range(data.tree.num_levels - 1)
+        chance = {"auc": 0.5, "balanced_accuracy": 1 / classes, "qwk": 0.0}
+        groups.append((heading, _LEVEL_METRICS, cells, chance))
+    between: dict[str, tuple[str, Range]] = {
+        f"{key}_{level}": (text.format(level_name(level, levels)), _UNIT)
+        for key, text in _PER_LEVEL.items()
+        for level in range(levels - 1)
     }
-    groups.append(("On the tree", _TREE_METRICS | agreement, [run["tree"] for run in runs]))
+    groups.append(("On the tree", _TREE_METRICS | between, [run["tree"] for run in runs], {}))
     return groups
 
 
-def _value(cell: Mapping[str, Any] | None) -> str:
+def value_text(cell: Mapping[str, Any] | None) -> str:
+    """A metric and its interval as HTML."""
     if not cell:
         return "–"
-    text = f"<b>{_number(cell['value'])}</b>"
+    text = f"<b>{number_text(cell['value'])}</b>"
     if cell.get("low") is not None and cell.get("high") is not None:
-        text += f" <small>[{_number(cell['low'])}, {_number(cell['high'])}]</small>"
+        text += f" <small>[{number_text(cell['low'])}, {number_text(cell['high'])}]</small>"
     return text
 
 
-def _bar(cells: Sequence[Mapping[str, Any] | None], colours: Sequence[str]) -> str:
-    """Values as dots and intervals as lines on a scale from 0 to 1."""
+def _bar(
+    cells: Sequence[Mapping[str, Any] | None],
+    colours: Sequence[str],
+    scale: tuple[float, float],
+    chance: float | None,
+) -> str:
+    """Values as dots and intervals as lines on a scale."""
+
+    def x(value: float) -> float:
+        return 5 + 160 * (min(max(value, scale[0]), scale[1]) - scale[0]) / (scale[1] - scale[0])
+
     height = 10 * len(cells) + 2
     marks = []
+    if chance is not None:
+        at = x(chance)
+        line = f'<line x1="{at:.1f}" x2="{at:.1f}" y1="1" y2="{height}" stroke="var(--guide)"/>'
+        marks.append(line)
     for number, (cell, colour) in enumerate(zip(cells, colours, strict=True)):
         if not cell:
             continue
         y = 6 + 10 * number
         if cell.get("low") is not None and cell.get("high") is not None:
-            low, high = (160 * min(max(float(cell[k]), 0.0), 1.0) + 5 for k in ("low", "high"))
             marks.append(
-                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
-                'stroke-width="2.5" stroke-opacity=".45"/>'
+                f'<line x1="{x(cell["low"]):.1f}" x2="{x(cell["high"]):.1f}" y1="{y}" y2="{y}" '
+                f'stroke="{colour}" stroke-width="2.5" stroke-opacity=".45"/>'
             )
-        x = 160 * min(max(float(cell["value"]), 0.0), 1.0) + 5
-        marks.append(f'<circle cx="{x:.1f}" cy="{y}" r="3.6" fill="{colour}"/>')
+        marks.append(f'<circle cx="{x(cell["value"]):.1f}" cy="{y}" r="3.6" fill="{colour}"/>')
     return (
         f'<svg width="170" height="{height}" aria-hidden="true"><line x1="5" x2="165" '
-        f'y1="{height - 0.5}" y2="{height - 0.5}" stroke="#dfe3e8"/>{"".join(marks)}</svg>'
+        f'y1="{height - 0.5}" y2="{height - 0.5}" stroke="var(--line)"/>{"".join(marks)}</svg>'
     )
 
 
-def _picture(path: Path | None, slide_id: str, room: int) -> str:
-    """A small picture that opens the large one; its file name where the page is full."""
-    from PIL import Image
-
-    if path is None:
+def _look(view: Mapping[str, Any] | None, slide_id: str) -> str:
+    """The small picture of a slide, which opens its view."""
+    if view is None:
         return ""
-    try:
-        with Image.open(path) as file:
-            full = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return "unreadable"
-    full.thumbnail(_FULL, Image.Resampling.LANCZOS)
-    small = full.copy()
-    small.thumbnail(_SMALL, Image.Resampling.LANCZOS)
-    title = escape(slide_id)
-    html = (
-        f'<button type="button" class="look" data-title="{title}" data-full="{_jpeg(full)}">'
-        f'<img alt="attention of {title}" src="{_jpeg(small)}"></button>'
+    return (
+        f'<button type="button" class="look" title="look at the slide"><img loading="lazy" '
+        f'alt="{escape(slide_id)} under its attention" '
+        f'src="data:image/webp;base64,{escape(view["small"])}"></button>'
     )
-    return html if len(html) <= room else f"heatmaps/{escape(path.name)}"
 
 
-def _jpeg(picture: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _dig(data: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    """The value of a metric's cell, or None where it is undefined."""
+def _cell(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """A metric's cell, empty where it is undefined."""
     for key in path:
         data = data.get(key) or {}
-    return data.get("value")
+    return data
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """A number as the tables write it."""
     return "–" if value is None else f"{value:.3f}".replace("-", "−")

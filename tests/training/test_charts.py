@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hmil_fast.training.charts import (
-    confusion_chart,
     curves_chart,
     reliability_chart,
     roc_chart,
@@ -30,7 +29,6 @@ def test_charts_of_few_and_many(slides: int, classes: int) -> None:
         warnings.simplefilter("error")
         charts = [
             roc_chart(y, p, names),
-            confusion_chart(y, p.argmax(axis=1), names, [c // 3 for c in range(classes)]),
             reliability_chart(y, p),
         ]
     for svg in charts:
@@ -38,20 +36,6 @@ def test_charts_of_few_and_many(slides: int, classes: int) -> None:
         assert svg.count("<svg") == 1
     with_both = sum(0 < (y == c).sum() < slides for c in range(classes))
     assert sum("(n=" in text for text in texts(charts[0])) == with_both
-
-
-def test_confusion_counts_true_rows_and_predicted_columns() -> None:
-    svg = confusion_chart(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), ["N", "IC"])
-    root = ET.fromstring(svg)  # noqa: S314 - our own output
-    cells = {}
-    for node in root.iter("{http://www.w3.org/2000/svg}text"):
-        place = re.search(
-            r"translate\(([\d.]+) ([\d.]+)\)", node.get("transform", "")
-        ) or re.search(r"([\d.]+) ([\d.]+)", f"{node.get('x')} {node.get('y')}")
-        if place and (node.text or "").isdigit():
-            cells[float(place[1]), float(place[2])] = int(node.text or "")
-    # read like a page: true N as N, true N as IC, then true IC as IC
-    assert [cells[at] for at in sorted(cells, key=lambda at: (at[1], at[0]))] == [1, 2, 1]
 
 
 def test_curves_take_the_later_of_two_and_pass_over_what_is_not_finite() -> None:

@@ -230,7 +230,7 @@ def test_heatmaps_are_drawn_for_all_nodes_or_the_named(
     assert sorted(p.name for p in tmp_path.glob("*.p*")) == ["new.png", "one.png"]
 
 
-def test_the_report_draws_what_is_missing(
+def test_the_report_makes_the_views_that_are_missing(
     run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run.path, tmp_path / "run")
@@ -238,15 +238,23 @@ def test_the_report_draws_what_is_missing(
     store = ["--store", str(cohort.path / "store"), "--heatmaps", "3"]
     assert main([*command, *store]) == 0
     assert "report.html" in capsys.readouterr().out
-    drawn = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "heatmaps").iterdir()}
-    assert len(drawn) == 3
+    views = tmp_path / "run" / "views"
+    made = {p: p.stat().st_mtime_ns for p in views.iterdir()}
+    assert len(made) == 3
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count('data-full="data:image/jpeg') == 3
+    assert page.count('class="look"') == 3
     assert "s35" in page
-    assert main([*command, *store]) == 0
-    now = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "heatmaps").iterdir()}
-    assert len(now) == 6
-    assert drawn.items() <= now.items()
+    # one of another forward is made anew
+    first = min(made)
+    view = json.loads(first.read_text())
+    first.write_text(json.dumps(view | {"probabilities": [[0.5, 0.5], [0.25] * 4]}))
+    capsys.readouterr()
+    assert main([*command, "--store", str(cohort.path / "store")]) == 0
+    assert json.loads(first.read_text())["probabilities"] == view["probabilities"]
+    now = {p: p.stat().st_mtime_ns for p in views.iterdir()}
+    assert len(now) == 36 - 1
+    assert {p: t for p, t in made.items() if p != first}.items() <= now.items()
+    assert "not shown: slide 's05' has no tissue tiles" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_says_so(

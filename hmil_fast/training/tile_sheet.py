@@ -1,0 +1,79 @@
+"""The tiles of the highest attention, one row per node of the label tree."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_INK, _QUIET = "#1b1f24", "#59636e"
+_MARGIN, _HEAD, _CAPTION = 14, 30, 36  # px
+_TILE = (96, 256)  # smallest and largest side of a drawn tile, px
+
+
+class TileRow(NamedTuple):
+    """The tiles of one node, the highest attention first.
+
+    Attributes:
+        title: Name of the node and its probability.
+        pixels: uint8 [k, s, s, 3].
+        weights: Attention, float [k].
+        corners: Top-left corners in level-0 px, int [k, 2].
+    """
+
+    title: str
+    pixels: NDArray[np.uint8]
+    weights: NDArray[np.float64]
+    corners: NDArray[np.int64]
+
+
+def tile_sheet(rows: Sequence[TileRow], width: int) -> Image.Image:
+    """Draw the tiles of every node in a row, each with its share of attention and its place.
+
+    Args:
+        rows: The nodes.
+        width: The picture's width in px; it is widened where the tiles would get too small.
+    """
+    most = max((len(row.pixels) for row in rows), default=0)
+    room = (width - _MARGIN) // max(most, 1) - _MARGIN
+    side = int(np.clip(room, *_TILE))
+    wide = max(width, _MARGIN + most * (side + _MARGIN))
+    step = _HEAD + side + _CAPTION + _MARGIN
+    page = Image.new("RGB", (wide, _HEAD + len(rows) * step), "white")
+    draw = ImageDraw.Draw(page)
+    note = "tiles of the highest attention: share of the slide's attention, top-left corner in px"
+    draw.text((_MARGIN, 6), note, _QUIET, _font(11))
+    for number, row in enumerate(rows):
+        top = _HEAD + number * step
+        draw.text((_MARGIN, top + 6), " ".join(row.title.split()), _INK, _font(14, bold=True))
+        for place, pixels in enumerate(row.pixels):
+            left, y = _MARGIN + place * (side + _MARGIN), top + _HEAD
+            # whole pixels where a tile is enlarged: what was not scanned is not made up
+            smooth = Image.Resampling.LANCZOS if len(pixels) >= side else Image.Resampling.NEAREST
+            page.paste(Image.fromarray(pixels).resize((side, side), smooth), (left, y))
+            draw.rectangle((left - 1, y - 1, left + side, y + side), outline="#c8ccd2")
+            share = f"{place + 1} · {100 * row.weights[place]:.3g} %"
+            draw.text((left, y + side + 3), share, _INK, _font(12))
+            x0, y0 = row.corners[place]
+            draw.text((left, y + side + 19), f"{x0:,}, {y0:,}", _QUIET, _font(10))
+    return page
+
+
+def stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    """Two pictures, one below the other, on white."""
+    size = (max(above.width, below.width), above.height + below.height)
+    page = Image.new("RGB", size, "white")
+    page.paste(above, (0, 0))
+    page.paste(below, (0, above.height))
+    return page
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib as mpl  # it brings the font of the heatmaps along
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

@@ -1,0 +1,233 @@
+"""What the report's viewer shows of a slide, as one small JSON file in RUN/views.
+
+The thumbnail once, one byte of rank per cell and node, the highest tiles of every node, and of
+these the pixels where the slide's file is at hand. The browser paints the overlay.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.io.store import FeatureStore, SlideRecord
+from hmil_fast.training.attention import (
+    NodeMap,
+    cut_tiles,
+    read_thumbnail,
+    slide_maps,
+    top_tiles,
+)
+from hmil_fast.training.pictures import paint, rank_normalised
+from hmil_fast.training.report_data import read_view, view_file
+from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
+
+TOP_TILES = 6
+MOST_CELLS = 6000  # a slide of more tiles is shown in larger cells
+MOST_MAPS = 24
+_CUT_NODES = 6  # likeliest nodes whose highest tiles are cut from the slide
+_CUT_PX = 256
+_SMALL = (240, 96)
+_NO_RANK = 255  # ranks are 0..254
+_SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut tiles
+
+
+def make_views(
+    run: Run, store: FeatureStore, most: int, slides: Mapping[str, Path] | None = None
+) -> None:
+    """Make the views that the report lacks, at most so many; what cannot be shown is named.
+
+    Args:
+        run: A trained run.
+        store: Holds the slides' features and thumbnails.
+        most: Views to make.
+        slides: Files by slide id, to cut the tiles of the highest attention from.
+
+    Raises:
+        UsageError: The store is of another kind than the run's.
+    """
+    run.check_store(store)
+    err, slides = Console(stderr=True, soft_wrap=True), slides or {}
+    said: dict[str, list[Prediction]] = {}
+    for p in read_predictions(run.path / "predictions.csv", run.tree):
+        said.setdefault(p.slide_id, []).append(p)
+    missing = []
+    for slide_id, of_folds in said.items():
+        levels = zip(*(p.probabilities for p in of_folds), strict=True)
+        view = read_view(view_file(run.path, slide_id), [np.mean(p, axis=0) for p in levels])
+        if view is None or (slide_id in slides and not view["cut"]):
+            missing.append(slide_id)
+    columns = (TextColumn("slides"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    made = 0
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("", total=min(most, len(missing)))
+        for slide_id in missing:
+            if made == most:
+                break
+            try:
+                write_view(run, store, slide_id, slides.get(slide_id), err)
+            except StoreError as error:
+                err.print(f"[yellow]not shown:[/] {escape(error.what)}")
+                continue
+            made += 1
+            bar.advance(task)
+
+
+def write_view(
+    run: Run,
+    store: FeatureStore,
+    slide_id: str,
+    slide: Path | None = None,
+    err: Console | None = None,
+) -> None:
+    """Predict a slide and write down what the viewer shows of that very forward.
+
+    Args:
+        run: A trained run.
+        store: Holds the slide's features and its thumbnail.
+        slide_id: The slide.
+        slide: The slide's file, to cut the highest tiles from at their own resolution; else they
+            are cut from the thumbnail.
+        err: Told why a file could not be used.
+
+    Raises:
+        StoreError: The slide is not in the store, has no tiles, or no thumbnail.
+    """
+    record = store.record(slide_id)
+    thumbnail = read_thumbnail(store, record)
+    prediction, maps = slide_maps(run, store, slide_id)
+    likely = sorted(range(len(maps)), key=lambda i: -_probability(prediction, maps[i]))
+    maps, likely = _first(maps, likely, MOST_MAPS)
+    coords, attrs = store.coords(slide_id).astype(np.int64), record.attrs
+    side = float(attrs["tile_px_level0"])
+    tops = [top_tiles(m.weights, TOP_TILES) for m in maps]
+    cuts: dict[int, str] = {}
+    sharp = thumbnail_is_sharp(thumbnail, record)
+    if slide is not None and not sharp:
+        wanted = sorted({int(tile) for i in likely[:_CUT_NODES] for tile in tops[i]})
+        try:
+            pixels = cut_tiles(slide, record, coords[wanted])
+            cuts = {
+                tile: _webp(Image.fromarray(cut), (_CUT_PX, _CUT_PX), 70)
+                for tile, cut in zip(wanted, pixels, strict=True)
+            }
+        except SlideError as error:
+            (err or Console(stderr=True)).print(f"[yellow]no tiles cut:[/] {escape(error.what)}")
+    cells, cell_side, ranks = _cells(coords, side, [m.weights for m in maps])
+    unit = max(1.0, float(max(attrs["level0_size"])) / 65535)
+    view = {
+        "slide_id": slide_id,
+        "probabilities": [
+            [round(float(v), 5) for v in level] for level in prediction.probabilities
+        ],
+        "size": list(attrs["level0_size"]),
+        "mpp": attrs["mpp"]["level0"],
+        "side": side,
+        "tiles": record.num_tiles,
+        "picture": _webp(Image.fromarray(thumbnail), thumbnail.shape[1::-1], 50),
+        "small": _webp(
+            Image.fromarray(_best_painted(thumbnail, record, coords, [maps[i] for i in likely])),
+            _SMALL,
+            70,
+        ),
+        "unit": unit,
+        "cells": _base64(np.rint(np.maximum(cells, 0) / unit).astype("<u2")),
+        "cell_side": cell_side,
+        "cut": bool(cuts) or sharp or not maps,
+        "cuts": {str(tile): cut for tile, cut in cuts.items()},
+        "maps": [
+            {
+                "level": m.level,
+                "node": m.node,
+                "ranks": _base64(rank),
+                "top": [[int(t), *coords[t].tolist(), float(f"{m.weights[t]:.4g}")] for t in top],
+            }
+            for m, rank, top in zip(maps, ranks, tops, strict=True)
+        ],
+    }
+    path = view_file(run.path, slide_id)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(view, separators=(",", ":"), allow_nan=False))
+
+
+def thumbnail_is_sharp(thumbnail: NDArray[np.uint8], record: SlideRecord) -> bool:
+    """Whether a tile on the thumbnail is about as sharp as it was when it was encoded."""
+    attrs = record.attrs
+    per_px = attrs["level0_size"][0] / thumbnail.shape[1]
+    return bool(attrs["tile_px_level0"] / per_px >= _SHARP * attrs.get("read_px", np.inf))
+
+
+def _first(maps: list[NodeMap], likely: list[int], most: int) -> tuple[list[NodeMap], list[int]]:
+    """The likeliest maps in the tree's order, and their places by likelihood."""
+    kept = sorted(likely[:most])
+    return [maps[i] for i in kept], [kept.index(i) for i in likely[:most]]
+
+
+def _probability(prediction: Prediction, m: NodeMap) -> float:
+    return 1.0 if m.node is None else float(prediction.probabilities[m.level][m.node])
+
+
+def _best_painted(
+    thumbnail: NDArray[np.uint8],
+    record: SlideRecord,
+    coords: NDArray[np.int64],
+    likely: list[NodeMap],
+) -> NDArray[np.uint8]:
+    """The thumbnail under the attention of the likeliest of the finest nodes."""
+    finest = max((m.level for m in likely), default=-1)
+    best = next((m for m in likely if m.level == finest), None)
+    if best is None:
+        return thumbnail
+    downsample = record.attrs["level0_size"][0] / thumbnail.shape[1]
+    return paint(thumbnail, coords, record.attrs["tile_px_level0"], best.weights, downsample)
+
+
+def _cells(
+    coords: NDArray[np.int64], side: float, weights: list[NDArray[np.float64]]
+) -> tuple[NDArray[np.int64], float, list[NDArray[np.uint8]]]:
+    """Corners, side and per map the ranks of what is painted: the tiles, or cells of many tiles.
+
+    Returns:
+        Corners in level-0 px [n, 2], the side in level-0 px, and per map uint8 [n]: the mean rank
+        of the tiles of the cell × 254, 255 where none has one.
+    """
+    ranks = [rank_normalised(w) for w in weights]
+    corners, inverse = coords, np.arange(len(coords))
+    times = 1
+    while len(corners) > MOST_CELLS:
+        times += 1
+        origin = coords.min(axis=0)
+        places, inverse = np.unique(
+            np.floor((coords - origin) / (side * times)), axis=0, return_inverse=True
+        )
+        inverse = inverse.reshape(-1)
+        corners = np.rint(origin + places * side * times).astype(np.int64)
+    found = []
+    for rank in ranks:
+        known = np.isfinite(rank)
+        count = np.bincount(inverse[known], minlength=len(corners))
+        total = np.bincount(inverse[known], rank[known], minlength=len(corners))
+        mean = np.rint(254 * total / np.maximum(count, 1))
+        found.append(np.where(count > 0, mean, _NO_RANK).astype(np.uint8))
+    return corners, side * times, found
+
+
+def _webp(picture: Image.Image, most: tuple[int, ...], quality: int) -> str:
+    picture = picture.copy()
+    picture.thumbnail((most[0], most[1]), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="WEBP", quality=quality, method=4)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _base64(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
