@@ -35,8 +35,12 @@ def amp(device: torch.device, precision: str = "auto") -> torch.autocast:
         device: Where the model runs.
         precision: "fp32", "bf16", or "auto": bf16 where `computes_in_bf16`.
     """
-    on = computes_in_bf16(device) if precision == "auto" else precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(device, precision))
+
+
+def is_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether a precision, as in `amp`, is bf16 on this device."""
+    return computes_in_bf16(device) if precision == "auto" else precision == "bf16"
 
 
 def computes_in_bf16(device: torch.device) -> bool:

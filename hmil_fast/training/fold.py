@@ -15,7 +15,7 @@ from torch import Tensor
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import epoch_batches, split_batch
 from hmil_fast.config import loss_settings
-from hmil_fast.device import amp
+from hmil_fast.device import amp, is_bf16
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.losses import HmilLoss
 from hmil_fast.training import ranks
@@ -97,13 +97,12 @@ class FoldTrainer:
             sweep_partials(self.path)
             (self.path / "predictions.csv").unlink(missing_ok=True)  # of weights that are lost
         self._resume()
-        bf16 = amp(device, config.precision)._enabled
         self._note(
             "fold",
             step=self.step,
             processes=ranks.world_size(),
             device=str(device),
-            precision="bf16" if bf16 else "fp32",
+            precision="bf16" if is_bf16(device, config.precision) else "fp32",
             cache={"tier": cache.tier.name, "why": cache.tier.why, "bytes": cache.bytes},
         )
 

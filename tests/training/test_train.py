@@ -22,11 +22,11 @@ def test_a_run_holds_all_that_is_promised(run: Any) -> None:
     for folder in (run.path, run.path / "baseline"):
         names = {p.name for p in folder.iterdir()}
         wanted = {"config.yaml", "tree.json", "splits.json", "run.json", "log.jsonl"}
-        wanted |= {"tensorboard", "predictions.csv", "fold-0", "fold-1", "fold-2"}
+        wanted |= {"tensorboard", "predictions.csv", "conformal.csv", "fold-0", "fold-1", "fold-2"}
         assert names == wanted | ({"metrics.json", "baseline"} if folder == run.path else set())
         for fold in range(3):
             inside = {p.name for p in (folder / f"fold-{fold}").iterdir()}
-            assert inside == {"best.safetensors", "predictions.csv"}
+            assert inside >= {"best.safetensors", "predictions.csv", "val_predictions.csv"}
     assert yaml.safe_load((run.path / "config.yaml").read_text())["dropout"] == 0.25
     assert read_splits(run.path / "splits.json") == read_splits(
         run.path / "baseline" / "splits.json"
@@ -57,6 +57,10 @@ def test_the_planted_signal_is_learnt_and_printed(run: Any) -> None:
     assert (metrics["model"], metrics["baseline"]["model"]) == ("hmil", "mean")
     assert (metrics["pooled"]["slides"], metrics["pooled"]["patients"]) == (36, 30)
     assert len(metrics["folds"]) == 3
+    for metrics_of in (metrics, metrics["baseline"]):
+        assert min(metrics_of["calibration"]["slides"]) > 0
+        assert len(metrics_of["calibration"]["levels"]["1"]["temperature"]) == 3
+        assert metrics_of["conformal"]["node"]["coverage"]["value"] > 0.8
     for level in ("0", "1"):
         cell = metrics["pooled"]["levels"][level]["balanced_accuracy"]
         assert cell["value"] > 0.85
