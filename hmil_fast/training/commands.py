@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hmil_fast.bags.cache import FeatureCache
@@ -21,12 +21,13 @@ from hmil_fast.io.store import FeatureStore, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
-from hmil_fast.training.heatmap import draw_heatmap, heatmap_file
+from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.predict import predict_slides
 from hmil_fast.training.report import write_report
 from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
 from hmil_fast.training.set_aside import set_aside
+from hmil_fast.training.views import make_views
 
 
 def train(args: argparse.Namespace) -> int:
@@ -120,7 +121,16 @@ def predict(args: argparse.Namespace) -> int:
 def heatmap(args: argparse.Namespace) -> int:
     """Draw one slide's attention and say what the run predicts for it."""
     run, store = open_run(args.run_path), open_store(args.store)
-    prediction = draw_heatmap(run, store, args.slide, args.out, args.node)
+    tiles = None
+    if args.top_k is not None:
+        slide = args.files.get(args.slide)
+        if slide is None:
+            raise UsageError(
+                f"--top-k cuts tiles from the slide, and --slides names no slide {args.slide!r}",
+                "give --slides the files or folders that were extracted",
+            )
+        tiles = (slide, args.top_k)
+    prediction = draw_heatmap(run, store, args.slide, args.out, args.node, tiles)
     out = Console(soft_wrap=True, highlight=False)
     for names, p in zip(run.tree.names, prediction.probabilities, strict=True):
         best = ", ".join(f"{names[k]} {p[k]:.2f}" for k in (-p).argsort()[:4])
@@ -130,26 +140,13 @@ def heatmap(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the report, drawing heatmaps that are missing where a store is given."""
+    """Write the report, with the slides' views where a store is given."""
     run = open_run(args.run_path)
     evaluation.read_metrics(run)
-    if args.store is not None and run.config.model == "hmil":
-        draw_missing(run, open_store(args.store), args.heatmaps)
+    if args.store is not None:
+        make_views(run, open_store(args.store), args.heatmaps, args.files)
     print(f"report: {write_report(run.path)}")
     return 0
-
-
-def draw_missing(run: Run, store: FeatureStore, most: int) -> None:
-    """Draw the heatmaps that the report lacks, at most so many."""
-    err = Console(stderr=True)
-    missing = [s.slide_id for s in run.slides if not heatmap_file(run, s.slide_id).exists()]
-    drawable = [s for s in missing if store.record(s).num_tiles][:most]
-    columns = (TextColumn("heatmaps"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task("", total=len(drawable))
-        for slide_id in drawable:
-            draw_heatmap(run, store, slide_id, heatmap_file(run, slide_id))
-            bar.advance(task)
 
 
 def print_table(run: Run) -> None:
