@@ -53,7 +53,7 @@ class MaxPool(nn.Module):
         largest = parts.max(self.first(x))
         with torch.autocast(x.device.type, enabled=False):
             hidden = torch.relu(largest.to(self.first.weight.dtype))
-            return _predict(torch.where(parts.filled, hidden, 0), self.heads)
+            return _predict(hidden, self.heads)
 
 
 def _predict(hidden: Tensor, heads: nn.ModuleList) -> HmilOutput:

@@ -53,7 +53,7 @@ class DSMIL(nn.Module):
             scores = self.score(h)  # [N, C]
             critical = parts.argmax(scores)  # [B, C]
             largest = torch.where(parts.filled, scores.gather(0, critical), 0)
-            queries = self.query(torch.where(parts.filled[:, :, None], h[critical], 0))
+            queries = self.query(h[critical])
             keys = queries @ self.query.weight / _QUERY**0.5  # [B, C, hidden]
             pooled, lse, attention = _attend(h, keys, parts)
             values = torch.where(parts.filled[:, :, None], self.value(pooled), 0)

@@ -71,12 +71,13 @@ class Segments(NamedTuple):
         """
         counts = (self.length + _TILE - 1) // _TILE
         ends = counts.cumsum(0)
-        tile = torch.arange(len(self.bag) // _TILE + len(counts), device=self.bag.device)
+        most = len(self.bag) // _TILE + len(counts) if len(counts) else 0
+        tile = torch.arange(most, device=self.bag.device)
         bag = torch.searchsorted(ends, tile, right=True)
-        known = bag.clamp(max=max(len(counts) - 1, 0))
+        known = bag.clamp(max=len(counts) - 1)  # a tile too many begins behind the last bag's rows
         first = (tile - (ends - counts)[known]) * _TILE
         place = first[:, None] + torch.arange(_TILE, device=tile.device)
-        inside = (place < self.length[known, None]) & (bag < len(counts))[:, None]
+        inside = place < self.length[known, None]
         return torch.where(inside, place + self.start[known, None], 0), inside, bag
 
 

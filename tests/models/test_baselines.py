@@ -82,9 +82,20 @@ def test_empty_bags_and_no_rows_are_defined(name: str) -> None:
         [0, 4],
         [0, 6],
     ]
+    assert [len(level) for level in model(rows(), BAGS[:0], TARGETS[:0]).logits] == [0, 0, 0]
     model.eval()
     without = model(rows(0), BAGS[:0])
     assert all(len(level) == 0 for level in (*without.attention_logits, *without.lse))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nans_in_the_first_rows_stay_in_their_bag(name: str) -> None:
+    model, x = made(name), rows()
+    clean = model(x, BAGS).logits
+    x[:5] = torch.nan
+    for a, b in zip(clean, model(x, BAGS).logits, strict=True):
+        assert b[0].isnan().all()
+        assert torch.equal(a[1:], b[1:])
 
 
 @pytest.mark.parametrize("name", ATTENDING)
