@@ -16,6 +16,8 @@ def contrastive(
     temperature: float,
     ancestors: Tensor | None = None,
     memory: Memory | None = None,
+    *,
+    gather: bool = True,
 ) -> Tensor:
     """SupCon over the B·K rows of a batch; all rows of a bag carry its leaf label.
 
@@ -24,7 +26,7 @@ def contrastive(
     (HiMulCon, Zhang et al., CVPR 2022), over the sum of these.
 
     Where a process group is set up, B counts the bags of all ranks and every rank gets the same
-    value; see `gather_rows` for the gradient.
+    value; see `gather_rows` for the gradient. Not so without `gather`.
 
     Args:
         embeddings: [B, K, E], L2-normalised rows.
@@ -33,8 +35,10 @@ def contrastive(
         ancestors: int64 [L, K], the node of every leaf per level.
         memory: With `ancestors`: rows that the batch is contrasted with too. In training it then
             takes in the bags of all ranks, on every rank; of each the row of its own class.
+        gather: Whether other ranks have other bags.
     """
-    embeddings, labels = gather_rows(embeddings, labels)
+    if gather:
+        embeddings, labels = gather_rows(embeddings, labels)
     rows, leaf = _rows(embeddings, labels)
     if ancestors is None:
         return supcon(rows, leaf, temperature)
@@ -53,13 +57,19 @@ def contrastive(
 
 
 def contrastive_released(
-    embeddings: Tensor, labels: Tensor, temperature: float, base: float = 0.1
+    embeddings: Tensor,
+    labels: Tensor,
+    temperature: float,
+    base: float = 0.1,
+    *,
+    gather: bool = True,
 ) -> Tensor:
     """SupCon as in the authors' code: 1e-6 in its denominators, × τ/base, divided by B once more.
 
     Arguments as for `contrastive`; at the temperature `base` the scale is 1.
     """
-    embeddings, labels = gather_rows(embeddings, labels)
+    if gather:
+        embeddings, labels = gather_rows(embeddings, labels)
     loss = supcon(*_rows(embeddings, labels), temperature, eps=1e-6)
     return loss * (temperature / base / max(len(labels), 1))
 

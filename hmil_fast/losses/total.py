@@ -111,7 +111,14 @@ class HmilLoss(nn.Module):
         self.memory = Memory(len(tree.leaves), settings.supcon_memory) if remembers else None
 
     def forward(
-        self, output: ModelOutput, bags: Tensor, targets: Tensor, epoch: int, epochs: int
+        self,
+        output: ModelOutput,
+        bags: Tensor,
+        targets: Tensor,
+        epoch: int,
+        epochs: int,
+        *,
+        gather: bool = True,
     ) -> LossTerms:
         """The loss of one step.
 
@@ -121,6 +128,8 @@ class HmilLoss(nn.Module):
             targets: int64 [B, L], the node of each bag per level, coarse first.
             epoch: e, from 0.
             epochs: E.
+            gather: Whether other ranks, if there are any, have other bags, which SupCon then
+                counts too; not so where all share one (`HMIL.forward_chunks`).
 
         Raises:
             ValueError: Output or targets do not fit the tree, or epochs is no positive number.
@@ -143,7 +152,8 @@ class HmilLoss(nn.Module):
                     terms["ham"] = self._instance_alignment(output, bags)
                 weights["ham"] = falling * settings.ham_weight
         if settings.supcon != "none" and output.embeddings is not None:
-            terms["supcon"] = self._supcon(output.embeddings, targets[:, -1], epoch / epochs)
+            leaf = targets[:, -1]
+            terms["supcon"] = self._supcon(output.embeddings, leaf, epoch / epochs, gather)
             weights["supcon"] = rising * settings.supcon_weight
         auxiliary = getattr(output, "auxiliary", None)
         if auxiliary is not None:
@@ -195,12 +205,13 @@ class HmilLoss(nn.Module):
             instance_alignment(output.attention_logits, output.lse, parents, bags, average)
         )
 
-    def _supcon(self, embeddings: Tensor, leaf: Tensor, progress: float) -> Tensor:
+    def _supcon(self, embeddings: Tensor, leaf: Tensor, progress: float, gather: bool) -> Tensor:
         kind, tau = self.settings.supcon, self.settings.tau
         if kind == "released":
-            return contrastive_released(embeddings, leaf, tau_released(progress, tau), tau)
+            now = tau_released(progress, tau)
+            return contrastive_released(embeddings, leaf, now, tau, gather=gather)
         ancestors = self.get_buffer("ancestors")[0 if kind == "levels" else -1 :]
-        return contrastive(embeddings, leaf, tau, ancestors, self.memory)
+        return contrastive(embeddings, leaf, tau, ancestors, self.memory, gather=gather)
 
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)

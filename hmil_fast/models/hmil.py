@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hmil_fast.kernels.bags import as_bags, check_bags
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
+from hmil_fast.kernels.gated_attention_pool.parts import Chunks, Pooled, pool_in_parts
 from hmil_fast.models.output import HmilOutput
 
 _GATE_WIDTHS = (256, 64)  # first level, deeper levels
@@ -94,20 +95,54 @@ class HMIL(nn.Module):
         """
         bags = as_bags(bags)
         with torch.autocast(self._check(x).device.type, enabled=False):
-            weights, maps = self._fold()
+            (V, bv, U, bu, Wc, bc), maps = self._fold()
         dropout = self.dropout if self.training else 0.0
         reduce = (self.reduce.weight, self.reduce.bias)
         pooled, lse, scores = gated_attention_pool(
-            x, *weights, bags, reduce=reduce, dropout=dropout
+            x, V, bv, U, bu, Wc, bc, bags, reduce=reduce, dropout=dropout
         )
-        filled = (bags[:, 1] > 0).to(x.device, non_blocking=True)[:, None, None]
-        with torch.autocast(x.device.type, enabled=False):
-            sizes = list(self.num_classes)
-            means = [
-                torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c
-                for p, (A, c) in zip(torch.split(pooled, sizes, 1), maps, strict=True)
-            ]
-            return self._output(means, torch.split(scores, sizes, 1), torch.split(lse, sizes, 1))
+        return self._predict(pooled, lse, scores, bags[:, 1] > 0, maps)
+
+    def forward_chunks(self, chunks: Chunks, *, sharded: bool = False) -> HmilOutput:
+        """Predict one bag that need not fit in memory; exact, and so are the gradients.
+
+        One chunk is in memory at a time, beside the logits of all; the backward pass reads every
+        chunk once more. `hmil_fast.bags.stored.StoredBag` reads a slide from the store in this
+        way, ``torch.split(x, 4096)`` cuts a bag in memory.
+
+        Args:
+            chunks: The bag's features in order, ``chunks[k]`` of [n_k, D], on any device.
+            sharded: The chunks are this rank's part of one bag over all ranks, which all return
+                the same: give `HmilLoss` ``gather=False``. A parameter's gradient is then the mean
+                of those of the ranks, see `pool_in_parts`.
+
+        Returns:
+            The output for the bag [[0, N]], as of `forward`.
+
+        Raises:
+            ValueError: A chunk is no [n, D] matrix.
+        """
+        weight, bias = self.reduce.weight, self.reduce.bias
+        dropout = self.dropout if self.training else 0.0
+        with torch.autocast(weight.device.type, enabled=False):
+            weights, maps = self._fold()
+
+        def pool(x: Tensor, W1: Tensor, b1: Tensor, *weights: Tensor) -> Pooled:
+            x = self._check(x).to(W1.device, non_blocking=True)
+            V, bv, U, bu, Wc, bc = weights
+            bag = torch.tensor([[0, len(x)]])
+            return gated_attention_pool(
+                x, V, bv, U, bu, Wc, bc, bag, reduce=(W1, b1), dropout=dropout
+            )
+
+        pooled, lse, scores = pool_in_parts(
+            chunks if len(chunks) else [weight.new_empty(0, self.dim)],
+            pool,
+            [weight, bias, *weights],
+            random=dropout > 0,
+            sharded=sharded,
+        )
+        return self._predict(pooled, lse, scores, torch.tensor([len(scores) > 0]), maps)
 
     def forward_unfolded(self, x: Tensor, bags: Tensor) -> HmilOutput:
         """The formulas as published, one bag at a time: the yardstick of tests and benchmarks.
@@ -161,6 +196,24 @@ class HMIL(nn.Module):
         folded = [torch.cat(parts) for parts in zip(*gates, strict=True)]
         w = torch.block_diag(*(level.w.weight for level in self._levels()))  # type: ignore[no-untyped-call]
         return [*folded, w, torch.cat([level.w.bias for level in self._levels()])], maps
+
+    def _predict(
+        self,
+        pooled: Tensor,
+        lse: Tensor,
+        scores: Tensor,
+        filled: Tensor,
+        maps: list[tuple[Tensor, Tensor]],
+    ) -> HmilOutput:
+        """From r pooled for all levels; `filled` [B] says whether a bag has instances."""
+        filled = filled.to(pooled.device, non_blocking=True)[:, None, None]
+        sizes = list(self.num_classes)
+        with torch.autocast(pooled.device.type, enabled=False):
+            means = [
+                torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c
+                for p, (A, c) in zip(torch.split(pooled, sizes, 1), maps, strict=True)
+            ]
+            return self._output(means, torch.split(scores, sizes, 1), torch.split(lse, sizes, 1))
 
     def _output(
         self, means: list[Tensor], scores: tuple[Tensor, ...], lse: tuple[Tensor, ...]
