@@ -25,7 +25,7 @@ class TrainConfig:
 
     Attributes:
         model: One of `MODELS`.
-        baseline: Trained beside the model on the same splits: "mean" or "none".
+        baseline: Trained beside the model on the same splits: one of `MODELS`, or "none".
         preset: What `LossSettings` a run starts from, one of `PRESETS`. The settings from
             `hierarchy` on are those of `LossSettings`: None, or "preset", is what the preset says;
             `loss_settings` fills them in.
@@ -88,7 +88,10 @@ class TrainConfig:
         """Refuse values that no run could use."""
         checks = {
             "model": (self.model in MODELS, f"choose one of {', '.join(MODELS)}"),
-            "baseline": (self.baseline in ("mean", "none"), "choose mean or none"),
+            "baseline": (
+                self.baseline in (*MODELS, "none"),
+                f"choose none, or one of {', '.join(MODELS)}",
+            ),
             "preset": (self.preset in PRESETS, f"choose one of {', '.join(PRESETS)}"),
             "balance": (self.balance in ("none", "leaf"), "choose none or leaf"),
             "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
