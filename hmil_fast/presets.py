@@ -33,7 +33,7 @@ class LossSettings:
             "soft": the two losses of Bertinetto et al. (CVPR 2020).
         hxe_alpha: α of hxe: −log p(node | parent) weighs exp(−α · height of the node); 0 is ce.
         soft_beta: β of soft: the target of a leaf is proportional to exp(−β d), where d is the
-            height of the common ancestor with the true leaf over that of the root; inf is ce.
+            height of the common ancestor with the true leaf over that of the root; large is ce.
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
             loss does not read it.
         label_smoothing: ε spread evenly over the classes, in hierarchy and in the heads.
@@ -41,7 +41,7 @@ class LossSettings:
         curriculum: Falling weight: "linear" 1 − p, "square" 1 − p²; the rising one is what it lacks
             of 1. "constant": both are 1.
         coarse_weight: Of the cross-entropy of the heads above the leaves.
-        hba: Bag alignment as "nll", or as "released": a second softmax, weight 1 throughout.
+        hba: Bag alignment as "nll", or as "released": a second softmax, and no curriculum.
         hba_weight: Of bag alignment.
         ham: Instance alignment with the "sum" or the "mean" of the children's attentions.
         ham_weight: Of instance alignment; where it is 0 the term is reported only.
