@@ -4,7 +4,7 @@ CUDA ?= cu13
 BIN := .venv/bin
 SOURCES := hmil_fast kernels io bench tests setup.py
 
-.PHONY: demo test check bench wheel install clean
+.PHONY: demo test check bench evaluate wheel install clean
 .DEFAULT_GOAL := test
 
 demo: install
@@ -22,6 +22,9 @@ check: install
 
 bench: install
 	$(BIN)/hmil-fast bench
+
+evaluate: install
+	$(BIN)/python -m bench.accuracy
 
 wheel: install
 	$(BIN)/python -m build --outdir dist .

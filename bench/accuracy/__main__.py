@@ -1,0 +1,158 @@
+"""`make evaluate`: how well HMIL and its rivals do on real data.
+
+    python -m bench.accuracy [--tasks fashion,pcam] [--methods best,abmil] [--seeds 5] [--workers 2]
+
+Every finished cell (task, method, seed) is kept below build/evaluate, so that a stopped run goes
+on where it was. The run over everything writes bench/results/accuracy.json and docs/accuracy.md.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.accuracy.cells import Cell, code_hash, do_cell, make_cell, read_cell, start_worker
+from bench.accuracy.cohorts import TASKS
+from bench.accuracy.methods import methods
+from bench.accuracy.page import page
+from bench.accuracy.sources import ROOT, MissingError
+from bench.accuracy.statistics import resample
+from bench.accuracy.tables import markdown, summarise
+
+DRAWS = 2000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default: all")
+    parser.add_argument("--methods", default="", help="default: all")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, …")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=0, help="default: each task's own")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--out", type=Path, help="folder for the JSON and the page")
+    args = parser.parse_args(arguments)
+
+    console = Console(stderr=True)
+    names = [name for name in args.tasks.split(",") if name]
+    chosen = [m for m in methods() if not args.methods or m.name in args.methods.split(",")]
+    unknown = [n for n in names if n not in TASKS]
+    unknown += [n for n in args.methods.split(",") if n and n not in {m.name for m in methods()}]
+    if unknown or not chosen or args.seeds < 1:
+        parser.error(f"unknown: {', '.join(unknown)}; tasks: {', '.join(TASKS)}; methods: "
+                     f"{', '.join(m.name for m in methods())}")  # fmt: skip
+
+    started = time.perf_counter()
+    skipped = _missing(names, console)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    code = code_hash()
+    cells = [
+        make_cell(name, method, seed, args.epochs or TASKS[name].epochs, code)
+        for name in names
+        if name not in skipped
+        for seed in seeds
+        for method in chosen
+    ]
+    if not cells:
+        console.print("no data set is at hand", style="red")
+        return 1
+    if not _do_all(cells, args.workers, console):
+        return 130
+    results = _results(cells, skipped)
+    results["seconds"] = round(time.perf_counter() - started)
+    tables = markdown(results)
+    print(tables)
+    everything = len(names) == len(TASKS) and not args.methods and not skipped
+    out = args.out or (None if not everything else ROOT)
+    if out is not None:
+        for folder in ("bench/results", "docs"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, indent=1) + "\n"
+        (out / "bench/results/accuracy.json").write_text(text, encoding="utf-8")
+        (out / "docs/accuracy.md").write_text(page(results, tables), encoding="utf-8")
+        console.print(f"wrote {out}/docs/accuracy.md and {out}/bench/results/accuracy.json")
+    return 0
+
+
+def _missing(names: Sequence[str], console: Console) -> dict[str, str]:
+    """Tasks whose data are not here, and why; draws a cohort of each, which encodes PCam once."""
+    missing = {}
+    for name in names:
+        with console.status(f"reading {TASKS[name].title}"):
+            try:
+                TASKS[name].draw(0)
+            except MissingError as error:
+                missing[name] = str(error)
+                console.print(f"skipped {name}: {error}", style="yellow", highlight=False)
+    return missing
+
+
+def _do_all(cells: Sequence[Cell], workers: int, console: Console) -> bool:
+    """Do what is not done yet; False when the user stopped it."""
+    todo = [cell for cell in cells if read_cell(cell) is None]
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console,
+    )  # fmt: skip
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with (
+        bar,
+        ProcessPoolExecutor(
+            max(1, min(workers, len(todo))),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_worker,
+        ) as pool,
+    ):
+        line = bar.add_task("cells", total=len(cells), completed=len(cells) - len(todo))
+        futures = {pool.submit(do_cell, cell): cell for cell in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                cell = futures[future]
+                bar.update(line, advance=1, description=f"{cell.task} {cell.method.name}")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            console.print("stopping after the running cells; the same command goes on from here")
+            return False
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return True
+
+
+def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
+    tasks: dict[str, Any] = {}
+    for name in dict.fromkeys(cell.task for cell in cells):
+        runs: dict[str, list[Any]] = {}
+        for cell in cells:
+            if cell.task == name:
+                runs.setdefault(cell.method.name, []).append(read_cell(cell))
+        cohort = TASKS[name].draw(cells[0].seed)
+        found = resample(cohort.tree, runs, TASKS[name].redrawn, DRAWS)
+        tasks[name] = summarise(found)
+        lengths = cohort.bags[:, 1]
+        tested = sum(len(test) for test in cohort.tests)
+        tasks[name]["seeds"] = len({cell.seed for cell in cells})
+        tasks[name]["about"] = (
+            f"{len(lengths)} bags of {lengths.min()}–{lengths.max()} instances (median "
+            f"{int(np.median(lengths))}) of {cohort.x.shape[1]} features, {tested} of them tested "
+            f"in {len(cohort.tests)} {'folds' if len(cohort.tests) > 1 else 'part'};"
+        )
+    settings = {cell.method.name: asdict(cell.method) for cell in cells}
+    return {"tasks": tasks, "skipped": skipped, "settings": settings}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

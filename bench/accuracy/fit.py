@@ -1,0 +1,157 @@
+"""Train one method on one cohort, with the library's own models and losses."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.accuracy.cohorts import Cohort
+from bench.accuracy.methods import YARDSTICK, Method
+from bench.accuracy.sources import Floats, Ints
+
+Probabilities = NDArray[np.float64]
+
+
+def fit(method: Method, cohort: Cohort, epochs: int, seed: int) -> Probabilities:
+    """Leaf probabilities [B, leaves] of every tested bag, each by a model that did not see it.
+
+    The epoch is chosen on a part of the training bags, as `hmil_fast.training.loop` does: by the
+    AUC, mean over the levels, then by the loss of the leaves, mean over the classes.
+    """
+    found = np.full((len(cohort.y), cohort.tree.num_classes[-1]), np.nan)
+    for fold, test in enumerate(cohort.tests):
+        rest = np.setdiff1d(np.arange(len(cohort.y)), test)
+        if method.model == YARDSTICK:
+            found[test] = _pooled_regression(cohort, rest, test)
+        else:
+            train, val = _cut(rest, cohort.y, method.val_fraction, seed)
+            trainer = _Trainer(method, cohort, epochs, train, seed * 1000 + fold)
+            found[test] = trainer.fit(val, test)
+    return found
+
+
+def _cut(rest: Ints, y: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
+    from sklearn.model_selection import train_test_split
+
+    train, val = train_test_split(rest, test_size=fraction, stratify=y[rest], random_state=seed)
+    return train, val
+
+
+def _pooled_regression(cohort: Cohort, train: Ints, test: Ints) -> Probabilities:
+    """Logistic regression on the mean, largest and smallest value of every feature."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    bags = [cohort.x[start : start + length] for start, length in cohort.bags]
+    pooled = np.stack([np.concatenate([b.mean(0), b.max(0), b.min(0)]) for b in bags])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(pooled[train], cohort.y[train])
+    return np.asarray(model.predict_proba(pooled[test]), dtype=np.float64)
+
+
+def _standardised(cohort: Cohort, train: Ints) -> Floats:
+    """Features with mean 0 and deviation 1 over the instances of the training bags."""
+    spans = cohort.bags[train]
+    seen = np.concatenate([cohort.x[start : start + length] for start, length in spans])
+    deviation = seen.std(0, dtype=np.float64)
+    scale = np.where(deviation > 0, deviation, 1)
+    return ((cohort.x - seen.mean(0, dtype=np.float64)) / scale).astype(np.float32)
+
+
+class _Trainer:
+    """One model on one split."""
+
+    def __init__(self, method: Method, cohort: Cohort, epochs: int, train: Ints, seed: int) -> None:
+        import torch
+
+        from hmil_fast.losses import HmilLoss
+        from hmil_fast.models import build_model
+
+        torch.manual_seed(seed)
+        self.method, self.cohort, self.epochs, self.seed = method, cohort, epochs, seed
+        self.train = train
+        x = _standardised(cohort, train) if cohort.mixed_units else cohort.x
+        self.x = torch.from_numpy(x)
+        self.targets = torch.from_numpy(
+            np.ascontiguousarray(cohort.tree.ancestors()[:, cohort.y].T)
+        )
+        self.model = build_model(
+            method.model,
+            cohort.x.shape[1],
+            cohort.tree.num_classes,
+            cohort.tree.parents,
+            hidden=method.hidden,
+        )
+        self.loss = HmilLoss(
+            cohort.tree,
+            method.loss,
+            np.bincount(cohort.y[train], minlength=len(cohort.tree.leaves)).tolist(),
+        )
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=method.lr, weight_decay=method.weight_decay
+        )
+
+    def fit(self, val: Ints, test: Ints) -> Probabilities:
+        """Leaf probabilities of the test bags at the epoch that is best on the validation bags."""
+        best, state = (-1.0, -math.inf), self._state()
+        for epoch in range(self.epochs):
+            self._train_epoch(epoch)
+            score = self._score(val)
+            if score > best:
+                best, state = score, self._state()
+        self.model.load_state_dict(state)
+        leaves: Probabilities = self._predict(test)[-1]
+        return leaves
+
+    def _state(self) -> dict[str, Any]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.model.train()
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.train)
+        for i in range(0, len(order), self.method.batch_bags):
+            chosen = order[i : i + self.method.batch_bags]
+            x, bags = self._pack(chosen)
+            targets = self.targets[chosen]
+            output = self.model(x, bags, targets)
+            terms = self.loss(output, bags, targets, epoch, self.epochs)
+            self.optimizer.zero_grad(set_to_none=True)
+            terms.total.backward()
+            self.optimizer.step()
+
+    def _pack(self, chosen: Ints) -> tuple[Any, Any]:
+        import torch
+
+        spans = self.cohort.bags[chosen]
+        x = torch.cat([self.x[start : start + length] for start, length in spans])
+        ends = np.cumsum(spans[:, 1])
+        return x, torch.from_numpy(np.stack([ends - spans[:, 1], spans[:, 1]], axis=1))
+
+    def _predict(self, chosen: Ints) -> list[Probabilities]:
+        import torch
+
+        from hmil_fast.metrics import summed
+
+        self.model.eval()
+        with torch.inference_mode():
+            logits = self.model(*self._pack(chosen)).logits
+        levels = [level.double().softmax(1).numpy() for level in logits]
+        if self.method.loss.coarse == "sum":
+            return [*summed(self.cohort.tree, levels[-1]), levels[-1]]
+        return levels
+
+    def _score(self, val: Ints) -> tuple[float, float]:
+        from hmil_fast.metrics import flat_metrics
+
+        levels = self._predict(val)
+        nodes = self.cohort.tree.ancestors()[:, self.cohort.y[val]]
+        aucs = [flat_metrics(y, p).get("auc", 0.5) for y, p in zip(nodes, levels, strict=True)]
+        y = nodes[-1]
+        nll = -np.log(np.maximum(levels[-1][np.arange(len(y)), y], 1e-12))
+        return float(np.mean(aucs)), -float(np.mean([nll[y == k].mean() for k in set(y.tolist())]))

