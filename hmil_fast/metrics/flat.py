@@ -45,13 +45,16 @@ def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
     return {name: float(v[0]) for name, v in values.items() if np.isfinite(v[0])}
 
 
-def weighted_flat_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floats]:
+def weighted_flat_metrics(
+    y: Ints, p: Floats, weights: Floats, of_class: dict[str, Floats] | None = None
+) -> dict[str, Floats]:
     """`flat_metrics` for every row of weights; NaN where a row leaves a metric undefined.
 
     Args:
         y: True classes, int [n].
         p: Probabilities, float [n, K].
         weights: How often each slide counts, float [draws, n].
+        of_class: What `weighted_class_metrics` says of the same, if it was asked already.
 
     Returns:
         Per metric float [draws].
@@ -64,7 +67,8 @@ def weighted_flat_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floa
     apart = np.square(np.subtract.outer(np.arange(classes), np.arange(classes))).astype(np.float64)
     observed = weights @ apart[y, predicted]
     expected = ((true @ apart) * guessed).sum(axis=1)
-    of_class = weighted_class_metrics(y, p, weights)
+    if of_class is None:
+        of_class = weighted_class_metrics(y, p, weights)
     squared = np.square(p - np.eye(classes)[y]).sum(axis=1)
     surprise = -np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(np.float64).eps))
     return {
@@ -126,13 +130,17 @@ def checked(y: Ints, p: Floats) -> tuple[Ints, Floats]:
 
 def _auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     """Weighted Mann-Whitney statistic per row of weights; ties count half."""
-    order = np.argsort(score, kind="stable")
-    score, positive, weights = score[order], positive[order], weights[:, order]
-    starts = np.flatnonzero(np.diff(score, prepend=-np.inf))
-    up = np.add.reduceat(weights * positive, starts, axis=1)
-    down = np.add.reduceat(weights * ~positive, starts, axis=1)
-    below = np.cumsum(down, axis=1) - down / 2
-    return ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1))
+    up, down = np.flatnonzero(positive), np.flatnonzero(~positive)
+    down = down[np.argsort(score[down], kind="stable")]
+    below = np.zeros((len(weights), len(down) + 1))  # negatives up to each in the order of score
+    np.cumsum(weights[:, down], axis=1, out=below[:, 1:])
+    less = np.searchsorted(score[down], score[up], side="left")
+    no_more = np.searchsorted(score[down], score[up], side="right")
+    won = below[:, less]
+    if (less != no_more).any():
+        won = (won + below[:, no_more]) / 2
+    raised = weights[:, up]
+    return ratio(np.einsum("dn,dn->d", raised, won), raised.sum(axis=1) * below[:, -1])
 
 
 def ratio(above: Floats, below: Floats) -> Floats:

@@ -7,8 +7,9 @@ import numpy as np
 
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.bootstrap import bootstrap
-from hmil_fast.metrics.flat import Floats, Ints
-from hmil_fast.metrics.summary import checked_levels, weighted_metrics
+from hmil_fast.metrics.flat import Floats, Ints, weighted_flat_metrics
+from hmil_fast.metrics.summary import checked_levels
+from hmil_fast.metrics.tree import weighted_tree_metrics
 
 _BLOCK = 2_000_000  # weights held at once
 
@@ -58,24 +59,26 @@ def paired_comparison(
         ValueError: Shapes do not fit the tree.
     """
     n = len(y_leaf)
+    if not n:
+        return {}
     both = [checked_levels(tree, y_leaf, model, patients) for model in models]
     truths = [np.concatenate(pair) for pair in zip(both[0][0], both[1][0], strict=True)]
     levels = [np.concatenate(pair) for pair in zip(both[0][1], both[1][1], strict=True)]
-    if not n:
-        return {}
 
-    def values(first: Floats, second: Floats) -> dict[str, Floats]:
+    def of_one(which: int, weights: Floats) -> dict[str, Floats]:
+        return _measured(tree, *both[which], weights)
+
+    def mixed(first: Floats, second: Floats) -> dict[str, Floats]:
         """Metrics of a model whose answers are the first's or the second's, as weighted."""
-        return weighted_metrics(tree, truths, levels, np.hstack([first, second]))
+        return _measured(tree, truths, levels, np.hstack([first, second]))
 
     def difference(weights: Floats) -> dict[str, Floats]:
-        none = np.zeros_like(weights)
-        one, two = values(weights, none), values(none, weights)
+        one, two = of_one(0, weights), of_one(1, weights)
         return {name: two[name] - one[name] for name in one}
 
     intervals = bootstrap(difference, patients, draws, seed)
     one = np.ones((1, n))
-    first, second = values(one, 0 * one), values(0 * one, one)
+    first, second = of_one(0, one), of_one(1, one)
     defined = [k for k in first if np.isfinite(first[k][0]) and np.isfinite(second[k][0])]
     more = {name: np.zeros(2) for name in defined}  # as large a difference by chance, and draws
     _, patient = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
@@ -85,7 +88,7 @@ def paired_comparison(
     for start in range(0, draws if count > 1 else 0, block):
         swaps = rng.integers(0, 2, (min(block, draws - start), count))[:, patient]
         swapped = swaps.astype(np.float64)
-        a, b = values(1 - swapped, swapped), values(swapped, 1 - swapped)
+        a, b = mixed(1 - swapped, swapped), mixed(swapped, 1 - swapped)
         for name in defined:
             chance = np.abs(b[name] - a[name])
             seen = abs(second[name][0] - first[name][0]) - 1e-12
@@ -104,6 +107,19 @@ def paired_comparison(
             float((above + 1) / (drawn + 1)) if drawn else None,
         )
     return result
+
+
+def _measured(
+    tree: LabelTree, truths: Sequence[Ints], levels: Sequence[Floats], weights: Floats
+) -> dict[str, Floats]:
+    """Every metric for every row of weights."""
+    values = {
+        f"{level}/{name}": v
+        for level, (y, p) in enumerate(zip(truths, levels, strict=True))
+        for name, v in weighted_flat_metrics(y, p, weights).items()
+    }
+    on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights)
+    return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

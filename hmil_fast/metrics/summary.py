@@ -65,11 +65,15 @@ def evaluate_predictions(
         return result
 
     def everything(weights: Floats) -> dict[str, Floats]:
-        values = weighted_metrics(tree, truths, levels, weights, heads)
+        values: dict[str, Floats] = {}
         for level, (y, p) in enumerate(zip(truths, levels, strict=True)):
-            for name, v in weighted_class_metrics(y, p, weights).items():
+            of_class = weighted_class_metrics(y, p, weights)
+            for name, v in weighted_flat_metrics(y, p, weights, of_class).items():
+                values[f"{level}/{name}"] = v
+            for name, v in of_class.items():
                 values |= {f"{level}/{name}/{k}": column for k, column in enumerate(v.T)}
-        return values
+        on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights, heads)
+        return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
     intervals = bootstrap(everything, patients, draws, seed)
     for key, value in everything(np.ones((1, len(truths[-1])))).items():
@@ -108,23 +112,6 @@ def checked_levels(
         truths.append(y)
         levels.append(floats)
     return truths, levels
-
-
-def weighted_metrics(
-    tree: LabelTree,
-    truths: Sequence[Ints],
-    levels: Sequence[Floats],
-    weights: Floats,
-    heads: Sequence[Floats] = (),
-) -> dict[str, Floats]:
-    """Per ``<level>/<metric>`` and ``tree/<metric>`` its value for every row of weights."""
-    values = {
-        f"{level}/{name}": v
-        for level, (y, p) in enumerate(zip(truths, levels, strict=True))
-        for name, v in weighted_flat_metrics(y, p, weights).items()
-    }
-    on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights, heads)
-    return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
 
 def cell(value: float, interval: Interval | None) -> dict[str, float | int | None]:

@@ -15,7 +15,7 @@ from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import fit_temperature, summed
+from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
 from hmil_fast.training.compare import compare_runs
 from hmil_fast.training.evaluate import evaluate_run, in_order, table_rows
 from hmil_fast.training.run_folder import (
@@ -89,6 +89,7 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
     metrics = evaluate_run(run)
     found = metrics["calibration"]
     assert found["slides"] == [80, 80]
+    truths, mended = [], []
     for fold in range(2):
         held_out = read_predictions(run.val_path(fold), TREE)
         y = np.array([TREE.leaf(p.label) for p in held_out])
@@ -96,10 +97,17 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
         # the leaves' temperature serves both levels, so that coarse stays their sum
         assert [found["levels"][l]["temperature"][fold] for l in "01"] == [want, want]
         assert want > 2
+        tested = [p for p in read_predictions(run.path / "predictions.csv", TREE) if p.fold == fold]
+        truths += [TREE.leaf(p.label) for p in tested]
+        mended.append(with_temperature(stack_probabilities(tested)[-1], want))
     leaf = found["levels"]["1"]
     assert leaf["before"]["ece"] == pytest.approx(metrics["pooled"]["levels"]["1"]["ece"]["value"])
     assert leaf["after"]["ece"] < leaf["before"]["ece"] / 2
     assert leaf["after"]["nll"] < leaf["before"]["nll"]
+    p = np.concatenate(mended)
+    assert leaf["after"] == pytest.approx(calibration_scores(np.array(truths), p))
+    coarse = calibration_scores(TREE.ancestors()[0][truths], summed(TREE, p)[0])
+    assert found["levels"]["0"]["after"] == pytest.approx(coarse)
     assert json.loads((run.path / "metrics.json").read_text()) == metrics
 
 
