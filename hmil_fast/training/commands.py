@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.bags.splits import Slide, make_folds, read_labels
+from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
@@ -21,9 +21,11 @@ from hmil_fast.io.store import FeatureStore, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
+from hmil_fast.training.card import write_card
+from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
-from hmil_fast.training.predict import predict_slides
+from hmil_fast.training.predict import predict_slides, write_validation
 from hmil_fast.training.report import write_report
 from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
 from hmil_fast.training.set_aside import set_aside
@@ -39,16 +41,24 @@ def train(args: argparse.Namespace) -> int:
         slides = read_labels(args.labels, tree)
         if args.overwrite and ranks.rank() == 0:
             set_aside(args.out)
-        run = train_and_evaluate(open_store(args.store), slides, tree, config, args.out)
+        store = open_store(args.store)
+        run = train_and_evaluate(store, slides, tree, config, args.out, args.splits)
         if ranks.rank() == 0:
             print_table(run)
     return 0
 
 
 def train_and_evaluate(
-    store: FeatureStore, slides: Sequence[Slide], tree: LabelTree, config: TrainConfig, out: Path
+    store: FeatureStore,
+    slides: Sequence[Slide],
+    tree: LabelTree,
+    config: TrainConfig,
+    out: Path,
+    splits: Path | None = None,
 ) -> Run:
     """Train a run and its baseline on the same folds, or resume; write metrics.json.
+
+    The folds are those of the manifest `splits`, or are made of the slides.
 
     Under torchrun every process calls this; the first one writes.
     """
@@ -56,10 +66,11 @@ def train_and_evaluate(
     present = _with_features(store, slides, err)
     if all(slide.patient_id == slide.slide_id for slide in present):
         err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
-    unseen = [leaf for leaf in tree.leaves if all(slide.label != leaf for slide in present)]
-    if unseen:
-        err.print(f"[yellow]no slide is labelled[/] {escape(', '.join(unseen))}")
-    folds = make_folds(present, config.folds, config.seed, config.val_fraction)
+
+    def say(line: str) -> None:
+        err.print(f"[yellow]note:[/] {escape(line)}")
+
+    folds, present = choose_folds(store, present, tree, config, splits, say)
     if ranks.rank():
         ranks.wait_for_all()  # the first one sets the folders up
     run = create_run(out, config, tree, (folds, present), store)
@@ -76,30 +87,41 @@ def train_and_evaluate(
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
         if cache is None:
-            device = pick_device(config.device)
-            # slides that are tested together lie together: they are predicted without a copy
-            tested = [slide_id for fold in folds for slide_id in fold.test]
-            together = dict.fromkeys([*tested, *(slide.slide_id for slide in present)])
-            cache = FeatureCache(store, list(together), out, config.cache, device)
-            err.print(f"features: {cache.describe()}")
+            cache = _features(store, run, err)
+            if not ranks.rank():
+                warn_of_near_duplicates(folds, cache, say)
+        for fold in range(len(folds)):
+            if not each.is_done(fold):
+                each.val_path(fold).unlink(missing_ok=True)  # of weights that are lost
         with _EpochBar(err, each) as bar:
             train_run(each, cache, bar.update)
-    if not ranks.rank():
-        evaluation.evaluate_run(run)
+    if ranks.rank():
+        return run
+    for each in runs:
+        if not all(each.val_path(fold).exists() for fold in range(len(folds))):
+            cache = cache or _features(store, run, err)
+            write_validation(each, cache)
+    evaluation.evaluate_run(run)
+    for each in runs:
+        write_card(each)
     return run
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Metrics of a run's own test slides, or of another labelled cohort."""
     run = open_run(args.run_path)
-    if args.labels is None and args.store is None:
-        evaluation.evaluate_run(run)
+    if args.store is None and args.labels is not None:
+        raise UsageError("another cohort needs --store and --labels", "give both, or neither")
+    store = None if args.store is None else open_store(args.store)
+    if store is not None:
+        run.check_store(store)
+    if args.labels is None or store is None:
+        if store is not None:
+            write_validation(run, _features(store, run, Console(stderr=True, soft_wrap=True)))
+        evaluation.evaluate_run(run, args.risk)
+        write_card(run)
         print_table(run)
         return 0
-    if args.labels is None or args.store is None:
-        raise UsageError("another cohort needs --store and --labels", "give both, or neither")
-    store = open_store(args.store)
-    run.check_store(store)
     slides = _with_features(store, read_labels(args.labels, run.tree), Console(stderr=True))
     cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
     _print(evaluation.evaluate_cohort(run, cache, slides))
@@ -162,6 +184,17 @@ def _print(metrics: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=100).print(table)
+
+
+def _features(store: FeatureStore, run: Run, err: Console) -> FeatureCache:
+    """The features of a run's slides, where its settings want them."""
+    # slides that are tested together lie together: they are predicted without a copy
+    tested = [slide_id for fold in run.folds for slide_id in fold.test]
+    together = dict.fromkeys([*tested, *(slide.slide_id for slide in run.slides)])
+    device = pick_device(run.config.device)
+    cache = FeatureCache(store, list(together), run.path, run.config.cache, device)
+    err.print(f"features: {cache.describe()}")
+    return cache
 
 
 def _with_features(store: FeatureStore, slides: Sequence[Slide], err: Console) -> list[Slide]:

@@ -127,7 +127,8 @@ def predict_slides(run: Run, cache: FeatureCache) -> list[Prediction]:
     new = [slide_id for slide_id in cache.slide_ids if slide_id not in tested]
     found: dict[str, list[Prediction]] = {slide_id: [] for slide_id in cache.slide_ids}
     for fold, parts in enumerate(run.folds):
-        own = sorted(set(parts.test) & found.keys(), key=cache.slide_ids.index)
+        tests = set(parts.test)
+        own = [slide_id for slide_id in cache.slide_ids if slide_id in tests]
         model = load_fold(run, fold, device)
         for prediction in fold_predictions(run, fold, model, cache, [*own, *new]):
             found[prediction.slide_id].append(prediction)

@@ -143,6 +143,11 @@ def test_another_cohort_is_evaluated_and_the_runs_own_slides_are_refused(
     labels.write_text("slide_id,label\ns00,N\ns01,PB\n")
     assert main([*command, str(cohort.path / "store")]) == 2
     assert "2 slides were used to train" in capsys.readouterr().err
+    labels.write_text("slide_id,label,patient_id\nnew0,N,P3\nnew1,PB,Q\n")
+    assert main([*command, str(other.path)]) == 2
+    said = capsys.readouterr().err
+    assert "1 patients were used to train" in said
+    assert "'P3' among them" in said
     assert main(["evaluate", str(run.path), "--labels", str(labels)]) == 2
     assert "needs --store and --labels" in capsys.readouterr().err
 
@@ -159,6 +164,34 @@ def test_the_planted_signal_is_found_in_another_cohort(
         open_run(run.path), FeatureCache(store, list(slides), tmp_path), known
     )
     assert metrics["pooled"]["levels"]["1"]["balanced_accuracy"]["value"] > 0.85
+
+
+def test_validation_predictions_are_those_of_the_best_weights_and_made_anew_from_the_store(
+    run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    before = opened.val_path(1).read_bytes()
+    rows = table(before.decode())
+    assert tuple(rows) == opened.folds[1].val
+    cache = FeatureCache(cohort.store, list(rows), tmp_path)
+    x, bags = cache.batch([0], torch.device("cpu"))
+    with torch.inference_mode():
+        logits = load_fold(opened, 1, torch.device("cpu"))(x.float(), bags).logits
+    want = torch.cat([level.softmax(1)[0] for level in logits]).numpy()
+    np.testing.assert_allclose(numbers(next(iter(rows.values()))), want, atol=1e-5)
+
+    opened.val_path(1).unlink()
+    assert main(["evaluate", str(opened.path)]) == 0
+    assert "conformal" not in json.loads((opened.path / "metrics.json").read_text())
+    store = ["--store", str(cohort.path / "store"), "--risk", "0.3"]
+    assert main(["evaluate", str(opened.path), *store]) == 0
+    assert "answers right at risk 0.3" in capsys.readouterr().out
+    assert json.loads((opened.path / "metrics.json").read_text())["conformal"]["risk"] == 0.3
+    for row, again in zip(
+        rows.values(), table(opened.val_path(1).read_text()).values(), strict=True
+    ):
+        np.testing.assert_allclose(numbers(row), numbers(again), atol=1e-6)
 
 
 def test_evaluate_makes_the_metrics_anew(
