@@ -1,0 +1,335 @@
+"""The report in a browser: from a file, without network, by mouse and by key."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmil_fast.cli import main
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-quic", "--no-first-run", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
+)  # fmt: skip
+
+# the browser reads descriptor 3 and writes 4, whatever numbers the pipes have here
+START = """
+import fcntl, os, sys
+for want, pipe in enumerate([fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]], 3):
+    os.dup2(pipe, want)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """Headless Chromium behind its DevTools pipe: JSON messages ended by a zero byte."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        there, self._write = os.pipe()
+        self._read, back = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START, str(there), str(back), program, *FLAGS,
+             f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(there, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(there)
+        os.close(back)
+        self._numbers, self._pending, self._session = count(1), b"", ""
+        self.logged: list[str] = []
+        self.fetched: list[str] = []
+        pages = self.call("Target.getTargets")["targetInfos"]
+        page = next(target for target in pages if target["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command; what happens until its answer is noted down."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != number:
+            self._note(answer.get("method", ""), answer.get("params", {}))
+        assert "error" not in answer, answer["error"]
+        return dict(answer["result"])
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._pending:
+            data = os.read(self._read, 1 << 20)
+            assert data, "the browser has gone"
+            self._pending += data
+        message, _, self._pending = self._pending.partition(b"\0")
+        return dict(json.loads(message))
+
+    def _note(self, event: str, params: dict[str, Any]) -> None:
+        if event == "Runtime.consoleAPICalled":
+            self.logged.append(str(params["args"]))
+        elif event == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            self.logged.append(details.get("exception", {}).get("description", details["text"]))
+        elif event == "Log.entryAdded":
+            self.logged.append(params["entry"]["text"])
+        elif event == "Network.requestWillBeSent":
+            self.fetched.append(params["request"]["url"][:100])
+
+    def open(self, page: Path, fragment: str = "", size: tuple[int, int] = (1280, 900)) -> None:
+        """Load a file as a person would, from its file:// address."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0], height=size[1], deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=page.as_uri() + fragment)
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def do(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        said = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
+            userGesture=True,
+        )  # fmt: skip
+        assert "exceptionDetails" not in said, said["exceptionDetails"]
+        return said["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Until an expression holds."""
+        end = time.monotonic() + seconds
+        while not self.do(f"Boolean({condition})"):
+            assert time.monotonic() < end, f"never: {condition}"
+            time.sleep(0.02)
+
+    def key(self, name: str) -> None:
+        """Press a key where the focus is."""
+        text = {"text": name} if len(name) == 1 else {"text": "\r"} if name == "Enter" else {}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowDown": 40}
+        code = {"windowsVirtualKeyCode": codes[name]} if name in codes else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=name, **text, **code)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=name, **code)
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """A mouse event at a place of the window."""
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def close(self) -> None:
+        """End the browser."""
+        os.close(self._write)  # it leaves with its pipe
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._read)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    started = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def reported(run: Any, cohort: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run with its report and that of its baseline."""
+    path = tmp_path_factory.mktemp("reported") / "run"
+    shutil.copytree(run.path, path)
+    for each in (path, path / "baseline"):
+        store = ["--store", str(cohort.path / "store"), "--heatmaps", "6"]
+        assert main(["report", str(each), *store]) == 0
+    return path
+
+
+@pytest.fixture
+def page(browser: Browser, reported: Path) -> Iterator[Browser]:
+    """The browser at the report; nothing may be logged, and nothing but the file fetched."""
+    browser.logged.clear()
+    browser.fetched.clear()
+    browser.open(reported / "report.html")
+    yield browser
+    assert browser.logged == []
+    assert {u.partition(":")[0] for u in browser.fetched} <= {"file", "data", "about"}
+    assert {u for u in browser.fetched if u.startswith("file")} <= {
+        u for u in browser.fetched if u.endswith("report.html")
+    }
+
+
+SHOWN = "[...document.querySelectorAll('#slide-table tbody tr')].filter(r => !r.hidden)"
+INK = "stage.toDataURL()"
+SCALE = (
+    "document.getElementById('scale').textContent + document.querySelector('#scale i').style.width"
+)
+
+
+def look(page: Browser, number: int = 0) -> None:
+    """Open a slide by key, and wait for its picture."""
+    page.do(f"document.querySelectorAll('button.look')[{number}].focus()")
+    page.key("Enter")
+    page.wait("document.getElementById('viewer').open && open.tint")
+
+
+def test_the_table_sorts_by_key_and_is_filtered(page: Browser) -> None:
+    heads = page.do("[...document.querySelectorAll('#slide-table th')].map(h => h.textContent)")
+    column = heads.index("tiles")
+    cells = f"{SHOWN}.map(r => Number(r.cells[{column}].textContent))"
+    before = page.do(cells)
+    assert len(before) == 36
+    assert before != sorted(before)
+    page.do(f"document.querySelectorAll('#slide-table th button')[{column}].focus()")
+    page.key("Enter")
+    assert page.do(cells) == sorted(before)
+    page.key("Enter")
+    assert page.do(cells) == sorted(before, reverse=True)
+    assert page.do("document.querySelector('th[aria-sort]').getAttribute('aria-sort')") == (
+        "descending"
+    )
+    page.do("document.getElementById('find').focus()")
+    for letter in "s07":
+        page.key(letter)
+    assert page.do(f"{SHOWN}.map(r => r.cells[0].textContent)") == ["s07"]
+    assert page.do("document.getElementById('shown').textContent") == "1 of 36 shown"
+    page.do("document.getElementById('clear').click()")
+    assert page.do(f"{SHOWN}.length") == 36
+
+
+def test_a_cell_of_the_confusion_matrix_lists_its_slides(page: Browser) -> None:
+    cells = page.do("""[...document.querySelectorAll('button[data-level="1"]')].map(b => {
+        b.click(); return [Number(b.textContent), b.dataset.true, b.dataset.said,
+        [...document.querySelectorAll('#slide-table tbody tr')].filter(r => !r.hidden)
+        .map(r => [r.cells[3].textContent, r.cells[4].textContent])]; })""")
+    names = page.do("tree.names.at(-1)")
+    assert sum(count for count, *_ in cells) == 36
+    for number, true, said, rows in cells:
+        assert rows == [[names[int(true)], names[int(said)]]] * number
+
+
+def test_a_slide_opens_and_closes_by_key(page: Browser) -> None:
+    look(page, 1)
+    name = page.do("document.getElementById('viewer-name').textContent")
+    assert page.do("document.activeElement.id") == "stage"
+    page.key("PageDown")
+    page.wait(f"document.getElementById('viewer-name').textContent !== '{name}' && open.tint")
+    other = page.do("document.getElementById('viewer-name').textContent")
+    page.key("Escape")
+    page.wait("!document.getElementById('viewer').open")
+    page.wait(f"document.activeElement.closest('tr')?.dataset.slide === '{other}'")
+
+
+def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> None:
+    look(page)
+    names = page.do("tree.names.flat()")
+    said = page.do("[...document.querySelectorAll('#nodes label')].map(l => l.textContent)")
+    assert len(said) == len(names) == 6
+    checked = "[...document.querySelectorAll('#nodes input')].findIndex(i => i.checked)"
+    answer = page.do(checked)
+    assert "said" in page.do(
+        f"document.querySelectorAll('#nodes label')[{answer}].children[1].className"
+    )
+    tops = "[...document.querySelectorAll('#tops button')].map(b => b.ariaLabel).join()"
+    seen = {(page.do(INK), page.do(tops))}
+    page.do("document.querySelector('#nodes input:checked').focus()")
+    for _ in range(5):
+        page.key("ArrowDown")
+        seen.add((page.do(INK), page.do(tops)))
+    assert len({ink for ink, _ in seen}) == len({t for _, t in seen}) == 6
+    # without the tissue below, the highest rank has the last colour and the lowest the first
+    page.do("$('opacity').value = 100, opacityChanged()")
+    for rank, colour in ((254, [253, 231, 37]), (0, [68, 1, 84])):
+        got = page.do(f"""(() => {{
+            const [a, b, c, d] = open.corners[bytes(open.map.ranks).indexOf({rank})];
+            const dot = Object.assign(make("canvas"), {{width: 1, height: 1}}).getContext("2d");
+            const x = ((a + c) / 2 - at.x) * at.zoom, y = ((b + d) / 2 - at.y) * at.zoom;
+            dot.drawImage(stage, x, y, 1, 1, 0, 0, 1, 1);
+            return [...dot.getImageData(0, 0, 1, 1).data]; }})()""")
+        assert got == pytest.approx([*colour, 255], abs=2)
+
+
+def test_the_slide_is_zoomed_moved_and_bared(page: Browser) -> None:
+    look(page)
+    whole, scale = page.do(INK), page.do(SCALE)
+    assert "µm" in scale
+    page.key("+")
+    assert page.do(SCALE) != scale
+    page.key("ArrowRight")
+    moved = page.do("[at.x, at.y, at.zoom]")
+    page.mouse("mousePressed", 400, 400, button="left", clickCount=1)
+    page.mouse("mouseMoved", 430, 380, button="left")
+    page.mouse("mouseReleased", 430, 380, button="left", clickCount=1)
+    x, y, zoom = page.do("[at.x, at.y, at.zoom]")
+    assert (x, y) == pytest.approx((moved[0] - 30 / zoom, moved[1] + 20 / zoom))
+    # the wheel zooms at the pointer: what lies under it stays
+    under = "[at.x + (400 - stage.getBoundingClientRect().left) / at.zoom, at.zoom]"
+    before = page.do(under)
+    page.mouse("mouseWheel", 400, 400, deltaX=0, deltaY=-120)
+    page.wait(f"{under}[1] > {before[1]}")
+    assert page.do(under)[0] == pytest.approx(before[0])
+    page.key("0")
+    assert (page.do(INK), page.do(SCALE)) == (whole, scale)
+    page.key("o")
+    assert page.do("document.getElementById('opacity').value") == "0"
+    assert page.do(INK) != whole
+    page.key("o")
+    assert page.do(INK) == whole
+    page.do("document.querySelector('#tops button').click()")
+    x, y = page.do("[0, 1].map(i => open.map.top[0][1 + i] * open.scale)")
+    side, (left, top, zoom) = (
+        page.do("open.view.side * open.scale"),
+        page.do("[at.x, at.y, at.zoom]"),
+    )
+    wide, high = page.do("[stage.clientWidth, stage.clientHeight]")
+    assert ((x + side / 2 - left) * zoom, (y + side / 2 - top) * zoom) == pytest.approx(
+        (wide / 2, high / 2)
+    )
+
+
+def test_pages_are_dark_where_the_reader_asks_and_fit_a_narrow_window(
+    page: Browser, reported: Path
+) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    light = page.do(background)
+    page.call("Emulation.setEmulatedMedia", features=dark)
+    assert page.do(background) != light
+    page.call("Emulation.setEmulatedMedia", features=[])
+    page.open(reported / "report.html", "#slide-0", size=(390, 800))
+    page.wait("document.getElementById('viewer').open && open.tint")
+    assert page.do("document.documentElement.scrollWidth") <= 390
+    assert page.do("stage.clientHeight") > 250
+
+
+def test_a_model_without_attention_and_one_of_a_single_map_are_shown(
+    page: Browser, reported: Path
+) -> None:
+    page.open(reported / "baseline" / "report.html")
+    page.do("document.querySelector('button.look').click()")
+    page.wait("document.getElementById('viewer').open && open.image")
+    assert page.do("document.querySelectorAll('#nodes input').length") == 0
+    assert "no attention" in page.do("document.getElementById('tops-note').textContent")
+
+    file = sorted((reported / "views").iterdir())[0]
+    text = file.read_text()
+    view = json.loads(text)
+    one = view["maps"][0] | {"level": 1, "node": None}
+    file.write_text(json.dumps(view | {"maps": [one]}))
+    assert main(["report", str(reported)]) == 0
+    file.write_text(text)
+    page.open(reported / "report.html")
+    page.do(f"document.querySelector('tr[data-slide=\"{view['slide_id']}\"] button').click()")
+    page.wait("document.getElementById('viewer').open && open.tint")
+    assert page.do("document.querySelectorAll('#nodes input').length") == 1
+    assert page.do("document.querySelectorAll('#tops button').length") == 6

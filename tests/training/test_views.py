@@ -1,0 +1,138 @@
+"""The slides' views: what the browser gets is what the model paid and what the slide shows."""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.cli import main
+from hmil_fast.errors import SlideError
+from hmil_fast.io.store import StoreSpec, create_store
+from hmil_fast.training.attention import cut_tiles, slide_maps, top_tiles
+from hmil_fast.training.pictures import rank_normalised
+from hmil_fast.training.predict import slide_attention
+from hmil_fast.training.report_data import view_file
+from hmil_fast.training.run_folder import open_run
+from hmil_fast.training.views import MOST_CELLS, _cells, write_view
+
+
+def numbers(text: str, dtype: str) -> NDArray:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def test_a_view_holds_the_attention_of_the_prediction(
+    run: Any, cohort: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    opened, store = open_run(tmp_path / "run"), cohort.store
+    bad = next(s for s in cohort.slides if store.status(s).any())
+    for slide_id in ("s06", bad):
+        prediction, attention = slide_attention(
+            opened, FeatureCache(store, [slide_id], tmp_path), slide_id
+        )
+        write_view(opened, store, slide_id)
+        view = json.loads(view_file(opened.path, slide_id).read_text())
+        for shown, said in zip(view["probabilities"], prediction.probabilities, strict=True):
+            np.testing.assert_allclose(shown, said, atol=1e-5)
+        good = store.status(slide_id) == 0
+        corners = numbers(view["cells"], "<u2").reshape(-1, 2) * view["unit"]
+        np.testing.assert_allclose(corners, store.coords(slide_id), atol=view["unit"])
+        assert [(m["level"], m["node"]) for m in view["maps"]] == [
+            (level, k) for level, n in enumerate(opened.tree.num_classes) for k in range(n)
+        ]
+        for m in view["maps"]:
+            paid = attention[m["level"]][:, m["node"]]
+            ranks = numbers(m["ranks"], "u1")
+            assert (ranks[~good] == 255).all()
+            np.testing.assert_allclose(ranks[good] / 254, rank_normalised(paid), atol=0.5 / 254)
+            tiles = [tile for tile, *_ in m["top"]]
+            best = np.flatnonzero(good)[np.argsort(-paid, kind="stable")[: len(tiles)]]
+            assert tiles == best.tolist()
+            assert [[x, y] for _, x, y, _ in m["top"]] == store.coords(slide_id)[best].tolist()
+            np.testing.assert_allclose(
+                [share for *_, share in m["top"]], np.sort(paid)[::-1][: len(tiles)], rtol=1e-3
+            )
+
+
+def test_slides_of_many_tiles_are_shown_in_larger_cells() -> None:
+    side, columns = 100.0, 150
+    coords = np.stack([np.arange(15_000) % columns, np.arange(15_000) // columns], 1) * 100 + 37
+    weights = (coords[:, 0] + 1000.0 * (coords[:, 1] > 4000)).astype(np.float64)
+    weights[0] = np.nan
+    corners, cell_side, (ranks,) = _cells(coords, side, [weights])
+    assert len(corners) == len(ranks) <= MOST_CELLS
+    assert cell_side == 200
+    wanted = rank_normalised(weights)
+    for i in (0, 7, len(corners) - 1):
+        inside = ((coords >= corners[i]) & (coords < corners[i] + cell_side)).all(axis=1)
+        assert inside.sum() == 4
+        assert ranks[i] == pytest.approx(254 * np.nanmean(wanted[inside]), abs=0.51)
+    nothing = _cells(coords[:3], side, [np.full(3, np.nan)])
+    assert (nothing[2][0] == 255).all()
+
+
+def test_the_highest_tiles_come_first_and_those_in_no_bag_never() -> None:
+    weights = np.array([0.1, np.nan, 0.4, 0.1, 0.4])
+    assert top_tiles(weights, 3).tolist() == [2, 4, 0]
+    assert top_tiles(weights, 9).tolist() == [2, 4, 0, 3]
+    assert top_tiles(np.full(2, np.nan), 3).tolist() == []
+
+
+@pytest.mark.parametrize("model", ["abmil", "flat", "dsmil", "mean"])
+def test_models_of_other_attention_are_shown(
+    model: str, cohort: Any, train_small: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = train_small(tmp_path / "run", model=model, epochs=1, folds=2)
+    prediction, maps = slide_maps(run, cohort.store, "s06")
+    wanted = {"abmil": [None], "mean": []}.get(model, [0, 1, 2, 3])
+    assert [m.node for m in maps if m.level == 1] == wanted
+    for m in maps:
+        assert np.nansum(m.weights) == pytest.approx(1, abs=1e-4)
+    write_view(run, cohort.store, "s06")
+    assert main(["report", str(run.path)]) == 0
+    assert 'class="look"' in (run.path / "report.html").read_text()
+    assert sum(prediction.probabilities[-1]) == pytest.approx(1)
+
+
+def test_tiles_are_cut_from_the_slide_where_they_were_encoded(
+    slide_file: Callable[[str], Path], run: Any, cohort: Any, tmp_path: Path
+) -> None:
+    import openslide
+
+    path = slide_file("CMU-1-Small-Region.svs")
+    size = openslide.OpenSlide(path).dimensions
+    store = create_store(tmp_path / "store", StoreSpec(4, "float16", {}, {}))
+    attrs = {"read_px": 96, "level": 0, "tile_px_level0": 96.0, "level0_size": list(size)}
+    coords = np.array([[480, 960], [96, 192], [480, 960]])
+    for slide_id, change in (("a", {}), ("b", {"level0_size": [10, 10]})):
+        with store.writer(slide_id, 3, attrs | change) as writer:
+            writer.append(np.zeros((3, 4), np.float16))
+            writer.commit(coords, np.zeros(3, np.uint8), {})
+    cut = cut_tiles(path, store.record("a"), coords)
+    with openslide.OpenSlide(path) as slide:
+        for pixels, corner in zip(cut, coords.tolist(), strict=True):
+            want = np.asarray(slide.read_region(tuple(corner), 0, (96, 96)).convert("RGB"))
+            assert np.abs(pixels.astype(int) - want).mean() < 2
+    with pytest.raises(SlideError, match=r"'b' in the store has 10 × 10 px"):
+        cut_tiles(path, store.record("b"), coords)
+    # of a store that does not say how its tiles were read, none is cut
+    with pytest.raises(SlideError, match="how the tiles of 's06' were read"):
+        cut_tiles(path, cohort.store.record("s06"), coords)
+
+
+def test_top_tiles_are_asked_of_a_slide_that_is_named(
+    run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.png"
+    command = ["heatmap", str(run.path), "s06", "--store", str(cohort.path / "store")]
+    command += ["--out", str(out), "--top-k", "3"]
+    assert main(command) == 2
+    assert "Fix: give --slides the files" in capsys.readouterr().err
+    assert not out.exists()
