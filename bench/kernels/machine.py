@@ -1,7 +1,6 @@
 """The machine under test: its device, what it can do at best, clocks and memory."""
 
 import ctypes
-import ctypes.util
 import gc
 import os
 import platform
@@ -124,7 +123,6 @@ def free_bytes() -> float:
 def peak_bytes(run: Callable[[], object]) -> int | None:
     """The most that a run takes beyond what is held before it; None where it cannot be told."""
     where = device()
-    tidy()
     if where.type == "cuda":
         torch.cuda.synchronize(where)
         torch.cuda.reset_peak_memory_stats(where)
@@ -132,6 +130,7 @@ def peak_bytes(run: Callable[[], object]) -> int | None:
         run()
         torch.cuda.synchronize(where)
         return torch.cuda.max_memory_allocated(where) - before
+    _trim()
     try:
         _CLEAR.write_text("5")  # Linux: the peak starts anew at the present size
     except OSError:
@@ -154,9 +153,14 @@ def tidy() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, so that it does not hide what is taken next."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
-            ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def rms_error(ours: Tensor, truth: Tensor) -> float:

@@ -49,12 +49,12 @@ class Measurement:
         self._calls: dict[str, int] = {}
         self._truth: list[Tensor] | None = None
         self._at = 0
-        try:
-            self.work: Work | None = build(case)
-        except Exception as error:  # noqa: BLE001 - of any kind: the next case is another one
-            self.work = None
-            self.found["inputs"] = {"failed": _reason(error)}
-            self._check_device("inputs")
+        self.work: Work | None = None
+        crash = self._crash("inputs")
+        if crash:
+            self.found["inputs"] = {"failed": crash}
+        else:
+            self._build()
         for name in self.work.rivals if self.work else ():
             self._try(name)
         self._truth = None
@@ -116,6 +116,15 @@ class Measurement:
         self.work = None
         machine.tidy()
 
+    def _build(self) -> None:
+        self.journal.write(case=str(self.case), rival="inputs")
+        try:
+            self.work = build(self.case)
+        except Exception as error:  # noqa: BLE001 - of any kind: the next case is another one
+            self.found["inputs"] = {"failed": _reason(error)}
+            self._check_device("inputs")
+        self.journal.write(case=str(self.case), rival="inputs", end=True)
+
     def _try(self, name: str) -> None:
         case = self.case
         self.found[name] = {}
@@ -175,8 +184,10 @@ class Measurement:
     def _crash(self, name: str) -> str:
         """Why a rival is not tried: it took a process with it in this family and phase."""
         for (case, rival), why in self.journal.crashes().items():
-            if rival == name and case.split("-")[:2] == str(self.case).split("-")[:2]:
-                return why if case == str(self.case) else f"crashed in {case}"
+            if rival == name and case == str(self.case):
+                return why
+            if rival == name != "inputs" and case.split("-")[:2] == [*self.case.group[:2]]:
+                return f"crashed in {case}"
         return ""
 
     def _check_device(self, name: str) -> None:

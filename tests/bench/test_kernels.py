@@ -39,13 +39,12 @@ def _eager(case: Case) -> work.Work:
     return made
 
 
-@pytest.mark.parametrize("phase", ["forward", "step"])
 @pytest.mark.parametrize("bags", [1, 3])
 @pytest.mark.parametrize("family", ["hmil", "core", "pool", "alignment", "supcon"])
 def test_rivals_compute_the_same(
-    family: str, bags: int, phase: str, settings: journal.Settings, monkeypatch: pytest.MonkeyPatch
+    family: str, bags: int, settings: journal.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(family, phase, "fp32", 20, bags)
+    case = Case(family, "step", "fp32", 20, bags)
     monkeypatch.setattr("bench.kernels.measure.build", _eager)
     row = Measurement(case, settings).row(MACHINE)
     wanted = {"hmil": {"clean", "folded", "ours"}, "core": {"folded", "ours"}}
