@@ -116,8 +116,8 @@ def _counts(run: Run, chosen: set[str]) -> dict[str, Any]:
     return {
         "slides": len(slides),
         "patients": len({slide.patient_id for slide in slides}),
-        "slides_of": dict(Counter(slide.label for slide in slides)),
-        "patients_of": dict(Counter(label for label, _ in patients)),
+        "slides_of": dict(sorted(Counter(slide.label for slide in slides).items())),
+        "patients_of": dict(sorted(Counter(label for label, _ in patients).items())),
     }
 
 

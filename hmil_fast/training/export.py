@@ -38,7 +38,8 @@ def export_run(run: Run, out: Path, folds: Sequence[int]) -> dict[Path, float]:
     A file takes one bag "x", float32 [n, D] with n ≥ 1, and gives for each level l "logits_<l>" and
     "probabilities_<l>" float32 [K_l], and "attention_<l>" float32 [n, K_l] if the model has
     attention. Its metadata holds the tree, encoder and tiling as JSON. A file is kept only if
-    onnxruntime computes from it what the run's own model says, on random bags of `CHECK_SIZES`.
+    onnxruntime computes from it what the run's own model says in float32, on random bags of
+    `CHECK_SIZES` tiles. (`predict` may compute in bfloat16, see the setting precision.)
 
     Args:
         run: A trained run.
