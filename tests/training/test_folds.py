@@ -9,13 +9,21 @@ import pytest
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold
-from hmil_fast.bags.manifest import sources, write_splits
+from hmil_fast.bags.manifest import read_manifest, sources, write_splits
 from hmil_fast.bags.splits import Slide, make_folds
+from hmil_fast.cli import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import summed
 from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
+from hmil_fast.training.run_folder import (
+    open_run,
+    read_predictions,
+    stack_heads,
+    stack_probabilities,
+)
 
 TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
 CONFIG = TrainConfig(folds=2, val_fraction=0.25)
@@ -142,3 +150,32 @@ def test_copies_in_two_parts_are_refused_and_near_copies_named(cohort: Any, tmp_
     assert len(said) == 1
     assert said[0].startswith("1 pairs of slides")
     assert "s1 (train) and s21 (test) in fold 0" in said[0]
+
+
+def test_training_takes_the_folds_of_another_run_and_answers_with_sums(
+    run: Any,
+    cohort: Any,
+    settings: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", *cohort.arguments, "--out", str(out), *settings]
+    changes = ["epochs=2", "baseline=none", "seed=5", "folds=2", "coarse=sum"]
+    assert main([*command, *changes, "--splits", str(run.path / "splits.json")]) == 0
+    said = capsys.readouterr()
+    assert "36 of 36 slides are tested" in said.err
+    assert "coarse head ≠ sum of leaves" in said.out
+    assert read_manifest(out / "splits.json") == read_manifest(run.path / "splits.json")
+    assert read_manifest(out / "splits.json").made_from.keys() == {
+        "labels", "tree", "slides", "store", "features",
+    }  # fmt: skip
+    opened = open_run(out)
+    for name in ("predictions.csv", "fold-2/val_predictions.csv"):
+        predictions = read_predictions(out / name, opened.tree)
+        heads, leaves = stack_heads(predictions)[0], stack_probabilities(predictions)[1]
+        coarse = stack_probabilities(predictions)[0]
+        np.testing.assert_allclose(coarse, summed(opened.tree, leaves)[0], atol=1e-7)
+        assert np.abs(heads - coarse).max() > 1e-3
+    assert main(["compare", str(run.path), str(out), "--draws", "50"]) == 0
+    assert "36 slides of 30 patients" in capsys.readouterr().out
