@@ -81,8 +81,9 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
     dtype = torch.float64 if double else torch.float32
     products = _products(x, reduce)
     # beside the op in eager mode: it may keep the gates for the backward pass
-    fused = choose(x.device).name == "fused"
-    streamed = not torch.compiler.is_compiling() and (dropout > 0 or not fused)
+    streamed = not torch.compiler.is_compiling() and (
+        dropout > 0 or choose(x.device).name == "reference"
+    )
     # the sums stay in float32 under autocast too
     with torch.autocast(x.device.type, enabled=False):
         if reduce is not None and (not streamed or x.is_cuda):

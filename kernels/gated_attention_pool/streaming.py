@@ -77,7 +77,7 @@ def pool_streaming_backward(
     needs = _Operands(need_x, False, False, *[True] * 4)
     groups = grouped(spans, _TILE, x.device)
     layers = _Layers(operands, x.dtype)
-    saved = _Saved(*results, needs)
+    saved = _Saved(results, needs)
     found = _gradients(operands, saved, layers, groups, grads)
     return (found[0], *found[3:])
 
@@ -98,14 +98,16 @@ class _Operands(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass finds: results, whose gradients are wanted, and what was kept.
+    """What the backward pass finds.
 
-    Kept may be, of the rows of all bags, the reduced [rows, D] and the gates [2, rows, H].
+    Attributes:
+        results: Pooled, lse, logits.
+        needs: Which gradients are wanted.
+        rows: The reduced rows of all bags, if they were kept.
+        gates: The gates [2, rows, H], if they were kept.
     """
 
-    pooled: Tensor
-    lse: Tensor
-    logits: Tensor
+    results: list[Tensor]
     needs: _Operands
     rows: Tensor | None = None
     gates: Tensor | None = None
@@ -114,7 +116,8 @@ class _Saved(NamedTuple):
 class _Dropout:
     """Masks for tiles, one after the other; the same ones for the same seed."""
 
-    def __init__(self, share: float, seed: int, device: torch.device) -> None:
+    def __init__(self, dropped: tuple[float, int], device: torch.device) -> None:
+        share, seed = dropped
         self.share = share
         self._generator = torch.Generator(device).manual_seed(seed) if share else None
 
@@ -134,10 +137,10 @@ class _Layers:
         # float16 is slow on a CPU, and bfloat16 without instructions for it
         quick = products == torch.bfloat16 and computes_in_bf16(o.x.device)
         self.products = products if quick else self.sums
-        self.x = o.x
-        self.W1, self.b1, self.W = (
-            None if t is None else t.to(self.products) for t in (o.W1, o.b1, o.W)
-        )
+        self.x: Tensor = o.x
+        self.W: Tensor = o.W.to(self.products)
+        self.W1: Tensor | None = None if o.W1 is None else o.W1.to(self.products)
+        self.b1: Tensor | None = None if o.b1 is None else o.b1.to(self.products)
         # tanh(v) = 2 σ(2v) − 1, a tenth of the time of tanh; to double is exact
         self.inner, self.b = (torch.stack([2 * t[0], t[1]]) for t in (self.W, o.b))
 
@@ -151,7 +154,9 @@ class _Layers:
     def rows(self, tile: slice) -> Tensor:
         """The rows that are pooled [n, D]."""
         h = self.read(tile)
-        return h if self.W1 is None else torch.addmm(self.b1, h, self.W1.T).relu_()
+        if self.W1 is None or self.b1 is None:
+            return h
+        return torch.addmm(self.b1, h, self.W1.T).relu_()
 
     def gates(self, h: Tensor, out: Tensor) -> Tensor:
         """Write tanh(V h + bv) and σ(U h + bu) into out [2, n, H]."""
@@ -190,7 +195,7 @@ class _Pool(torch.autograd.Function):
         if keep and o.W1 is not None:
             reduced = o.W.new_empty(kept_rows, dim, dtype=layers.products)
         product = o.W.new_empty(_TILE, hidden)
-        dropout = _Dropout(*dropped, o.x.device)
+        dropout = _Dropout(dropped, o.x.device)
         done = 0
         groups = grouped(spans, _TILE, o.x.device)
         for group in groups:
@@ -222,7 +227,7 @@ class _Pool(torch.autograd.Function):
         with torch.autocast(grads[0].device.type, enabled=False):
             found = _gradients(
                 o,
-                _Saved(*saved[7:10], _Operands(*ctx.needs_input_grad[:7]), *saved[10:]),
+                _Saved(list(saved[7:10]), _Operands(*ctx.needs_input_grad[:7]), *saved[10:]),
                 _Layers(o, ctx.products),
                 ctx.groups,
                 list(grads),
@@ -261,9 +266,10 @@ def _gradients(
     grads: list[Tensor],
     dropped: tuple[float, int] = (0.0, 0),
 ) -> _Operands:
-    pooled, lse, logits, needs, *_ = saved
+    needs = saved.needs
+    pooled, lse, logits = saved.results
     d_pooled, d_lse, d_logits = grads
-    dropout = _Dropout(*dropped, o.x.device)
+    dropout = _Dropout(dropped, o.x.device)
     hidden = o.Wc.shape[1]
     need_rows = needs.x or needs.W1 or needs.b1
     dx = o.W.new_zeros(o.x.shape) if needs.x else None
