@@ -137,7 +137,8 @@ def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a metric to test, for instance balanced_accuracy; may be repeated (all)",
+        help="what the question is about, for instance balanced_accuracy; may be repeated. Their p "
+        "values are corrected for their number (AUC, balanced accuracy, F1, distance)",
     )
     parser.add_argument(
         "--draws", type=count, default=2000, metavar="N", help="resamples and permutations (2000)"

@@ -183,7 +183,10 @@ def _print(metrics: dict[str, Any]) -> None:
     table = Table(*head, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console(width=100).print(table)
+    console = Console(width=100)
+    console.print(table)
+    if "conformal" in metrics:
+        console.print(f"conformal answers: {metrics['conformal']['note']}", markup=False)
 
 
 def _features(store: FeatureStore, run: Run, err: Console) -> FeatureCache:

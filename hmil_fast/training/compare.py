@@ -23,6 +23,8 @@ from hmil_fast.training.run_folder import (
     stack_probabilities,
 )
 
+CHIEF = ("auc", "balanced_accuracy", "macro_f1", "hierarchical_f1", "mean_tree_distance")
+_SHOWN = {"auc": "AUC", "f1": "F1", "nll": "NLL", "qwk": "quadratic kappa", "brier": "Brier score"}
 Key = tuple[str, int]  # slide, and the fold where a slide is tested in several
 
 
@@ -47,14 +49,17 @@ def compare_runs(
 
     Args:
         paths: Run folders that tested the same slides.
-        metrics: Metrics to compare, for instance balanced_accuracy; all by default.
+        metrics: The metrics that the question is about, for instance balanced_accuracy; by default
+            `CHIEF`. The others are reported without a corrected p value: many of them say the
+            same thing twice, and each would cost the rest its significance.
         draws: Bootstrap draws, and as many permutations.
 
     Returns:
         ``{"runs": [{"path", "model", "preset", "seed"}], "slides": n, "patients": m, "draws": d,
         "levels": L, "comparisons": [{"first": 0, "second": i, "metrics": {"<level>/<metric>" or
         "tree/<metric>": {"first", "second", "difference", "low", "high", "p", "p_holm"}}}],
-        "notes": [text]}``. p_holm is corrected for all p values of the result.
+        "notes": [text]}``, the asked metrics first. p_holm is corrected for the asked metrics of
+        all comparisons, and None for the others.
 
     Raises:
         UsageError: The runs have other trees, slides, labels or patients, or no such metric.
@@ -70,12 +75,13 @@ def compare_runs(
     labels = np.array([first.tree.leaf(p.label) for p in answers[0]])
     patients = [p.patient_id for p in answers[0]]
     stacked = [stack_probabilities(predictions) for predictions in answers]
+    asked = metrics or CHIEF
     tests: list[dict[str, Paired]] = []
     for other in stacked[1:]:
         found = paired_comparison(
             first.tree, labels, (stacked[0], other), patients, first.config.seed, draws
         )
-        tests.append({k: v for k, v in found.items() if not metrics or _short(k) in metrics})
+        tests.append(found)
         unknown = set(metrics) - {_short(name) for name in found}
         if unknown:
             raise UsageError(
@@ -87,7 +93,7 @@ def compare_runs(
             f"{i} {name}": test.p
             for i, found in enumerate(tests)
             for name, test in found.items()
-            if test.p is not None
+            if test.p is not None and _short(name) in asked
         }
     )
     return {
@@ -110,7 +116,7 @@ def compare_runs(
                 "second": i + 1,
                 "metrics": {
                     name: test._asdict() | {"p_holm": corrected.get(f"{i} {name}")}
-                    for name, test in found.items()
+                    for name, test in sorted(found.items(), key=lambda t: _short(t[0]) not in asked)
                 },
             }
             for i, found in enumerate(tests)
@@ -175,7 +181,7 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
     names = [f"{escape(run['path'])} ({run['model']}, {run['preset']})" for run in (a, b)]
     title = (
         f"A: {names[0]}\nB: {names[1]}\n{result['slides']} slides of {result['patients']} "
-        "patients, paired by patient; * p (Holm) < 0.05"
+        "patients, paired by patient; Holm over the metrics asked for, * < 0.05"
     )
     table = Table("", "A", "B", "B − A [95 %]", "p", "p (Holm)", title=title, title_justify="left")
     for column in table.columns[1:]:
@@ -191,7 +197,8 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
         if test["p_holm"] is not None and test["p_holm"] < 0.05:
             p[1] += " *"
         values = (f"{test[side]:.3f}" for side in ("first", "second"))
-        table.add_row(heading + metric.replace("_", " "), *values, change, *p)
+        words = [_SHOWN.get(word, word) for word in metric.split("_")]
+        table.add_row(heading + " ".join(words), *values, change, *p)
     return table
 
 

@@ -197,7 +197,14 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
             want = evaluate_run(of)["pooled"]["levels"]["1"]["balanced_accuracy"]["value"]
             assert test[side] == pytest.approx(want)
     assert better["low"] > 0
-    assert better["p"] <= better["p_holm"]
+    tested = [(name, c["p"], c["p_holm"]) for c in said["comparisons"]
+              for name, c in c["metrics"].items()]  # fmt: skip
+    assert {name.split("/")[1] for name, _, corrected in tested if corrected is not None} == {
+        "auc", "balanced_accuracy", "macro_f1", "hierarchical_f1", "mean_tree_distance",
+    }  # fmt: skip
+    family = [(p, corrected) for _, p, corrected in tested if corrected is not None]
+    assert len(family) == 16
+    assert min(family)[1] == pytest.approx(16 * min(family)[0])
     assert alike["low"] < 0 < alike["high"]
     assert alike["p"] > 0.05
 
@@ -205,8 +212,10 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*command, *only]) == 0
     out = capsys.readouterr().out
     assert "leaf balanced accuracy" in out
-    assert "*" in next(line for line in out.splitlines() if "hierarchical f1" in line)
-    assert "auc" not in out
+    assert "*" in next(line for line in out.splitlines() if "hierarchical F1" in line)
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    assert "—" in lines["leaf AUC"]
+    assert "—" not in lines["leaf balanced accuracy"]
     assert "not another training run" in out
     assert main([*command, "--metric", "f2"]) == 2
     assert "no metric f2\nFix: choose among accuracy" in capsys.readouterr().err
