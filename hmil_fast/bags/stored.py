@@ -26,7 +26,7 @@ class StoredBag:
     """
 
     def __init__(
-        self, store: FeatureStore, slide_id: str, *, rows: int = 4096, rank: int = 0, ranks: int = 1
+        self, store: FeatureStore, slide_id: str, *, rows: int = 2048, rank: int = 0, ranks: int = 1
     ) -> None:
         if rows < 1 or not 0 <= rank < ranks:
             raise ValueError(

@@ -1,5 +1,9 @@
 """Bags read chunk by chunk from real stores, and the memory that training on one takes."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 N, DIM = 2500, 16  # five chunks of 504 rows in the file, the last shorter
 
 
@@ -56,3 +61,27 @@ def test_an_empty_slide_has_no_chunks(tmp_path: Path) -> None:
     assert len(StoredBag(store, "empty")) == 0
     with pytest.raises(ValueError, match="rows is 0, rank 2 of 2; give rows ≥ 1"):
         StoredBag(store, "s", rows=0, rank=2, ranks=2)
+
+
+def test_a_step_takes_less_memory_than_its_bag(tmp_path: Path) -> None:
+    rows, dim = 75_000, 1024
+    store = create_store(tmp_path, StoreSpec(dim, "float16", {"name": "toy"}, {"mpp": 0.5}))
+    part = np.random.default_rng(0).normal(size=(5000, dim)).astype(np.float16)
+    with store.writer("big", rows, {}) as writer:
+        for _ in range(rows // len(part)):
+            writer.append(part)
+        writer.commit(np.zeros((rows, 2), np.int32), np.zeros(rows, np.uint8))
+    # little arithmetic beside the reading: the first layer has 32 outputs
+    said = subprocess.run(
+        [sys.executable, ROOT / "bench" / "big_bag_step.py", tmp_path, "big", "32"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    taken = json.loads(said.stdout)
+    assert taken["bag_bytes"] == 2 * rows * dim
+    assert taken["extra_rss_bytes"] < 0.85 * taken["bag_bytes"]
+    assert {"fine", "coarse", "hba", "ham", "supcon"} <= taken["terms"].keys()
+    assert all(norm > 0 for name, norm in taken["gradient"].items() if "weight" in name)
