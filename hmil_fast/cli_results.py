@@ -80,6 +80,12 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     predict.set_defaults(words="slides")
     predict.add_argument("--out", type=Path, metavar="CSV", help="write there instead of stdout")
+    predict.add_argument(
+        "--risk",
+        type=risk,
+        metavar="SHARE",
+        help="add the deepest node, and a set of leaves, that misses no more than this share",
+    )
     heatmap = add_command(
         commands, "heatmap", "Attention per tree node over the slide.", with_files("heatmap")
     )

@@ -29,6 +29,7 @@ from hmil_fast.training.predict import predict_slides, write_validation
 from hmil_fast.training.report import write_report
 from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
 from hmil_fast.training.set_aside import set_aside
+from hmil_fast.training.uncertainty import answer_new_slides
 from hmil_fast.training.views import make_views
 
 
@@ -136,7 +137,10 @@ def predict(args: argparse.Namespace) -> int:
     if not slide_ids:
         raise UsageError(f"the store {store.path} holds no slide", "extract some first")
     predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path))
-    write_predictions(args.out or sys.stdout, run.tree, predictions)
+    answers = None
+    if args.risk is not None:
+        answers = answer_new_slides(run, predictions, args.risk)
+    write_predictions(args.out or sys.stdout, run.tree, predictions, answers)
     return 0
 
 

@@ -10,7 +10,7 @@ baseline/   the same again for the baseline on the same splits
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -185,12 +185,16 @@ def open_run(path: Path) -> Run:
 
 
 def write_predictions(
-    to: Path | TextIO, tree: LabelTree, predictions: Iterable[Prediction]
+    to: Path | TextIO,
+    tree: LabelTree,
+    predictions: Iterable[Prediction],
+    more: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
     """Write predictions as CSV: one row a slide, one column a node and level.
 
     ``p<level>_<node>`` is the run's answer, ``h<level>_<node>`` the opinion of the level's own
-    head where the answer is the sum of the leaves.
+    head where the answer is the sum of the leaves. A file with `more` columns is for people and
+    not read again.
 
     Raises:
         UsageError: The file cannot be written.
@@ -200,10 +204,12 @@ def write_predictions(
     if any(p.heads for p in predictions):
         nodes += [f"h{l}_{name}" for l, names in enumerate(tree.names[:-1]) for name in names]
     head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
-    rows: list[list[object]] = [[*head, *nodes]]
-    for p in predictions:
+    more = more or {}
+    rows: list[list[object]] = [[*head, *nodes, *more]]
+    for i, p in enumerate(predictions):
         said = tree.leaves[int(p.probabilities[-1].argmax())]
         values = [f"{value:.9g}" for level in (*p.probabilities, *p.heads) for value in level]
+        values += [str(column[i]) for column in more.values()]
         rows.append([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
     write_csv(to, rows)
 

@@ -130,17 +130,44 @@ def conformal(
 
 def write_answers(run: Run, predictions: Sequence[Prediction], answers: Answers) -> None:
     """Write conformal.csv: per test slide the answered node and the sets of leaves."""
-    leaves = np.array(run.tree.leaves)
     right = node_contains(run.tree, answers.level, answers.node, _leaves(run, predictions))
     rows: list[list[object]] = [
         ["slide_id", "patient_id", "fold", "label", "node", "level", "right", "lac", "aps"]
     ]
-    for i, p in enumerate(predictions):
-        level = int(answers.level[i])
-        node = run.tree.names[level][answers.node[i]] if level >= 0 else ""
-        sets = ["|".join(leaves[chosen[i]]) for chosen in (answers.lac, answers.aps)]
+    for i, (p, *said) in enumerate(zip(predictions, *_in_words(run, answers), strict=True)):
+        node, level, *sets = said
         rows.append([p.slide_id, p.patient_id, p.fold, p.label, node, level, int(right[i]), *sets])
     write_csv(run.path / "conformal.csv", rows)
+
+
+def answer_new_slides(
+    run: Run, predictions: Sequence[Prediction], risk: float
+) -> dict[str, list[object]]:
+    """Answers for slides that the run has not seen, as columns of a table.
+
+    They are calibrated on the slides that the run tested, each by the fold that had not seen it.
+    For a new slide the mean of all folds speaks, so the risk is met by approximation only.
+
+    Returns:
+        ``node`` ("" for the root), ``level`` (−1 for the root) and ``leaves``, the set of LAC.
+    """
+    tested = read_predictions(run.path / "predictions.csv", run.tree)
+    known = _leaves(run, tested), stack_probabilities(tested)[-1]
+    p = stack_probabilities(predictions)[-1]
+    node, level, lac, _ = _in_words(run, conformal_answers(run.tree, known, p, risk))
+    return {"node": node, "level": level, "leaves": lac}
+
+
+def _in_words(run: Run, answers: Answers) -> list[list[object]]:
+    """Node, level and the two sets of leaves of every answer."""
+    leaves = np.array(run.tree.leaves)
+    levels = answers.level.tolist()
+    nodes = [
+        run.tree.names[level][node] if level >= 0 else ""
+        for level, node in zip(levels, answers.node.tolist(), strict=True)
+    ]
+    sets = [["|".join(leaves[row]) for row in chosen] for chosen in (answers.lac, answers.aps)]
+    return [nodes, levels, *sets]
 
 
 def _leaves(run: Run, predictions: Sequence[Prediction]) -> NDArray[np.int64]:

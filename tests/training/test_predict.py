@@ -19,10 +19,11 @@ from hmil_fast.bags.splits import Slide
 from hmil_fast.cli import main
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.io.store import StoreSpec, create_store
+from hmil_fast.metrics.conformal import answer_nodes, node_scores, threshold
 from hmil_fast.training.evaluate import evaluate_cohort
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.predict import load_fold, predict_slides, slide_attention
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.training.run_folder import open_run, read_predictions
 
 NODES = ["p0_benign", "p0_malignant", "p1_N", "p1_PB", "p1_DCIS", "p1_IC"]
 
@@ -69,6 +70,31 @@ def test_a_new_slide_is_predicted_by_the_mean_of_the_folds(run: Any, other: Any)
         for level, found in enumerate(prediction.probabilities):
             mean = torch.stack([logits[level].softmax(1) for logits in folds]).mean(0)[0]
             np.testing.assert_allclose(found, mean.numpy(), atol=1e-6)
+
+
+def test_predict_answers_with_the_deepest_node_that_meets_a_risk(
+    run: Any, other: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(run.path), "--store", str(other.path), "--risk"]
+    opened = open_run(run.path)
+    tested = read_predictions(run.path / "predictions.csv", opened.tree)
+    y = np.array([opened.tree.leaf(p.label) for p in tested])
+    p = np.stack([p.probabilities[-1] for p in tested])
+    cells = {}
+    for asked in ("0.2", "0.01"):  # 36 slides can promise the first only
+        assert main([*command, asked]) == 0
+        rows = table(capsys.readouterr().out)
+        limit = threshold(node_scores(opened.tree, y, p), float(asked))
+        new = np.array([[float(row[n]) for n in NODES[2:]] for row in rows.values()])
+        levels, nodes = answer_nodes(opened.tree, new, limit)
+        for row, level, node in zip(rows.values(), levels, nodes, strict=True):
+            assert int(row["level"]) == level
+            assert row["node"] == (opened.tree.names[level][node] if level >= 0 else "")
+            assert row["prediction"] in row["leaves"].split("|")
+        cells[asked] = rows
+    assert {row["node"] for row in cells["0.01"].values()} == {""}
+    assert {row["leaves"] for row in cells["0.01"].values()} == {"N|PB|DCIS|IC"}
+    assert any(row["level"] == "1" for row in cells["0.2"].values())
 
 
 def test_predict_writes_a_file_and_names_what_it_cannot_do(
