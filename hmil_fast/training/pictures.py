@@ -109,7 +109,10 @@ def _columns(panels: int, tallness: float) -> int:
 
     def cost(columns: int) -> float:
         rows = math.ceil(panels / columns)
-        return abs(math.log(columns / (rows * tallness * 1.6))) + (rows * columns - panels) / panels
+        return (
+            abs(math.log(columns / (rows * tallness * 1.6)))
+            + 2 * (rows * columns - panels) / panels
+        )
 
     return min(range(1, panels + 1), key=cost)
 

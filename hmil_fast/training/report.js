@@ -81,7 +81,7 @@ async function show(row) {
   slide.image = await picture(view.picture);
   if (open !== slide) return;
   slide.scale = slide.image.naturalWidth / view.size[0]; // px of the picture per level-0 px
-  slide.corners = cells(slide);
+  slide.layer = layOut(slide);
   fit();
   choose(slide.map);
   for (const [tile, data] of Object.entries(view.cuts)) {
@@ -92,15 +92,26 @@ async function show(row) {
   draw();
 }
 
-function cells({view, scale}) {
-  const xy = new Uint16Array(bytes(view.cells).buffer), found = [];
-  for (let i = 0; i < xy.length; i += 2) {
-    const [x, y] = [xy[i] * view.unit, xy[i + 1] * view.unit];
-    // both edges are rounded, not the size: neighbours keep touching
-    const a = Math.round(x * scale), b = Math.round(y * scale);
-    found.push([a, b, Math.max(a + 1, Math.round((x + view.cell_side) * scale)), Math.max(b + 1, Math.round((y + view.cell_side) * scale))]);
+// what the overlay is painted on, in px of the picture: a px per cell where the cells lie in a grid, which keeps
+// them sharp and in place at any zoom; else, and where they overlap, a px per px of the picture
+function layOut(slide) {
+  const {view, scale, image} = slide, xy = new Uint16Array(bytes(view.cells).buffer), side = view.cell_side * scale;
+  const places = Array.from({length: xy.length / 2}, (_, i) => [xy[2 * i], xy[2 * i + 1]].map(v => v * view.unit * scale));
+  const least = [0, 1].map(axis => places.reduce((low, place) => Math.min(low, place[axis]), Infinity));
+  const grid = places.map(place => place.map((v, axis) => (v - least[axis]) / side));
+  const near = v => Math.abs(v - Math.round(v)) < 0.1;
+  const taken = new Set(grid.map(place => place.map(Math.round).join()));
+  if (places.length && taken.size === places.length && grid.flat().every(near)) {
+    const cells = grid.map(place => place.map(Math.round)).map(([x, y]) => [x, y, x + 1, y + 1]);
+    const most = axis => cells.reduce((high, cell) => Math.max(high, cell[axis]), 0);
+    return {cells, x: least[0], y: least[1], px: side, w: most(2), h: most(3)};
   }
-  return found;
+  // both edges are rounded, not the size: neighbours keep touching
+  const cells = places.map(([x, y]) => {
+    const a = Math.round(x), b = Math.round(y);
+    return [a, b, Math.max(a + 1, Math.round(x + side)), Math.max(b + 1, Math.round(y + side))];
+  });
+  return {cells, x: 0, y: 0, px: 1, w: image.naturalWidth, h: image.naturalHeight};
 }
 
 function neighbours() {
@@ -156,12 +167,11 @@ function choose(map) {
   draw();
 }
 
-// the mean rank of the cells on every px of the picture, as colours; and a mask to take the tissue's own away
+// the mean rank of the cells on every px of the layer, as colours; and a mask to take the tissue's own away
 function paint() {
-  const {image, corners, map} = open;
-  const [w, h] = [image.naturalWidth, image.naturalHeight];
+  const {layer: {cells, w, h}, map} = open;
   const ranks = bytes(map.ranks), total = new Float32Array(w * h), times = new Uint16Array(w * h);
-  corners.forEach(([a, b, c, d], i) => {
+  cells.forEach(([a, b, c, d], i) => {
     if (ranks[i] === 255) return;
     for (let y = Math.max(b, 0); y < Math.min(d, h); y++)
       for (let x = Math.max(a, 0); x < Math.min(c, w); x++) { total[y * w + x] += ranks[i]; times[y * w + x]++; }
@@ -211,7 +221,7 @@ function percent(share) {
 // ---- drawing, moving, zooming
 function draw() {
   if (!open?.image) return;
-  const {view, image, map, tint, mask, scale, cuts} = open;
+  const {view, image, layer, map, tint, mask, scale, cuts} = open;
   const sharp = window.devicePixelRatio || 1, box = stage.getBoundingClientRect();
   const [w, h] = [Math.round(box.width * sharp), Math.round(box.height * sharp)];
   if (stage.width !== w || stage.height !== h) Object.assign(stage, {width: w, height: h});
@@ -227,9 +237,9 @@ function draw() {
     ink.imageSmoothingEnabled = false;
     ink.globalAlpha = opacity;
     ink.globalCompositeOperation = "saturation"; // grey tissue below keeps the tint's meaning
-    ink.drawImage(mask, 0, 0);
+    ink.drawImage(mask, layer.x, layer.y, layer.w * layer.px, layer.h * layer.px);
     ink.globalCompositeOperation = "source-over";
-    ink.drawImage(tint, 0, 0);
+    ink.drawImage(tint, layer.x, layer.y, layer.w * layer.px, layer.h * layer.px);
     ink.globalAlpha = 1;
     ink.imageSmoothingEnabled = true;
   }
@@ -264,9 +274,11 @@ function frame(x, y, w, h, share) {
 }
 
 function fit() {
-  const all = open.corners.length ? open.corners : [[0, 0, open.image.naturalWidth, open.image.naturalHeight]];
-  const low = i => Math.min(...all.map(c => c[i])), high = i => Math.max(...all.map(c => c[i]));
-  frame(low(0), low(1), high(2) - low(0), high(3) - low(1), 0.88);
+  const {layer, image} = open;
+  const all = layer.cells.length ? layer.cells : [[0, 0, image.naturalWidth, image.naturalHeight]];
+  const [left, top] = [0, 1].map(i => all.reduce((low, cell) => Math.min(low, cell[i]), Infinity));
+  const [right, bottom] = [2, 3].map(i => all.reduce((high, cell) => Math.max(high, cell[i]), 0));
+  frame(layer.x + left * layer.px, layer.y + top * layer.px, (right - left) * layer.px, (bottom - top) * layer.px, 0.88);
   open.least = at.zoom / 3;
   draw();
 }
@@ -314,8 +326,8 @@ stage.addEventListener("pointermove", event => {
   if (!open?.image) return;
   const before = fingers.get(event.pointerId), box = stage.getBoundingClientRect();
   if (!before) {
-    const x = Math.floor(at.x + (event.clientX - box.left) / at.zoom), y = Math.floor(at.y + (event.clientY - box.top) / at.zoom);
-    const rank = open.map && open.rank(x, y);
+    const x = at.x + (event.clientX - box.left) / at.zoom, y = at.y + (event.clientY - box.top) / at.zoom, {layer} = open;
+    const rank = open.map && open.rank(Math.floor((x - layer.x) / layer.px), Math.floor((y - layer.y) / layer.px));
     const [px, py] = [x, y].map(v => Math.round(v / open.scale).toLocaleString("en"));
     $("here").textContent = typeof rank === "number" ? `rank ${rank.toFixed(2)} · ${px}, ${py} px` : "";
     return;

@@ -225,6 +225,8 @@ def test_a_slide_opens_and_closes_by_key(page: Browser) -> None:
     page.key("PageDown")
     page.wait(f"document.getElementById('viewer-name').textContent !== '{name}' && open.tint")
     other = page.do("document.getElementById('viewer-name').textContent")
+    looks = page.do("[...document.querySelectorAll('tr:has(.look)')].map(r => r.dataset.slide)")
+    assert [name, other] == looks[1:3]
     page.key("Escape")
     page.wait("!document.getElementById('viewer').open")
     page.wait(f"document.activeElement.closest('tr')?.dataset.slide === '{other}'")
@@ -251,7 +253,9 @@ def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> No
     page.do("$('opacity').value = 100, opacityChanged()")
     for rank, colour in ((254, [253, 231, 37]), (0, [68, 1, 84])):
         got = page.do(f"""(() => {{
-            const [a, b, c, d] = open.corners[bytes(open.map.ranks).indexOf({rank})];
+            const {{layer}} = open, cell = layer.cells[bytes(open.map.ranks).indexOf({rank})];
+            const [a, c] = [0, 2].map(i => layer.x + cell[i] * layer.px);
+            const [b, d] = [1, 3].map(i => layer.y + cell[i] * layer.px);
             const dot = Object.assign(make("canvas"), {{width: 1, height: 1}}).getContext("2d");
             const x = ((a + c) / 2 - at.x) * at.zoom, y = ((b + d) / 2 - at.y) * at.zoom;
             dot.drawImage(stage, x, y, 1, 1, 0, 0, 1, 1);
@@ -325,7 +329,8 @@ def test_a_model_without_attention_and_one_of_a_single_map_are_shown(
     text = file.read_text()
     view = json.loads(text)
     one = view["maps"][0] | {"level": 1, "node": None}
-    file.write_text(json.dumps(view | {"maps": [one]}))
+    # and tiles that overlap
+    file.write_text(json.dumps(view | {"maps": [one], "cell_side": 1.4 * view["cell_side"]}))
     assert main(["report", str(reported)]) == 0
     file.write_text(text)
     page.open(reported / "report.html")
@@ -333,3 +338,8 @@ def test_a_model_without_attention_and_one_of_a_single_map_are_shown(
     page.wait("document.getElementById('viewer').open && open.tint")
     assert page.do("document.querySelectorAll('#nodes input').length") == 1
     assert page.do("document.querySelectorAll('#tops button').length") == 6
+    assert page.do("[open.layer.w, open.layer.px]") == [page.do("open.image.naturalWidth"), 1]
+    x, y = page.do("open.layer.cells[0].slice(0, 2)")
+    assert page.do(f"open.rank({x}, {y}) * 254") == pytest.approx(
+        page.do("bytes(open.map.ranks)[0]")
+    )

@@ -1,6 +1,7 @@
 """The slides' views: what the browser gets is what the model paid and what the slide shows."""
 
 import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.cli import main
@@ -127,12 +130,49 @@ def test_tiles_are_cut_from_the_slide_where_they_were_encoded(
         cut_tiles(path, cohort.store.record("s06"), coords)
 
 
-def test_top_tiles_are_asked_of_a_slide_that_is_named(
+def test_commands_cut_tiles_from_the_slides_they_are_given(
     run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    store = create_store(tmp_path / "store", cohort.store.spec)
+    coords, attrs = cohort.store.coords("s06"), cohort.store.record("s06").attrs
+    with store.writer("s06", len(coords), attrs | {"read_px": 64, "level": 0}) as writer:
+        writer.append(cohort.store.features("s06"))
+        writer.commit(coords, cohort.store.status("s06"), {
+            "thumbnail.jpg": cohort.store.file("s06", "thumbnail.jpg"),
+        })  # fmt: skip
+    width, height = attrs["level0_size"]
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    (tmp_path / "slides").mkdir()
+    tifffile.imwrite(tmp_path / "slides" / "s06.tif", pixels, tile=(64, 64), photometric="rgb")
+    slides, run_path = ["--slides", str(tmp_path / "slides")], str(tmp_path / "run")
     out = tmp_path / "x.png"
-    command = ["heatmap", str(run.path), "s06", "--store", str(cohort.path / "store")]
-    command += ["--out", str(out), "--top-k", "3"]
-    assert main(command) == 2
+    command = ["heatmap", run_path, "s06", "--store", str(store.path), "--out", str(out)]
+    assert main([*command, "--top-k", "3"]) == 2
     assert "Fix: give --slides the files" in capsys.readouterr().err
     assert not out.exists()
+    assert main(command) == 0
+    plain = Image.open(out).height
+    assert main([*command, "--top-k", "3", *slides]) == 0
+    assert Image.open(out).height > plain + 6 * 96
+
+    report = ["report", run_path, "--store", str(store.path)]
+    path = view_file(tmp_path / "run", "s06")
+    assert main(report) == 0
+    assert not json.loads(path.read_text())["cut"]
+    assert main([*report, *slides]) == 0
+    view = json.loads(path.read_text())
+    assert view["cut"]
+    tiles = {str(tile) for m in view["maps"] for tile, *_ in m["top"]}
+    assert set(view["cuts"]) == tiles
+    tile = next(iter(tiles))
+    x, y = coords[int(tile)]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(view["cuts"][tile]))))
+    want = pixels[y : y + 64, x : x + 64]
+    assert np.corrcoef(shown.ravel(), want.ravel())[0, 1] > 0.5
+
+    tifffile.imwrite(tmp_path / "slides" / "s06.tif", pixels[:128], tile=(64, 64))
+    path.unlink()
+    assert main([*report, *slides]) == 0
+    assert "no tiles cut" in capsys.readouterr().err
+    assert not json.loads(path.read_text())["cuts"]
