@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import logging
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -97,18 +100,17 @@ def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
 
 def write_onnx(head: PlainHead, dim: int, path: Path, metadata: dict[str, Any]) -> None:
     """Write a head as one ONNX file; `metadata` goes into it as JSON under "hmil_fast"."""
-    import logging
-
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # speaks of its own optimiser
-    program = torch.onnx.export(
-        head,
-        (torch.zeros(7, dim),),
-        dynamo=True,
-        verbose=False,
-        input_names=["x"],
-        output_names=head.output_names,
-        dynamic_shapes={"x": {0: torch.export.Dim("n", min=1)}},
-    )
+    with redirect_stdout(sys.stderr):  # the exporter may speak of its work
+        program = torch.onnx.export(
+            head,
+            (torch.zeros(7, dim),),
+            dynamo=True,
+            verbose=False,
+            input_names=["x"],
+            output_names=head.output_names,
+            dynamic_shapes={"x": {0: torch.export.Dim("n", min=1)}},
+        )
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # call stacks with paths of this machine

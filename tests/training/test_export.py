@@ -1,9 +1,11 @@
 """Exported heads and model cards of real runs, of every model."""
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,21 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is n
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 
 
-def test_every_fold_is_exported_and_says_what_predict_says(
-    run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["export", str(run.path), "--out", str(tmp_path / "heads")]) == 0
-    printed = capsys.readouterr().out
-    files = [tmp_path / "heads" / f"fold-{fold}.onnx" for fold in range(3)]
-    assert [line.split(":")[0] for line in printed.splitlines()] == list(map(str, files))
-    assert sorted(p.suffix for p in (tmp_path / "heads").iterdir()) == [".md"] * 3 + [".onnx"] * 3
+@pytest.fixture(scope="module")
+def heads(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All folds of the run, exported by the command; do not change them."""
+    path = tmp_path_factory.mktemp("exported") / "heads"
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert main(["export", str(run.path), "--out", str(path)]) == 0
+    files = [str(path / f"fold-{fold}.onnx") for fold in range(3)]
+    assert [line.split(":")[0] for line in printed.getvalue().splitlines()] == files
+    assert sorted(p.suffix for p in path.iterdir()) == [".md"] * 3 + [".onnx"] * 3
+    return path
+
+
+def test_a_file_says_what_its_model_and_predict_say(run: Any, cohort: Any, heads: Path) -> None:
+    files = [heads / f"fold-{fold}.onnx" for fold in range(3)]
     with (run.path / "predictions.csv").open() as file:
         rows = {row["slide_id"]: row for row in csv.DictReader(file)}
     opened = open_run(run.path)
@@ -51,14 +60,13 @@ def test_every_fold_is_exported_and_says_what_predict_says(
             np.testing.assert_allclose(level, logits[0].softmax(0), atol=1e-5)
 
 
-def test_a_file_holds_its_card_and_no_path_of_the_machine(run: Any, tmp_path: Path) -> None:
-    opened = open_run(run.path)
-    (file,) = export.export_run(opened, tmp_path, [1])
+def test_a_file_holds_its_card_and_no_path_of_the_machine(run: Any, heads: Path) -> None:
+    opened, file = open_run(run.path), heads / "fold-1.onnx"
     model = onnx.load(str(file))
     onnx.checker.check_model(model)
     card = json.loads(next(p.value for p in model.metadata_props if p.key == "hmil_fast"))
     assert card == fold_card(opened, 1)
-    assert (tmp_path / "fold-1.md").read_text() == markdown(card)
+    assert (heads / "fold-1.md").read_text() == markdown(card)
     raw = file.read_bytes()
     for path in (export.__file__, str(run.path), torch.__file__):
         assert str(Path(path).parent).encode() not in raw
@@ -103,8 +111,8 @@ def test_plain_formulas_are_the_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["flat", "abmil", "clam", "dsmil", "max"])
-def test_every_baseline_trains_predicts_and_exports(
-    train_small: Callable[..., Any], tmp_path: Path, name: str
+def test_every_baseline_trains_exports_and_is_drawn(
+    train_small: Callable[..., Any], cohort: Any, tmp_path: Path, name: str
 ) -> None:
     run = train_small(tmp_path / "run", model=name, folds=2, epochs=1)
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
@@ -115,29 +123,26 @@ def test_every_baseline_trains_predicts_and_exports(
     ((file, apart),) = export.export_run(run, tmp_path, [0]).items()
     assert file.exists()
     assert apart < 1e-4
+    picture = ["--store", str(cohort.path / "store"), "--out", str(tmp_path / "s06.png")]
+    assert main(["heatmap", str(run.path), "s06", *picture]) == (2 if name == "max" else 0)
 
 
 def test_a_file_that_disagrees_is_not_kept(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_run(run.path)
-    export.export_run(opened, tmp_path, [0])
-    before = (tmp_path / "fold-0.onnx").read_bytes()
-
-    def another(run: Any, fold: int, device: torch.device) -> torch.nn.Module:
-        return load_fold(run, 1, device)
-
+    shutil.copytree(heads, tmp_path, dirs_exist_ok=True)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     write = export.write_onnx
 
     def write_another(head: Any, dim: int, path: Path, metadata: dict[str, Any]) -> None:
-        model = another(opened, 1, torch.device("cpu"))
+        model = load_fold(opened, 1, torch.device("cpu"))
         write(PlainHead(model, opened.tree.parents, summed=opened.sums), dim, path, metadata)
 
     monkeypatch.setattr(export, "write_onnx", write_another)
     with pytest.raises(UsageError, match="onnxruntime differs from the model of fold 0 by"):
         export.export_run(opened, tmp_path, [0])
-    assert (tmp_path / "fold-0.onnx").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fold-0.md", "fold-0.onnx"]
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_mistakes_are_told_in_words(
