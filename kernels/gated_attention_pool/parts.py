@@ -63,7 +63,7 @@ def pool_in_parts(
 
     def part(k: int, operands: Sequence[Tensor]) -> Pooled:
         """Chunk k, the same in both passes."""
-        # what autocast remembers of the first pass has no gradient
+        # a weight cast without gradient is not to be remembered for other uses
         with (
             torch.autocast(device.type, dtype, enabled, cache_enabled=False),
             torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=random),
