@@ -18,9 +18,9 @@ from bench.kernels.cases import grid
 from bench.kernels.journal import Journal, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET = {"cuda": 420, "cpu": 240}  # s; a case that has begun is finished
-PATIENCE = 150  # s without a sign of life
-GRACE = 60  # s beyond the budget for the case that has begun
+BUDGET = {"cuda": 400, "cpu": 240}  # s; a case that has begun is finished
+PATIENCE = {"cuda": 150, "cpu": 300}  # s without a sign of life; a compiler takes a minute
+GRACE = 50  # s beyond the budget for the case that has begun
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--full", action="store_true", help="on a CPU too, up to 1 M instances")
     parser.add_argument(
-        "--budget", type=float, metavar="S", help="begin no case later (420 on a GPU, else 240)"
+        "--budget", type=float, metavar="S", help="begin no case later (400 on a GPU, else 240)"
     )
     args = parser.parse_args()
     kind = machine.device().type
@@ -71,7 +71,7 @@ def _child(settings: Settings, log: Path) -> int:
         "--confcutdir=bench/kernels", "-p", "no:cacheprovider", "--benchmark-only",
         "--benchmark-columns=median",
     ]  # fmt: skip
-    journal = Journal(settings.journal)
+    journal, patience = Journal(settings.journal), PATIENCE[machine.device().type]
     told, sign = len(journal.rows()), time.time()
     with log.open("a") as output:
         child = subprocess.Popen(
@@ -89,10 +89,10 @@ def _child(settings: Settings, log: Path) -> int:
                 told = _tell(journal, told)
                 if time.time() > settings.deadline + GRACE:
                     break
-                if time.time() - sign > PATIENCE:
+                if time.time() - sign > patience:
                     last = journal.records()[-1:]
                     if last and "rival" in last[0] and not last[0].get("end"):
-                        journal.write(**last[0], crash=f"no answer in {PATIENCE} s")
+                        journal.write(**last[0], crash=f"no answer in {patience} s")
                     break
         finally:
             child.kill()
