@@ -15,12 +15,12 @@ from hmil_fast.training.charts import curves_chart, reliability_chart, roc_chart
 from hmil_fast.training.pictures import heat_colours
 from hmil_fast.training.report_data import Run, read_run
 from hmil_fast.training.report_levels import classes_table, confusion_table
+from hmil_fast.training.report_slides import slides_table
 from hmil_fast.training.report_tables import (
     count,
     folds_table,
     headline_table,
     level_name,
-    slides_table,
 )
 from hmil_fast.training.report_trust import trust_section
 

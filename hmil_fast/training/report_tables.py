@@ -1,6 +1,5 @@
-"""The tables of the report: headline numbers, folds, slides."""
+"""The tables of the report over all levels: headline numbers, folds."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -156,70 +155,6 @@ def folds_table(data: Run) -> str:
     )
 
 
-def slides_table(data: Run) -> str:
-    """Every tested slide; the head of a column sorts by it, a picture opens the viewer."""
-    shown = {slide_id: number for number, slide_id in enumerate(data.views)}
-    columns = [
-        ("slide", ""), ("patient", ""), ("fold", "n"), ("label", ""), ("prediction", ""),
-        ("probability", "n"), ("tiles", "n"),
-    ]  # fmt: skip
-    if data.answers:
-        columns.append(("sure of", ""))
-    heads = "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
-        for name, kind in columns
-    ) + ('<th scope="col">attention</th>' if shown else "")
-    nodes = data.tree.ancestors()
-    lines = []
-    for number, row in enumerate(data.rows):
-        leaf = data.tree.leaf(row["prediction"])
-        wrong = row["label"] != row["prediction"]
-        p = [level[number] for level in data.probabilities]
-        cells = [
-            f'<td class="id">{escape(row["slide_id"])}</td>',
-            f'<td class="id">{escape(row["patient_id"])}</td>',
-            f'<td class="n">{data.folds[number]}</td>',
-            f"<td>{escape(row['label'])}</td>",
-            f'<td class="answer">{escape(row["prediction"])}</td>',
-            f'<td class="n">{p[-1][leaf]:.3f}</td>',
-            f'<td class="n">{escape(row["num_tiles"] or "")}</td>',
-        ]
-        if data.answers:
-            answer = data.answers.get((row["slide_id"], row["fold"]))
-            cells.append(f"<td>{escape(answer or '–')}</td>")
-        if shown:
-            cells.append(f"<td>{_look(data.views.get(row['slide_id']), row['slide_id'])}</td>")
-        facts = {
-            "row": number,
-            "view": shown.get(row["slide_id"], ""),
-            "slide": row["slide_id"],
-            "true": ",".join(str(k) for k in nodes[:, data.y_leaf[number]]),
-            "said": ",".join(str(level.argmax()) for level in p),
-            "p": json.dumps([[round(float(v), 4) for v in level] for level in p]),
-        }
-        attributes = "".join(f' data-{k}="{escape(str(v))}"' for k, v in facts.items())
-        kind = ' class="wrong"' if wrong else ""
-        lines.append(f"<tr{kind}{attributes}>{''.join(cells)}</tr>")
-    mistakes = sum(row["label"] != row["prediction"] for row in data.rows)
-    note = f"{count(len(data.rows), 'slide')}, {mistakes or 'none'} of them predicted wrongly (✗)."
-    if data.answers:
-        note += " Sure of: the deepest node that meets the asked risk (see Trust)."
-    if shown:
-        note += " A picture opens the slide under the attention paid for each node."
-    if data.left_out:
-        note += f" {count(data.left_out, 'slide')} would make this page too large to open."
-    return (
-        f'<p class="note">{note}</p><div class="filter">'
-        '<input type="search" id="find" placeholder="find" aria-label="find in the table"> '
-        '<select id="which" aria-label="which slides"><option value="all">all slides</option>'
-        '<option value="wrong">mistakes</option><option value="right">right answers</option>'
-        '</select> <button type="button" id="clear" hidden>show all</button>'
-        '<p id="shown" role="status"></p></div>'
-        f'<div class="wide"><table id="slide-table"><thead><tr>{heads}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
 Group = tuple[str, dict[str, tuple[str, Range]], list[Mapping[str, Any]], dict[str, float]]
 
 
@@ -282,17 +217,6 @@ def _bar(
     return (
         f'<svg width="170" height="{height}" aria-hidden="true"><line x1="5" x2="165" '
         f'y1="{height - 0.5}" y2="{height - 0.5}" stroke="var(--line)"/>{"".join(marks)}</svg>'
-    )
-
-
-def _look(view: Mapping[str, Any] | None, slide_id: str) -> str:
-    """The small picture of a slide, which opens its view."""
-    if view is None:
-        return ""
-    return (
-        f'<button type="button" class="look" title="look at the slide"><img loading="lazy" '
-        f'alt="{escape(slide_id)} under its attention" '
-        f'src="data:image/webp;base64,{escape(view["small"])}"></button>'
     )
 
 

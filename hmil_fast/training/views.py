@@ -133,7 +133,7 @@ def write_view(
         "mpp": attrs["mpp"]["level0"],
         "side": side,
         "tiles": record.num_tiles,
-        "picture": _webp(Image.fromarray(thumbnail), thumbnail.shape[1::-1], 50),
+        "picture": _webp(Image.fromarray(thumbnail), thumbnail.shape[1::-1], 40),
         "small": _webp(
             Image.fromarray(_best_painted(thumbnail, record, coords, [maps[i] for i in likely])),
             _SMALL,

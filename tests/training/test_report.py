@@ -17,8 +17,9 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import evaluate_predictions
 from hmil_fast.training.report import write_report
-from hmil_fast.training.report_data import read_view, view_file
+from hmil_fast.training.report_data import read_run, read_view, view_file
 from hmil_fast.training.report_levels import confusion_table
+from hmil_fast.training.report_trust import trust_section
 
 TREE = LabelTree.from_nested({"benign": ["N", r"_$\frac$"], "<i>malignant": ["IC", "{{title}}"]})
 HOSTILE = "</script><img src=x onerror=document.title='owned'>\"'&{{title}}"
@@ -191,7 +192,7 @@ def test_a_view_that_is_damaged_or_of_another_forward_is_left_out(tmp_path: Path
     for text in ("", "[]", "{", "{}", "\x00"):
         path.write_text(text)
         assert read_view(path, said) is None
-        assert 'class="look"' not in write_report(run).read_text(encoding="utf-8")
+    assert 'class="look"' not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
         assert text in texts, text
     for broken in ({"calibration": None, "conformal": {}}, {"calibration": {"levels": {"0": {}}}}):
         (run / "metrics.json").write_text(json.dumps(metrics | broken))
-        write_report(run)
+        assert "<h3>Calibration" not in trust_section(read_run(run))
 
 
 def test_the_confusion_matrix_counts_rows_of_true_and_columns_of_predicted_classes() -> None:

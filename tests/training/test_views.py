@@ -88,7 +88,7 @@ def test_the_highest_tiles_come_first_and_those_in_no_bag_never() -> None:
     assert top_tiles(np.full(2, np.nan), 3).tolist() == []
 
 
-@pytest.mark.parametrize("model", ["abmil", "flat", "dsmil", "mean"])
+@pytest.mark.parametrize("model", ["abmil", "flat", "mean"])
 def test_models_of_other_attention_are_shown(
     model: str, cohort: Any, train_small: Callable[..., Any], tmp_path: Path
 ) -> None:
