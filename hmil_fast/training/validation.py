@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import split_batch
-from hmil_fast.metrics import flat_metrics
+from hmil_fast.metrics import flat_metrics, summed
 from hmil_fast.training import ranks
 from hmil_fast.training.predict import forward_bags
 from hmil_fast.training.run_folder import Run
@@ -47,10 +47,10 @@ def validate(
     y = targets[bags]
     loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")
     right = (logits[-1].argmax(1) == y[:, -1]).float()
-    flat = [
-        flat_metrics(y[:, l].numpy(), level.softmax(1).double().numpy())
-        for l, level in enumerate(logits)
-    ]
+    levels = [level.softmax(1).double().numpy() for level in logits]
+    if run.sums:  # scored as they are predicted
+        levels = [*summed(run.tree, levels[-1]), levels[-1]]
+    flat = [flat_metrics(y[:, l].numpy(), level) for l, level in enumerate(levels)]
     return {
         "val_loss": _mean_per_class(loss, y[:, -1]),
         "val_balanced_accuracy": _mean_per_class(right, y[:, -1]),
