@@ -254,7 +254,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "decode", "store", "extract", "step", "kernels"),
+        choices=("all", "decode", "store", "extract", "train", "kernels"),
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
 
