@@ -71,6 +71,7 @@ class TrainConfig:
     hxe_alpha: float | None = None
     soft_beta: float | None = None
     coarse: str | None = None
+    readout: str | None = None
     label_smoothing: float | None = None
     class_weights: str | None = None
     curriculum: str | None = None

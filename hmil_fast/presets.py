@@ -9,6 +9,7 @@ from hmil_fast.errors import UsageError
 CHOICES = {
     "hierarchy": ("ce", "marginal", "hxe", "soft"),
     "coarse": ("head", "sum"),
+    "readout": ("paper", "evidence"),
     "class_weights": ("none", "balanced"),
     "curriculum": ("linear", "square", "constant"),
     "hba": ("nll", "released", "none"),
@@ -36,6 +37,7 @@ class LossSettings:
             height of the common ancestor with the true leaf over that of the root; large is ce.
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
             loss does not read it.
+        readout: Of the model, as `HMIL` describes it. The loss does not read it.
         label_smoothing: ε spread evenly over the classes, in hierarchy and in the heads.
         class_weights: "balanced": a bag weighs n / (classes · n of its leaf) in hierarchy.
         curriculum: Falling weight: "linear" 1 − p, "square" 1 − p²; the rising one is what it lacks
@@ -56,6 +58,7 @@ class LossSettings:
     hxe_alpha: float
     soft_beta: float
     coarse: str
+    readout: str
     label_smoothing: float
     class_weights: str
     curriculum: str
@@ -95,6 +98,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "hxe_alpha":         (0.1,        0.1,      0.1),
     "soft_beta":         (10.0,       10.0,     10.0),
     "coarse":            ("sum",      "head",   "head"),
+    "readout":           ("evidence", "paper",  "paper"),
     "label_smoothing":   (0.05,       0.0,      0.0),
     "class_weights":     ("none",     "none",   "none"),
     "curriculum":        ("constant", "linear", "square"),

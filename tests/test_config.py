@@ -180,7 +180,7 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
         "cache": "map", "precision": "bf16", "device": "cpu",
         "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "sum",
-        "label_smoothing": 0.9, "class_weights": "balanced", "curriculum": "constant",
+        "readout": "evidence", "label_smoothing": 0.9, "class_weights": "balanced", "curriculum": "constant",
         "coarse_weight": 0.9, "hba": "none", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
         "supcon": "levels", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
     }  # fmt: skip

@@ -19,6 +19,7 @@ def build_model(
     *,
     hidden: int = 256,
     dropout: float = 0.0,
+    readout: str = "paper",
 ) -> "nn.Module":
     """Make a model by its name; every one is called as ``model(x, bags, targets) -> HmilOutput``.
 
@@ -29,6 +30,7 @@ def build_model(
         parents: Per level below the first, the parent of each node; flat needs them.
         hidden: Width of the instance embedding.
         dropout: On the gate of a gated attention, while training; nothing to the others.
+        readout: Of hmil and flat: "paper", or "evidence"; nothing to the others.
 
     Raises:
         UsageError: No such model.
@@ -36,11 +38,11 @@ def build_model(
     if name == "hmil":
         from hmil_fast.models.hmil import HMIL
 
-        return HMIL(dim, num_classes, hidden=hidden, dropout=dropout)
+        return HMIL(dim, num_classes, hidden=hidden, dropout=dropout, readout=readout)
     if name == "flat":
         from hmil_fast.models.flat import FlatHMIL
 
-        return FlatHMIL(dim, num_classes, parents, hidden=hidden, dropout=dropout)
+        return FlatHMIL(dim, num_classes, parents, hidden=hidden, dropout=dropout, readout=readout)
     if name == "abmil":
         from hmil_fast.models.abmil import ABMIL
 

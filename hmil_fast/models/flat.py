@@ -19,6 +19,7 @@ class FlatHMIL(nn.Module):
         parents: Per level below the first, the parent of each node.
         hidden: As for `HMIL`.
         dropout: As for `HMIL`.
+        readout: As for `HMIL`.
 
     Raises:
         ValueError: The parents do not fit num_classes.
@@ -32,9 +33,10 @@ class FlatHMIL(nn.Module):
         *,
         hidden: int = 256,
         dropout: float = 0.0,
+        readout: str = "paper",
     ) -> None:
         super().__init__()
-        self.leaves = HMIL(dim, num_classes[-1:], hidden=hidden, dropout=dropout)
+        self.leaves = HMIL(dim, num_classes[-1:], hidden=hidden, dropout=dropout, readout=readout)
         pairs = list(zip(parents, num_classes[:-1], strict=False))
         if [len(parent) for parent in parents] != list(num_classes[1:]) or any(
             set(parent) != set(range(above)) for parent, above in pairs

@@ -23,16 +23,38 @@ class Level(nn.Module):
         V: Gate inside the tanh.
         U: Gate inside the sigmoid.
         w: Attention scores of the classes from the gates.
-        classify: Logit of a class from its pooled h, shared by the classes.
+        classify: Logit of a class from its pooled h; shared by the classes, or a row for each.
+        average: Logits from the mean r of the bag; None without evidence.
+        scale: Weight of the evidence; None without.
     """
 
-    def __init__(self, above: int, dim: int, gate: int, classes: int) -> None:
+    def __init__(
+        self, above: int, dim: int, gate: int, classes: int, hidden: int, evidence: bool
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(above, dim)
         self.V = nn.Linear(dim, gate)
         self.U = nn.Linear(dim, gate)
         self.w = nn.Linear(gate, classes)
-        self.classify = nn.Linear(dim, 1)
+        self.classify = nn.Linear(dim, classes if evidence else 1)
+        self.average = nn.Linear(hidden, classes) if evidence else None
+        self.scale = nn.Parameter(torch.ones(())) if evidence else None
+
+    def logits(self, means: Tensor, lse: Tensor, bag: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Logits [B, K].
+
+        Args:
+            means: Pooled h [B, K, dim].
+            lse: [B, K].
+            bag: With evidence the mean r [B, hidden] of the bags, and log n [B, 1].
+        """
+        if bag is None or self.average is None or self.scale is None:
+            return cast("Tensor", self.classify(means)).squeeze(2)
+        average, log_n = bag
+        own = (means * self.classify.weight).sum(2) + self.classify.bias
+        evidence = torch.where(log_n > -torch.inf, lse - log_n, 0)
+        logits: Tensor = own + self.average(average) + self.scale * evidence
+        return logits
 
 
 class HMIL(nn.Module):
@@ -47,15 +69,29 @@ class HMIL(nn.Module):
     and pools r itself, all levels in one call; h¹ and hˡ never exist. The parameters stay those
     of the paper. `forward_unfolded` states the same formulas word for word.
 
+    The published classifier sees a class through its attention-weighted mean alone: how much of
+    the bag the class has found is lost, and one weight vector serves all classes. With the readout
+    "evidence" a class has its own w_c, and logit_c = w_c·M_c + b_c + g (lse_c − log n) + u_c·r̄:
+    log of the mean of exp(score), which attention has worked out anyway, and the mean r̄ of r,
+    which is one more class whose scores are 0. g, one per level, begins at 1 and u at 0; linear
+    layers begin with gain 1 rather than √2, so that five of them in a row do not grow.
+
     Args:
         dim: Feature dimension D.
         num_classes: Nodes per level of the label tree, coarse first; one level is allowed.
         hidden: Width of r and of the embeddings below the first level.
         dropout: Probability of dropping an entry of tanh(V h) ⊙ σ(U h) while training.
+        readout: "paper", or "evidence".
     """
 
     def __init__(
-        self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256, dropout: float = 0.0
+        self,
+        dim: int,
+        num_classes: tuple[int, ...],
+        *,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        readout: str = "paper",
     ) -> None:
         super().__init__()
         if dim < 1 or hidden < 1 or not num_classes or min(num_classes) < 1:
@@ -65,17 +101,26 @@ class HMIL(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; give a probability in [0, 1)")
+        if readout not in ("paper", "evidence"):
+            raise ValueError(f"readout is {readout!r}; give paper or evidence")
+        self.evidence = readout == "evidence"
         self.dim, self.num_classes, self.dropout = dim, tuple(num_classes), dropout
         self.reduce = nn.Linear(dim, hidden)
         widths = [hidden, dim] + [hidden] * (len(num_classes) - 1)
         self.levels = nn.ModuleList(
-            Level(above, width, _GATE_WIDTHS[min(l, 1)], num_classes[l])
+            Level(above, width, _GATE_WIDTHS[min(l, 1)], num_classes[l], hidden, self.evidence)
             for l, (above, width) in enumerate(pairwise(widths))
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+                gain_1 = self.evidence and module is not self.reduce
+                nn.init.kaiming_normal_(
+                    module.weight, nonlinearity="linear" if gain_1 else "leaky_relu"
+                )
                 nn.init.zeros_(module.bias)
+        for level in self._levels():
+            if level.average is not None:
+                nn.init.zeros_(level.average.weight)
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags.
@@ -159,10 +204,13 @@ class HMIL(nn.Module):
         ]
         scores = [x.new_zeros(x.shape[0], k, dtype=dtype) for k in self.num_classes]
         lse = [x.new_full((count, k), -torch.inf, dtype=dtype) for k in self.num_classes]
+        average = x.new_zeros(count, self.reduce.out_features, dtype=dtype)
+        log_n = torch.tensor([[length] for _, length in spans], dtype=dtype).log().to(x.device)
         for b, (start, length) in enumerate(spans):
             if not length:
                 continue
             h = F.relu(self.reduce(_cast(x[start : start + length], self.reduce.weight)))
+            average[b] = h.mean(0)
             for l, level in enumerate(self._levels()):
                 h = level.embed(h)
                 gated = torch.tanh(level.V(h)) * torch.sigmoid(level.U(h))
@@ -170,7 +218,8 @@ class HMIL(nn.Module):
                 scores[l][start : start + length] = s
                 lse[l][b] = torch.logsumexp(s, 0)
                 means[l][b] = torch.softmax(s, 0).T @ h
-        return self._output(means, tuple(scores), tuple(lse))
+        bag = (average, log_n) if self.evidence else None
+        return self._output(means, tuple(scores), tuple(lse), bag)
 
     def _levels(self) -> list[Level]:
         return cast("list[Level]", list(self.levels))
@@ -181,7 +230,10 @@ class HMIL(nn.Module):
         return x
 
     def _fold(self) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Gates of all levels as one gate on r, and per level the map from r to hˡ."""
+        """Gates of all levels as one gate on r, and per level the map from r to hˡ.
+
+        With evidence there is one class more, last, whose scores are 0: its pooled r is the mean.
+        """
         maps: list[tuple[Tensor, Tensor]] = []
         gates: list[list[Tensor]] = []
         for level in self._levels():
@@ -195,7 +247,10 @@ class HMIL(nn.Module):
             gates.append([V.weight @ A, V.weight @ c + V.bias, U.weight @ A, U.weight @ c + U.bias])
         folded = [torch.cat(parts) for parts in zip(*gates, strict=True)]
         w = torch.block_diag(*(level.w.weight for level in self._levels()))  # type: ignore[no-untyped-call]
-        return [*folded, w, torch.cat([level.w.bias for level in self._levels()])], maps
+        b = torch.cat([level.w.bias for level in self._levels()])
+        if self.evidence:
+            w, b = F.pad(w, (0, 0, 0, 1)), F.pad(b, (0, 1))
+        return [*folded, w, b], maps
 
     def _predict(
         self,
@@ -207,20 +262,27 @@ class HMIL(nn.Module):
     ) -> HmilOutput:
         """From r pooled for all levels; `filled` [B] says whether a bag has instances."""
         filled = filled.to(pooled.device, non_blocking=True)[:, None, None]
-        sizes = list(self.num_classes)
+        sizes = [*self.num_classes, 1] if self.evidence else list(self.num_classes)
+        (pooled_of, scores_of, lse_of) = (torch.split(t, sizes, 1) for t in (pooled, scores, lse))
+        levels = len(self.num_classes)
+        bag = (pooled_of[-1].squeeze(1), lse_of[-1]) if self.evidence else None
         with torch.autocast(pooled.device.type, enabled=False):
             means = [
                 torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c
-                for p, (A, c) in zip(torch.split(pooled, sizes, 1), maps, strict=True)
+                for p, (A, c) in zip(pooled_of[:levels], maps, strict=True)
             ]
-            return self._output(means, torch.split(scores, sizes, 1), torch.split(lse, sizes, 1))
+            return self._output(means, scores_of[:levels], lse_of[:levels], bag)
 
     def _output(
-        self, means: list[Tensor], scores: tuple[Tensor, ...], lse: tuple[Tensor, ...]
+        self,
+        means: list[Tensor],
+        scores: tuple[Tensor, ...],
+        lse: tuple[Tensor, ...],
+        bag: tuple[Tensor, Tensor] | None,
     ) -> HmilOutput:
         logits = tuple(
-            level.classify(mean).squeeze(2)
-            for level, mean in zip(self._levels(), means, strict=True)
+            level.logits(mean, z, bag)
+            for level, mean, z in zip(self._levels(), means, lse, strict=True)
         )
         norm = torch.linalg.vector_norm(means[-1], dim=2, keepdim=True)
         # a row of zeros (an empty bag, features of zeros) must not get the gradient 1/eps

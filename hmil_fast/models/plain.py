@@ -5,6 +5,7 @@ No custom op, no packed bags, nothing that reads a value: `torch.export` and ONN
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from hmil_fast.models.baselines import MaxPool, MeanPool
 from hmil_fast.models.clam import CLAM
 from hmil_fast.models.dsmil import DSMIL
 from hmil_fast.models.flat import FlatHMIL
-from hmil_fast.models.hmil import HMIL
+from hmil_fast.models.hmil import HMIL, Level
 
 Parents = Sequence[Sequence[int]]
 _Said = tuple[list[Tensor], list[Tensor]]  # logits [K_l] and attentions [n, K_l] per level
@@ -88,7 +89,7 @@ class _Hmil(nn.Module):
     def __init__(self, model: HMIL) -> None:
         super().__init__()
         self.reduce, self.sizes = model.reduce, list(model.num_classes)
-        self.classify = nn.ModuleList(level.classify for level in model.levels)  # type: ignore[misc]
+        self.levels, self.evidence = model.levels, model.evidence
         with torch.no_grad():
             weights, maps = model._fold()
         for name, weight in zip(("V", "bv", "U", "bu", "w", "b"), weights, strict=True):
@@ -101,11 +102,16 @@ class _Hmil(nn.Module):
         V, bv, U, bu, w, b = (self.get_buffer(name) for name in ("V", "bv", "U", "bu", "w", "b"))
         r = torch.relu(self.reduce(x))
         gate = torch.tanh(F.linear(r, V, bv)) * torch.sigmoid(F.linear(r, U, bu))
-        attention = torch.softmax(F.linear(gate, w, b), 0)
+        scores = F.linear(gate, w, b)[:, : sum(self.sizes)]
+        attention = torch.softmax(scores, 0)
+        log_n = torch.ones_like(scores[:, :1]).sum(0, keepdim=True).log()
+        bag = (r.mean(0, keepdim=True), log_n) if self.evidence else None
+        lse = torch.split(torch.logsumexp(scores, 0), self.sizes)
         logits = []
         for l, pooled in enumerate(torch.split(attention.T @ r, self.sizes)):
             mean = F.linear(pooled, self.get_buffer(f"A{l}"), self.get_buffer(f"c{l}"))
-            logits.append(self.classify[l](mean).squeeze(1))
+            level = cast("Level", self.levels[l])
+            logits.append(level.logits(mean[None], lse[l][None], bag).squeeze(0))
         return logits, list(torch.split(attention, self.sizes, 1))
 
 

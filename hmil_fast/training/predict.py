@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor, nn
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import epoch_batches
+from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
+from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 from hmil_fast.metrics import summed
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.training.checkpoint import read_checkpoint, restore
 from hmil_fast.training.run_folder import Prediction, Run, write_predictions
+
+if TYPE_CHECKING:
+    from hmil_fast.models.hmil import HMIL
 
 
 def build_for_run(run: Run) -> nn.Module:
@@ -29,6 +35,7 @@ def build_for_run(run: Run) -> nn.Module:
         tree.parents,
         hidden=config.hidden,
         dropout=config.dropout,
+        readout=loss_settings(config).readout,
     )
 
 
@@ -48,6 +55,21 @@ def load_fold(run: Run, fold: int, device: torch.device) -> nn.Module:
     return model.eval()
 
 
+def chunk_rows(run: Run, model: nn.Module) -> int | None:
+    """Rows of the chunks that a bag larger than a batch goes in; None if the model takes none."""
+    return run.config.batch_instances if hasattr(model, "forward_chunks") else None
+
+
+def forward(
+    model: nn.Module, x: Tensor | Chunks, bags: Tensor, targets: Tensor | None = None
+) -> HmilOutput:
+    """The model's output for a batch, or for one bag in chunks (`FeatureCache.batches`)."""
+    if isinstance(x, Tensor):
+        output: HmilOutput = model(x, bags, targets=targets)
+        return output
+    return cast("HMIL", model).forward_chunks(x)
+
+
 @torch.inference_mode()
 def forward_bags(
     run: Run, model: nn.Module, cache: FeatureCache, indices: Sequence[int]
@@ -62,9 +84,10 @@ def forward_bags(
     lengths = cache.lengths[list(indices)]
     budget = (run.config.batch_bags, run.config.batch_instances)
     batches = [[indices[i] for i in batch] for batch in epoch_batches(lengths, *budget, seed=None)]
-    for chosen, (x, bags) in zip(batches, cache.batches(batches, device), strict=True):
+    features = cache.batches(batches, device, chunk_rows(run, model))
+    for chosen, (x, bags) in zip(batches, features, strict=True):
         with amp(device, run.config.precision):
-            output = model(x, bags)
+            output = forward(model, x, bags)
         yield chosen, output, bags
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ PARENTS = ((0, 0, 0, 1, 1, 2, 2),)
 TREES = [(3,), (3, 7), (2, 4, 9), (2, 3, 5, 8)]
 
 
-def _model(num_classes: tuple[int, ...], **options: float) -> HMIL:
+def _model(num_classes: tuple[int, ...], **options: Any) -> HMIL:
     torch.manual_seed(0)
     model = HMIL(20, num_classes, hidden=12, **options).double()
     for parameter in model.parameters():
@@ -33,9 +35,10 @@ def test_parameters_are_those_of_the_release(num_classes: tuple[int, ...], count
     assert model.reduce.weight.std().item() == pytest.approx(kaiming, rel=0.02)
 
 
+@pytest.mark.parametrize("readout", ["paper", "evidence"])
 @pytest.mark.parametrize("num_classes", TREES)
-def test_fold_equals_the_published_formulas(num_classes: tuple[int, ...]) -> None:
-    model, results = _model(num_classes), []
+def test_fold_equals_the_published_formulas(num_classes: tuple[int, ...], readout: str) -> None:
+    model, results = _model(num_classes, readout=readout), []
     for forward in (model.forward, model.forward_unfolded):
         x = _features().requires_grad_()
         out = forward(x, BAGS)
@@ -52,6 +55,20 @@ def test_fold_equals_the_published_formulas(num_classes: tuple[int, ...]) -> Non
     for ours, theirs in zip(*results, strict=True):
         scale = max(theirs.abs().max().item(), 1)
         assert (ours - theirs).abs().max().item() < 1e-12 * scale
+
+
+def test_evidence_is_what_the_class_found_and_the_mean_of_the_bag() -> None:
+    model, x = _model((2, 3), readout="evidence"), _features()[:6]
+    out = model(x, torch.tensor([[0, 6]]))
+    r = torch.relu(x @ model.reduce.weight.T + model.reduce.bias)
+    level = model.levels[0]
+    attention = (out.attention_logits[0] - out.lse[0]).exp()  # [6, 2]
+    for c in range(2):
+        found = attention[:, c] @ level.embed(r)
+        evidence = out.attention_logits[0][:, c].exp().mean().log()
+        logit = level.classify.weight[c] @ found + level.classify.bias[c] + level.scale * evidence
+        logit = logit + level.average.weight[c] @ r.mean(0) + level.average.bias[c]
+        torch.testing.assert_close(out.logits[0][0, c], logit)
 
 
 def test_formulas_written_out_for_two_levels() -> None:
@@ -158,7 +175,7 @@ def test_bad_arguments_are_named(name: str) -> None:
 
 @pytest.mark.parametrize("num_classes", [(3,), (2, 4, 9)])
 def test_the_whole_model_is_one_graph(num_classes: tuple[int, ...]) -> None:
-    model, x = _model(num_classes), _features()
+    model, x = _model(num_classes, readout="evidence"), _features()
     results = []
     for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         output = forward(x, BAGS)

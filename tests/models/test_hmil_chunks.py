@@ -18,7 +18,7 @@ SHARDS = [[120, 1], [], [0, 15, 64]]  # chunks per rank
 
 def _model(dropout: float = 0.0) -> HMIL:
     torch.manual_seed(0)
-    model = HMIL(DIM, TREE.num_classes, hidden=12, dropout=dropout).double()
+    model = HMIL(DIM, TREE.num_classes, hidden=12, dropout=dropout, readout="evidence").double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model

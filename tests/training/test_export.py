@@ -85,11 +85,16 @@ def test_a_file_holds_its_card_and_no_path_of_the_machine(run: Any, heads: Path)
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_plain_formulas_are_the_models(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "readout"), [*((name, "paper") for name in MODELS), ("hmil", "evidence")]
+)
+def test_plain_formulas_are_the_models(name: str, readout: str) -> None:
     tree = LabelTree.from_nested({"a": {"b": ["x", "y"]}, "c": {"d": ["u", "v"], "e": ["w"]}})
     torch.manual_seed(0)
-    model = build_model(name, 20, tree.num_classes, tree.parents, hidden=12).double().eval()
+    model = build_model(name, 20, tree.num_classes, tree.parents, hidden=12, readout=readout)
+    for parameter in model.parameters():  # some begin at 0
+        torch.nn.init.normal_(parameter, std=0.3)
+    model = model.double().eval()
     x = torch.randn(300, 20, dtype=torch.float64)
     bags = torch.tensor([[0, 1], [1, 2], [3, 297]])
     out = model(x, bags)
