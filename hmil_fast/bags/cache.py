@@ -6,63 +6,23 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from shutil import disk_usage
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmil_fast.config import CACHES
-from hmil_fast.device import free_memory, local_ranks
+from hmil_fast.bags.stored import StoredBag
+from hmil_fast.bags.tiers import choose_tier, gb
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
+from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 
 _CPU = torch.device("cpu")
 _AHEAD = 2  # batches that are made ready while one is worked on
-_Made = tuple[Tensor, Tensor, torch.cuda.Event | None]
-
-
-class Tier(NamedTuple):
-    """Where features lie, and the reason in few words.
-
-    ``device``: the device's memory; ``host``: main memory, pinned beside a GPU; ``map``: a scratch
-    file that is mapped; ``stream``: the store alone, read anew for every batch.
-    """
-
-    name: str
-    why: str
-
-
-def choose_tier(wish: str, size: int, device: torch.device, scratch: Path) -> Tier:
-    """The first tier of which the features take at most half of what is free.
-
-    Args:
-        wish: One of `config.CACHES`.
-        size: Bytes of all features.
-        device: Where the batches will be asked for.
-        scratch: Folder on the disk that a scratch file would be on.
-
-    Raises:
-        UsageError: No such tier.
-    """
-    if wish not in CACHES:
-        raise UsageError(f"there is no cache {wish!r}", f"choose one of {', '.join(CACHES)}")
-    if wish != "auto":
-        return Tier(wish, "asked for")
-    ranks = local_ranks()  # each keeps its own
-    free = {"device": free_memory(device)} if device.type == "cuda" else {}
-    free |= {"host": free_memory(_CPU) // ranks, "map": disk_usage(scratch).free // ranks}
-    for name, room in free.items():
-        if 2 * size <= room:
-            return Tier(name, f"{_gb(room)} were free")
-    return Tier("stream", f"nothing holds them: {', '.join(map(_gb, free.values()))} were free")
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"
+_Made = tuple[Tensor | Chunks, Tensor, torch.cuda.Event | None]
 
 
 class FeatureCache:
@@ -129,7 +89,7 @@ class FeatureCache:
             "stream": "in the store, read anew for every batch",
         }
         count = f"{int(self.lengths.sum()):,} instances of {len(self.slide_ids)} slides"
-        return f"{count}, {_gb(self.bytes)}, {places[self.tier.name]} ({self.tier.why})"
+        return f"{count}, {gb(self.bytes)}, {places[self.tier.name]} ({self.tier.why})"
 
     def good_tiles(self, index: int) -> NDArray[np.intp] | None:
         """Which tiles of the slide are in its bag, or None for all."""
@@ -150,17 +110,32 @@ class FeatureCache:
         return self._batch(indices, device, _Buffers(0, self.dim, self._dtype))
 
     def batches(
-        self, chosen: Sequence[Sequence[int]], device: torch.device
-    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        self, chosen: Sequence[Sequence[int]], device: torch.device, whole: int | None = None
+    ) -> Generator[tuple[Tensor | Chunks, Tensor], None, None]:
         """`batch` of each; a thread makes them ready where that takes more than a copy in memory.
 
         A batch may be written over as soon as the next is asked for.
+
+        Args:
+            chosen: The bags of each batch.
+            device: Where to.
+            whole: A bag alone in its batch and longer than this comes as chunks of about so many
+                rows, where the cache has them, each read when it is asked for.
         """
+
+        def prepare(indices: Sequence[int]) -> tuple[Tensor | Chunks, Tensor]:
+            if whole is None or len(indices) != 1 or self.lengths[indices[0]] <= whole:
+                return self._batch(indices, device, buffers)
+            bags = torch.tensor([[0, int(self.lengths[indices[0]])]])
+            if self._rows is None:
+                return StoredBag(self._store, self.slide_ids[indices[0]], rows=whole), bags
+            return torch.split(self.bag(indices[0]), whole), bags
+
         kept = self._rows is not None and self._rows.device == device
         if kept and self.tier.name != "map":
             buffers = _Buffers(1, self.dim, self._dtype)
             for indices in chosen:
-                yield self._batch(indices, device, buffers)
+                yield prepare(indices)
             return
         # on a GPU the staging buffer is free again once its copy, awaited below, has ended
         buffers = _Buffers(1 if device.type == "cuda" else _AHEAD + 1, self.dim, self._dtype)
@@ -168,9 +143,9 @@ class FeatureCache:
 
         def make(indices: Sequence[int]) -> _Made:
             if side is None:
-                return *self._batch(indices, device, buffers), None
+                return *prepare(indices), None
             with torch.cuda.stream(side):
-                x, bags = self._batch(indices, device, buffers)
+                x, bags = prepare(indices)
                 done = side.record_event()
             done.synchronize()
             return x, bags, done
@@ -182,7 +157,9 @@ class FeatureCache:
             while made:
                 made.extend(pool.submit(make, i) for i in islice(todo, 1))
                 x, bags, done = made.popleft().result()
-                if done is not None:  # the allocator must know that this stream reads it
+                if done is not None and isinstance(
+                    x, Tensor
+                ):  # the allocator must know that this stream reads it
                     x.record_stream(torch.cuda.current_stream(device))
                 yield x, bags
         finally:
@@ -238,7 +215,7 @@ class FeatureCache:
                 os.posix_fallocate(file.fileno(), 0, self.bytes)  # a full disk kills a mapping
             except OSError as error:
                 raise UsageError(
-                    f"cannot keep {_gb(self.bytes)} of features in {scratch}: {error.strerror}",
+                    f"cannot keep {gb(self.bytes)} of features in {scratch}: {error.strerror}",
                     "make room, or give cache=stream",
                 ) from None
             mapped = np.memmap(file, np.uint8, "r+")

@@ -17,6 +17,7 @@ from hmil_fast.bags.sampler import epoch_batches, split_batch
 from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, is_bf16
 from hmil_fast.errors import Stopped, UsageError
+from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 from hmil_fast.losses import HmilLoss
 from hmil_fast.training import ranks
 from hmil_fast.training.checkpoint import (
@@ -27,7 +28,7 @@ from hmil_fast.training.checkpoint import (
     save_checkpoint,
     sweep_partials,
 )
-from hmil_fast.training.predict import build_for_run, fold_predictions
+from hmil_fast.training.predict import build_for_run, chunk_rows, fold_predictions, forward
 from hmil_fast.training.run_folder import Run, write_predictions
 from hmil_fast.training.validation import leaf_targets, validate
 
@@ -87,7 +88,7 @@ class FoldTrainer:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.epoch = self.step = 0
-        self.best: dict[str, Any] = {"epoch": -1, "val_auc": -1.0, "val_loss": math.inf}
+        self.best: dict[str, Any] = {"epoch": -1, "val_loss": math.inf}
         self._sums: dict[str, Tensor] = {}  # of the terms over the epoch's steps so far
         self._waited = 0.0
         self._saved = time.monotonic()
@@ -118,8 +119,8 @@ class FoldTrainer:
             seconds = time.perf_counter() - start
             terms = self._means()
             val = validate(self.run, self.model, self.cache, self.val_bags, self.targets)
-            # ranks first: with few validation slides the loss mostly tells how sure the model is
-            if (val["val_auc"], -val["val_loss"]) > (self.best["val_auc"], -self.best["val_loss"]):
+            # by loss: few slides make the AUC coarse, many epochs tie
+            if self.best["epoch"] < 0 or val["val_loss"] < self.best["val_loss"]:
                 self.best = {"epoch": self.epoch, **val}
                 self._save("best.safetensors")
             waited = self._waited / (time.perf_counter() - begun)
@@ -183,7 +184,8 @@ class FoldTrainer:
         targets = targets.to(self.device, non_blocking=True)
         targets_of = torch.split(targets, [len(chosen) for chosen in own])
         self.model.train()
-        with closing(self.cache.batches(own, self.device)) as features:
+        whole = chunk_rows(self.run, self.model)
+        with closing(self.cache.batches(own, self.device, whole)) as features:
             for batch, chosen, y in zip(batches, own, targets_of, strict=True):
                 start = time.perf_counter()
                 x, bags = next(features)
@@ -198,18 +200,18 @@ class FoldTrainer:
         everything = np.concatenate(batches)
         return int(lengths[everything].sum()), len(everything)
 
-    def _train_step(self, x: Tensor, bags: Tensor, targets: Tensor, share: float) -> None:
+    def _train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
         """One step; nothing in it makes the host wait for the device.
 
         Args:
-            x: [N, D] on the device.
+            x: [N, D] on the device, or one large bag in chunks.
             bags: int64 [B, 2] on the CPU, (start, length) of this process's bags.
             targets: int64 [B, L] on the device.
             share: These bags over those of the step.
         """
         config = self.run.config
         with amp(self.device, config.precision):
-            output = self.model(x, bags, targets=targets)
+            output = forward(self.model, x, bags, targets)
         ranks.weigh(output, share)
         terms = self.loss(output, bags, targets, self.epoch, config.epochs)
         self.optimizer.zero_grad(set_to_none=True)

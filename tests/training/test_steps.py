@@ -20,10 +20,11 @@ from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.cli import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import Stopped, UsageError
+from hmil_fast.models.hmil import HMIL
 from hmil_fast.training import fold as module
 from hmil_fast.training.fold import FoldTrainer
 from hmil_fast.training.loop import train_run
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.training.run_folder import open_run, read_predictions
 
 SETTINGS = ("folds=2", "epochs=6", "batch_bags=3", "baseline=none", "dropout=0.25", "balance=leaf")
 # saves after every step, as a large cohort does every few
@@ -231,3 +232,24 @@ def test_the_tier_and_the_device_change_no_bit(
     for other in weights[1:]:
         assert all(torch.equal(other[key], weights[0][key]) for key in weights[0])
     assert TrainConfig().cache == "auto"
+
+
+@pytest.mark.parametrize("tier", ["host", "stream"])
+def test_a_bag_larger_than_a_batch_goes_in_chunks(
+    tmp_path: Path, train_small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tier: str
+) -> None:
+    seen: list[int] = []
+    forward = HMIL.forward_chunks
+
+    def note(self: HMIL, chunks: Any, **options: Any) -> Any:
+        seen.append(len(chunks))
+        return forward(self, chunks, **options)
+
+    monkeypatch.setattr(HMIL, "forward_chunks", note)
+    common = {"epochs": 2, "folds": 2, "dropout": 0.0, "batch_bags": 1, "cache": tier}
+    runs = [train_small(tmp_path / f"{n}", batch_instances=n, **common) for n in (1000, 16)]
+    assert max(seen) >= (59 // 16 if tier == "host" else 1)  # whole chunks of the file
+    assert len(seen) > 36
+    whole, parts = (read_predictions(run.path / "predictions.csv", run.tree) for run in runs)
+    for p, q in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(p.probabilities[-1], q.probabilities[-1], atol=1e-3)
