@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -25,10 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.accuracy.cells import Cell, code_hash, do_cell, make_cell, read_cell, start_worker
 from bench.accuracy.cohorts import TASKS
 from bench.accuracy.methods import methods
-from bench.accuracy.page import page
 from bench.accuracy.sources import ROOT, MissingError
 from bench.accuracy.statistics import resample
-from bench.accuracy.tables import markdown, summarise
+from bench.accuracy.tables import markdown, page, summarise
 
 DRAWS = 2000
 
@@ -54,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {', '.join(unknown)}; tasks: {', '.join(TASKS)}; methods: "
                      f"{', '.join(m.name for m in methods())}")  # fmt: skip
 
-    started = time.perf_counter()
     skipped = _missing(names, console)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     code = code_hash()
@@ -71,9 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not _do_all(cells, args.workers, console):
         return 130
     results = _results(cells, skipped)
-    results["seconds"] = round(time.perf_counter() - started)
-    tables = markdown(results)
-    print(tables)
+    print(markdown(results))
     everything = len(names) == len(TASKS) and not args.methods and not skipped
     out = args.out or (None if not everything else ROOT)
     if out is not None:
@@ -81,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (out / folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1) + "\n"
         (out / "bench/results/accuracy.json").write_text(text, encoding="utf-8")
-        (out / "docs/accuracy.md").write_text(page(results, tables), encoding="utf-8")
+        (out / "docs/accuracy.md").write_text(page(results), encoding="utf-8")
         console.print(f"wrote {out}/docs/accuracy.md and {out}/bench/results/accuracy.json")
     return 0
 
@@ -106,7 +101,7 @@ def _do_all(cells: Sequence[Cell], workers: int, console: Console) -> bool:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=console,
     )  # fmt: skip
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, who import torch themselves
     with (
         bar,
         ProcessPoolExecutor(
@@ -142,8 +137,13 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
         cohort = TASKS[name].draw(cells[0].seed)
         found = resample(cohort.tree, runs, TASKS[name].redrawn, DRAWS)
         tasks[name] = summarise(found)
+        for method, per_seed in runs.items():
+            spent = sum(run.seconds for run in per_seed)
+            tasks[name]["methods"][method]["cpu_seconds"] = round(spent, 1)
+        tasks[name]["cpu_seconds"] = sum(m["cpu_seconds"] for m in tasks[name]["methods"].values())
         lengths = cohort.bags[:, 1]
         tested = sum(len(test) for test in cohort.tests)
+        tasks[name]["epochs"] = next(cell.epochs for cell in cells if cell.task == name)
         tasks[name]["seeds"] = len({cell.seed for cell in cells})
         tasks[name]["about"] = (
             f"{len(lengths)} bags of {lengths.min()}–{lengths.max()} instances (median "
@@ -151,7 +151,13 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
             f"in {len(cohort.tests)} {'folds' if len(cohort.tests) > 1 else 'part'};"
         )
     settings = {cell.method.name: asdict(cell.method) for cell in cells}
-    return {"tasks": tasks, "skipped": skipped, "settings": settings}
+    return {
+        "tasks": tasks,
+        "skipped": skipped,
+        "settings": settings,
+        "draws": DRAWS,
+        "cpu_minutes": sum(task["cpu_seconds"] for task in tasks.values()) / 60,
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import signal
+import time
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,13 +55,8 @@ def code_hash() -> str:
 
 
 def start_worker() -> None:
-    """Set a worker process up: one thread, and Ctrl-C left to the parent."""
-    import signal
-
+    """Set a worker process up: Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def do_cell(cell: Cell) -> None:
@@ -67,11 +64,13 @@ def do_cell(cell: Cell) -> None:
     if read_cell(cell) is not None:
         return
     cohort = _cohort(cell.task, cell.seed)
+    begun = time.process_time()
     p = fit(cell.method, cohort, cell.epochs, cell.seed)
     tested = np.sort(np.concatenate(cohort.tests))
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     part = cell.file.with_suffix(f".{os.getpid()}.npz")
-    np.savez(part, y=cohort.y[tested], p=p[tested])
+    spent = time.process_time() - begun
+    np.savez(part, y=cohort.y[tested], p=p[tested], seconds=spent)
     part.replace(cell.file)
 
 
@@ -79,7 +78,7 @@ def read_cell(cell: Cell) -> Run | None:
     """The predictions of a cell that is done."""
     try:
         with np.load(cell.file) as data:
-            return Run(data["y"], data["p"])
+            return Run(data["y"], data["p"], float(data["seconds"]))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 

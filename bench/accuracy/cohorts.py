@@ -29,9 +29,9 @@ TUMOUR: dict[str, object] = {
 # label: share of the slides, tumour tiles of the slide's 48 (numpy's half-open ranges)
 BURDEN = {
     "negative": (0.40, (0, 1)),
-    "isolated_cells": (0.30, (1, 3)),
-    "micro": (0.18, (5, 10)),
-    "macro": (0.12, (18, 37)),
+    "isolated_cells": (0.30, (3, 6)),
+    "micro": (0.18, (9, 16)),
+    "macro": (0.12, (24, 41)),
 }
 SLIDE_TILES = 48
 

@@ -17,8 +17,8 @@ Probabilities = NDArray[np.float64]
 def fit(method: Method, cohort: Cohort, epochs: int, seed: int) -> Probabilities:
     """Leaf probabilities [B, leaves] of every tested bag, each by a model that did not see it.
 
-    The epoch is chosen on a part of the training bags, as `hmil_fast.training.loop` does: by the
-    AUC, mean over the levels, then by the loss of the leaves, mean over the classes.
+    The epoch is chosen on a part of the training bags: by the balanced accuracy of the leaves, then
+    by their loss, mean over the classes.
     """
     found = np.full((len(cohort.y), cohort.tree.num_classes[-1]), np.nan)
     for fold, test in enumerate(cohort.tests):
@@ -87,6 +87,7 @@ class _Trainer:
             cohort.tree.num_classes,
             cohort.tree.parents,
             hidden=method.hidden,
+            readout=method.loss.readout,
         )
         self.loss = HmilLoss(
             cohort.tree,
@@ -106,18 +107,20 @@ class _Trainer:
             if score > best:
                 best, state = score, self._state()
         self.model.load_state_dict(state)
-        leaves: Probabilities = self._predict(test)[-1]
-        return leaves
+        return self._predict(test)
 
     def _state(self) -> dict[str, Any]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _train_epoch(self, epoch: int) -> None:
+        import torch
+
         self.model.train()
         order = np.random.default_rng((self.seed, epoch)).permutation(self.train)
         for i in range(0, len(order), self.method.batch_bags):
             chosen = order[i : i + self.method.batch_bags]
             x, bags = self._pack(chosen)
+            x = torch.nn.functional.dropout(x, self.method.feature_dropout)
             targets = self.targets[chosen]
             output = self.model(x, bags, targets)
             terms = self.loss(output, bags, targets, epoch, self.epochs)
@@ -133,25 +136,19 @@ class _Trainer:
         ends = np.cumsum(spans[:, 1])
         return x, torch.from_numpy(np.stack([ends - spans[:, 1], spans[:, 1]], axis=1))
 
-    def _predict(self, chosen: Ints) -> list[Probabilities]:
+    def _predict(self, chosen: Ints) -> Probabilities:
+        """Leaf probabilities."""
         import torch
-
-        from hmil_fast.metrics import summed
 
         self.model.eval()
         with torch.inference_mode():
-            logits = self.model(*self._pack(chosen)).logits
-        levels = [level.double().softmax(1).numpy() for level in logits]
-        if self.method.loss.coarse == "sum":
-            return [*summed(self.cohort.tree, levels[-1]), levels[-1]]
-        return levels
+            leaves = self.model(*self._pack(chosen)).logits[-1]
+        return np.asarray(leaves.double().softmax(1).numpy())
 
     def _score(self, val: Ints) -> tuple[float, float]:
         from hmil_fast.metrics import flat_metrics
 
-        levels = self._predict(val)
-        nodes = self.cohort.tree.ancestors()[:, self.cohort.y[val]]
-        aucs = [flat_metrics(y, p).get("auc", 0.5) for y, p in zip(nodes, levels, strict=True)]
-        y = nodes[-1]
-        nll = -np.log(np.maximum(levels[-1][np.arange(len(y)), y], 1e-12))
-        return float(np.mean(aucs)), -float(np.mean([nll[y == k].mean() for k in set(y.tolist())]))
+        p, y = self._predict(val), self.cohort.y[val]
+        nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12))
+        loss = float(np.mean([nll[y == k].mean() for k in set(y.tolist())]))
+        return flat_metrics(y, p)["balanced_accuracy"], -loss

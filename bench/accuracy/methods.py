@@ -31,16 +31,18 @@ class Method:
         weight_decay: Of Adam.
         hidden: Width of the hidden layer.
         batch_bags: Bags in a step.
+        feature_dropout: Probability of dropping an entry of a feature while training.
         val_fraction: Share of the training bags that selects the epoch.
     """
 
     name: str
     model: str
     loss: LossSettings
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 1e-4
-    hidden: int = 128
+    hidden: int = 64
     batch_bags: int = 16
+    feature_dropout: float = 0.25
     val_fraction: float = 0.2
 
     def fingerprint(self) -> str:

@@ -22,10 +22,12 @@ class Run(NamedTuple):
     Attributes:
         y: True leaves [n].
         p: Leaf probabilities [n, leaves].
+        seconds: CPU time that it took.
     """
 
     y: Ints
     p: Probabilities
+    seconds: float = 0.0
 
 
 def resample(

@@ -1,5 +1,7 @@
 """What `make evaluate` writes: JSON for machines, a page for people."""
 
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from bench.accuracy.cohorts import TASKS
@@ -92,3 +94,19 @@ def _p(cell: dict[str, float], field: str) -> str:
     if field not in cell:
         return ""
     return "< 0.001" if cell[field] < 0.001 else f"{cell[field]:.3f}"
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page docs/accuracy.md: `page.md` with the numbers filled in."""
+    settings = {name: s for name, s in results["settings"].items() if name != YARDSTICK}
+    shared = next(iter(settings.values()))
+    text = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        tables=markdown(results),
+        minutes=round(results["cpu_minutes"]),
+        draws=results["draws"],
+        epochs=", ".join(f"{name} {task['epochs']}" for name, task in results["tasks"].items()),
+        rates=", ".join(f"`{name}` {values['lr']:g}" for name, values in settings.items()),
+        val_fraction=round(100 * shared["val_fraction"]),
+        **{name: shared[name] for name in ("weight_decay", "batch_bags", "hidden")},
+    )
