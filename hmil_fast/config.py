@@ -32,8 +32,8 @@ class TrainConfig:
         folds: Folds of the patient-grouped cross-validation; ignored for official splits.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
-        patience: Epochs without a better validation score (AUC, mean over the levels; then the
-            loss) after which a fold stops.
+        patience: Epochs without a better validation score (balanced accuracy of the leaves; then
+            their loss) after which a fold stops.
         lr: Learning rate of Adam.
         weight_decay: Weight decay of Adam.
         batch_bags: The most bags in one optimiser step.
@@ -51,7 +51,7 @@ class TrainConfig:
 
     model: str = "hmil"
     baseline: str = "mean"
-    preset: str = "paper"
+    preset: str = "best"
     folds: int = 5
     seed: int = 0
     epochs: int = 200
@@ -72,6 +72,7 @@ class TrainConfig:
     soft_beta: float | None = None
     coarse: str | None = None
     readout: str | None = None
+    feature_dropout: float | None = None
     label_smoothing: float | None = None
     class_weights: str | None = None
     curriculum: str | None = None

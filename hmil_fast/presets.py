@@ -38,6 +38,8 @@ class LossSettings:
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
             loss does not read it.
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
+        feature_dropout: Share of the features' entries that a training step leaves out. The loss
+            does not read it.
         label_smoothing: ε spread evenly over the classes, in hierarchy and in the heads.
         class_weights: "balanced": a bag weighs n / (classes · n of its leaf) in hierarchy.
         curriculum: Falling weight: "linear" 1 − p, "square" 1 − p²; the rising one is what it lacks
@@ -59,6 +61,7 @@ class LossSettings:
     soft_beta: float
     coarse: str
     readout: str
+    feature_dropout: float
     label_smoothing: float
     class_weights: str
     curriculum: str
@@ -81,6 +84,7 @@ class LossSettings:
         for name in ("hxe_alpha", "coarse_weight", "hba_weight", "ham_weight", "supcon_weight"):
             checks[name] = (0 <= getattr(self, name) < inf, "give 0 or more")
         checks["soft_beta"] = (0 < self.soft_beta < inf, "give a positive number")
+        checks["feature_dropout"] = (0 <= self.feature_dropout < 1, "give 0 or more, less than 1")
         checks["label_smoothing"] = (0 <= self.label_smoothing < 1, "give 0 or more, less than 1")
         checks["tau"] = (0 < self.tau < inf, "give a positive number")
         checks["supcon_memory"] = (0 <= self.supcon_memory <= 65_536, "give 0 to 65536")
@@ -99,6 +103,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "soft_beta":         (10.0,       10.0,     10.0),
     "coarse":            ("sum",      "head",   "head"),
     "readout":           ("evidence", "paper",  "paper"),
+    "feature_dropout":   (0.25,       0.0,      0.0),
     "label_smoothing":   (0.05,       0.0,      0.0),
     "class_weights":     ("none",     "none",   "none"),
     "curriculum":        ("constant", "linear", "square"),

@@ -179,10 +179,11 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
         "cache": "map", "precision": "bf16", "device": "cpu",
-        "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "sum",
-        "readout": "evidence", "label_smoothing": 0.9, "class_weights": "balanced", "curriculum": "constant",
-        "coarse_weight": 0.9, "hba": "none", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
-        "supcon": "levels", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
+        "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "head",
+        "readout": "paper", "feature_dropout": 0.9, "label_smoothing": 0.9,
+        "class_weights": "balanced", "curriculum": "linear",
+        "coarse_weight": 0.9, "hba": "nll", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
+        "supcon": "leaf", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
     }  # fmt: skip
     assert changes.keys() == dataclasses.asdict(TrainConfig()).keys()
     prints = {TrainConfig(**{k: v}).fingerprint() for k, v in changes.items()}  # type: ignore[arg-type]
