@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     console = Console(stderr=True)
     names = [name for name in args.tasks.split(",") if name]
-    chosen = [m for m in methods() if not args.methods or m.name in args.methods.split(",")]
+    chosen = [m.name for m in methods() if not args.methods or m.name in args.methods.split(",")]
     unknown = [n for n in names if n not in TASKS]
     unknown += [n for n in args.methods.split(",") if n and n not in {m.name for m in methods()}]
     if unknown or not chosen or args.seeds < 1:
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names
         if name not in skipped
         for seed in seeds
-        for method in chosen
+        for method in methods(name)
+        if method.name in chosen and (method.name != "flat" or TASKS[name].redrawn)
     ]
     if not cells:
         console.print("no data set is at hand", style="red")
@@ -150,7 +151,9 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
             f"{int(np.median(lengths))}) of {cohort.x.shape[1]} features, {tested} of them tested "
             f"in {len(cohort.tests)} {'folds' if len(cohort.tests) > 1 else 'part'};"
         )
-    settings = {cell.method.name: asdict(cell.method) for cell in cells}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    for cell in cells:
+        settings[cell.task][cell.method.name] = asdict(cell.method)
     return {
         "tasks": tasks,
         "skipped": skipped,

@@ -65,7 +65,7 @@ def do_cell(cell: Cell) -> None:
         return
     cohort = _cohort(cell.task, cell.seed)
     begun = time.process_time()
-    p = fit(cell.method, cohort, cell.epochs, cell.seed)
+    p = fit(cell.method, cohort, cell.epochs, TASKS[cell.task].val_fraction, cell.seed)
     tested = np.sort(np.concatenate(cohort.tests))
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     part = cell.file.with_suffix(f".{os.getpid()}.npz")

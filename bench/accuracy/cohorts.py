@@ -68,6 +68,7 @@ class Task:
         draw: The cohort of a seed; raises `bench.accuracy.sources.MissingError`.
         redrawn: Whether each seed draws other bags; else it only splits the same bags otherwise.
         epochs: Training budget of every method.
+        val_fraction: Share of the training bags that chooses the epoch; 0 takes the last.
     """
 
     name: str
@@ -75,11 +76,12 @@ class Task:
     draw: Callable[[int], Cohort]
     redrawn: bool
     epochs: int
+    val_fraction: float
 
 
 def draw_fashion(
     seed: int,
-    train_bags: int = 240,
+    train_bags: int = 150,
     test_bags: int = 400,
     sizes: tuple[int, int] = (50, 201),
 ) -> Cohort:
@@ -87,7 +89,7 @@ def draw_fashion(
 
     The others are neutral: quarters of four pictures of any classes put together, drawn the same
     way for every label. Labels are as frequent as 1/rank, in an order drawn by the seed, on top of
-    8 training and 12 test bags each. Features are the first 64 principal components of the
+    6 training and 12 test bags each. Features are the first 64 principal components of the
     training pictures' pixels, found without labels. Training and test bags share no picture.
     """
     from sklearn.decomposition import PCA
@@ -168,10 +170,10 @@ def _spans(lengths: list[int]) -> Ints:
 TASKS = {
     task.name: task
     for task in (
-        Task("fashion", "Fashion-MNIST bags, tree 2 > 6 > 10", draw_fashion, True, 60),
-        Task("pcam", "PCam slides, tree 2 > 4", draw_pcam, True, 60),
+        Task("fashion", "Fashion-MNIST bags, tree 2 > 6 > 10", draw_fashion, True, 40, 0.2),
+        Task("pcam", "PCam slides, tree 2 > 4", draw_pcam, True, 40, 0.2),
         *(
-            Task(name, title, partial(draw_classic, file=file), False, 40)
+            Task(name, title, partial(draw_classic, file=file), False, 20, 0.0)
             for name, title, file in (
                 ("ucsb", "UCSB breast", "ucsb_breast_cancer"),
                 ("musk1", "Musk1", "musk1"),

@@ -14,11 +14,13 @@ from bench.accuracy.sources import Floats, Ints
 Probabilities = NDArray[np.float64]
 
 
-def fit(method: Method, cohort: Cohort, epochs: int, seed: int) -> Probabilities:
+def fit(
+    method: Method, cohort: Cohort, epochs: int, val_fraction: float, seed: int
+) -> Probabilities:
     """Leaf probabilities [B, leaves] of every tested bag, each by a model that did not see it.
 
     The epoch is chosen on a part of the training bags: by the balanced accuracy of the leaves, then
-    by their loss, mean over the classes.
+    by their loss, mean over the classes. Without such a part it is the last.
     """
     found = np.full((len(cohort.y), cohort.tree.num_classes[-1]), np.nan)
     for fold, test in enumerate(cohort.tests):
@@ -26,7 +28,7 @@ def fit(method: Method, cohort: Cohort, epochs: int, seed: int) -> Probabilities
         if method.model == YARDSTICK:
             found[test] = _pooled_regression(cohort, rest, test)
         else:
-            train, val = _cut(rest, cohort.y, method.val_fraction, seed)
+            train, val = _cut(rest, cohort.y, val_fraction, seed)
             trainer = _Trainer(method, cohort, epochs, train, seed * 1000 + fold)
             found[test] = trainer.fit(val, test)
     return found
@@ -35,6 +37,8 @@ def fit(method: Method, cohort: Cohort, epochs: int, seed: int) -> Probabilities
 def _cut(rest: Ints, y: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
     from sklearn.model_selection import train_test_split
 
+    if not fraction:
+        return rest, rest[:0]
     train, val = train_test_split(rest, test_size=fraction, stratify=y[rest], random_state=seed)
     return train, val
 
@@ -103,10 +107,10 @@ class _Trainer:
         best, state = (-1.0, -math.inf), self._state()
         for epoch in range(self.epochs):
             self._train_epoch(epoch)
-            score = self._score(val)
-            if score > best:
+            if len(val) and (score := self._score(val)) > best:
                 best, state = score, self._state()
-        self.model.load_state_dict(state)
+        if len(val):
+            self.model.load_state_dict(state)
         return self._predict(test)
 
     def _state(self) -> dict[str, Any]:
@@ -120,7 +124,7 @@ class _Trainer:
         for i in range(0, len(order), self.method.batch_bags):
             chosen = order[i : i + self.method.batch_bags]
             x, bags = self._pack(chosen)
-            x = torch.nn.functional.dropout(x, self.method.feature_dropout)
+            x = torch.nn.functional.dropout(x, self.method.loss.feature_dropout)
             targets = self.targets[chosen]
             output = self.model(x, bags, targets)
             terms = self.loss(output, bags, targets, epoch, self.epochs)

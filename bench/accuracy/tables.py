@@ -98,15 +98,21 @@ def _p(cell: dict[str, float], field: str) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """The page docs/accuracy.md: `page.md` with the numbers filled in."""
-    settings = {name: s for name, s in results["settings"].items() if name != YARDSTICK}
-    shared = next(iter(settings.values()))
+    shared = next(iter(next(iter(results["settings"].values())).values()))
+    rates = []
+    for task, methods in results["settings"].items():
+        by_rate: dict[float, list[str]] = {}
+        for name, values in methods.items():
+            if name != YARDSTICK:
+                by_rate.setdefault(values["lr"], []).append(f"`{name}`")
+        named = (f"{rate:g} {', '.join(names)}" for rate, names in sorted(by_rate.items()))
+        rates.append(f"- {task}: {'; '.join(named)}")
     text = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return Template(text).substitute(
         tables=markdown(results),
         minutes=round(results["cpu_minutes"]),
         draws=results["draws"],
         epochs=", ".join(f"{name} {task['epochs']}" for name, task in results["tasks"].items()),
-        rates=", ".join(f"`{name}` {values['lr']:g}" for name, values in settings.items()),
-        val_fraction=round(100 * shared["val_fraction"]),
+        rates="\n".join(rates),
         **{name: shared[name] for name in ("weight_decay", "batch_bags", "hidden")},
     )
