@@ -1,7 +1,7 @@
 """One training step of HMIL on a bag that stays in the store: what it takes, as JSON.
 
 A process of its own, so that its peak memory is that of this step:
-`python bench/big_bag_step.py STORE SLIDE HIDDEN`.
+`python -m bench.big_bag_step STORE SLIDE HIDDEN`.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bench.one_bag_memory import resident
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.io.store import open_store
 from hmil_fast.labels import LabelTree
@@ -30,7 +31,7 @@ def main() -> None:
     loss = HmilLoss(TREE)
     optimizer = torch.optim.Adam(model.parameters())
     targets = torch.from_numpy(TREE.ancestors()).T[4:5]
-    ready, begun = _resident("VmRSS"), time.perf_counter()
+    ready, begun = resident("VmRSS"), time.perf_counter()
 
     output = model.forward_chunks(StoredBag(store, slide_id))
     bags = torch.tensor([[0, len(output.attention_logits[0])]])
@@ -42,21 +43,13 @@ def main() -> None:
     taken = {
         "instances": int(bags[0, 1]),
         "bag_bytes": int(bags[0, 1]) * store.spec.dim * store.spec.stored_dtype.itemsize,
-        "extra_rss_bytes": _resident("VmHWM") - ready,
+        "extra_rss_bytes": resident("VmHWM") - ready,
         "seconds": time.perf_counter() - begun,
         "forward_seconds": forward,
         "terms": {name: float(term) for name, term in terms.terms.items()},
         "gradient": {name: float(p.grad.norm()) for name, p in model.named_parameters()},
     }
     print(json.dumps(taken))
-
-
-def _resident(field: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(field)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The most memory that HMIL takes beside one bag and its results, as JSON.
 
 A process of its own, so that its peak is that of this call:
-`python bench/one_bag_memory.py INSTANCES folded|unfolded inference|training fp32|bf16`.
+`python -m bench.one_bag_memory INSTANCES folded|unfolded inference|training fp32|bf16`.
 """
 
 import json
@@ -37,13 +37,13 @@ def main() -> None:
     x = torch.empty(int(instances), DIM, dtype=torch.float16)
     for part in x.split(4096):
         part.copy_(torch.randn(len(part), DIM))
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     call(model, x, *which)
-    print(json.dumps({"extra_bytes": _resident("VmHWM") - before}))
+    print(json.dumps({"extra_bytes": resident("VmHWM") - before}))
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes of this process in memory: VmRSS now, VmHWM at most so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.one_bag_memory import CLASSES, DIM, call
 from hmil_fast.models.hmil import HMIL
 
-_PROGRAM = Path(__file__).parent / "one_bag_memory.py"
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -56,8 +56,9 @@ def test_memory(benchmark: BenchmarkFixture, kind: str, dtype: str) -> None:
     taken: dict[str, float] = {}
 
     def measure(instances: int, form: str) -> float:
-        command = [sys.executable, _PROGRAM, str(instances), form, kind, dtype]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        which = [str(instances), form, kind, dtype]
+        command = [sys.executable, "-m", "bench.one_bag_memory", *which]
+        said = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout
         return float(json.loads(said)["extra_bytes"]) / 1e6
 
     def all_sizes() -> None:

@@ -236,11 +236,13 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         python, kernels = [sys.executable, "-m"], cases / "kernels"
         chosen = [cases] if args.what == "all" else [cases / f"test_bench_{args.what}.py"]
         options = ["--benchmark-only", "--benchmark-columns=median,iqr,rounds", "-q", "-s"]
-        options += [f"--benchmark-json={args.json}"] if args.json else []
+        options += [f"--benchmark-json={args.json.resolve()}"] if args.json else []
         code = 0
         if args.what != "kernels":
             options.append(f"--ignore={kernels}")
-            code = subprocess.call([*python, "pytest", *options, *map(str, chosen)])
+            code = subprocess.call(
+                [*python, "pytest", *options, *map(str, chosen)], cwd=cases.parent
+            )
         if args.what in ("all", "kernels"):
             file = args.json and args.json.resolve()
             file = file and (file.with_suffix(".kernels.json") if args.what == "all" else file)
@@ -254,7 +256,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "decode", "store", "extract", "train", "kernels"),
+        choices=("all", "decode", "store", "extract", "train", "one_bag", "big_bag", "kernels"),
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
 

@@ -73,7 +73,8 @@ def test_a_step_takes_less_memory_than_its_bag(tmp_path: Path) -> None:
         writer.commit(np.zeros((rows, 2), np.int32), np.zeros(rows, np.uint8))
     # little arithmetic beside the reading: the first layer has 32 outputs
     said = subprocess.run(
-        [sys.executable, ROOT / "bench" / "big_bag_step.py", tmp_path, "big", "32"],
+        [sys.executable, "-m", "bench.big_bag_step", tmp_path, "big", "32"],
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
