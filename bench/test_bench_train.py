@@ -35,7 +35,7 @@ _TREE = LabelTree.from_nested(
     {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}
 )
 _DIM = 1024
-_BAGS_ON_CPU = {500: 16, 5_000: 3, 50_000: 1}
+_BAGS_ON_CPU = {500: 32, 5_000: 8, 50_000: 1}
 _FORMS = ("packed", "loop", "padded", "released")
 
 

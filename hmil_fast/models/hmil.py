@@ -278,7 +278,7 @@ class HMIL(nn.Module):
         means: list[Tensor],
         scores: tuple[Tensor, ...],
         lse: tuple[Tensor, ...],
-        bag: tuple[Tensor, Tensor] | None,
+        bag: tuple[Tensor, Tensor] | None = None,
     ) -> HmilOutput:
         logits = tuple(
             level.logits(mean, z, bag)
