@@ -62,7 +62,12 @@ def test_the_wheel_holds_the_three_folders_and_nothing_else(wheel: Path) -> None
         names = {n for n in archive.namelist() if ".dist-info/" not in n}
         assert names == set(wanted)
         assert all(archive.read(name) == wanted[name].read_bytes() for name in names)
-    for name in ("demo/data/tiles.zip", "training/report.html", "py.typed", "io/store/store.py"):
+    for name in (
+        "demo/data/tiles.zip",
+        "training/report/page.html",
+        "py.typed",
+        "io/store/store.py",
+    ):
         assert f"hmil_fast/{name}" in names
 
 

@@ -14,7 +14,7 @@ from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.commands import print_table, train_and_evaluate
-from hmil_fast.training.report import write_report
+from hmil_fast.training.report.page import write_report
 from hmil_fast.training.views import make_views
 
 # for 40 slides to train on: a quarter of the published width, larger steps, and dropout

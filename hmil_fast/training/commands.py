@@ -26,7 +26,7 @@ from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.predict import predict_slides, write_validation
-from hmil_fast.training.report import write_report
+from hmil_fast.training.report.page import write_report
 from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
 from hmil_fast.training.set_aside import set_aside
 from hmil_fast.training.uncertainty import answer_new_slides

@@ -28,7 +28,7 @@ from hmil_fast.training.attention import (
     top_tiles,
 )
 from hmil_fast.training.pictures import paint, rank_normalised
-from hmil_fast.training.report_data import read_view, view_file
+from hmil_fast.training.report.data import read_view, view_file
 from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
 
 TOP_TILES = 6

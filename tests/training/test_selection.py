@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_words(
 
 
 def test_epochs_trained_twice_after_a_kill_are_reported_once(tmp_path: Path) -> None:
-    from hmil_fast.training.report_data import _epochs
+    from hmil_fast.training.report.data import _epochs
 
     log = tmp_path / "log.jsonl"
     epochs = [0, 1, 2, 3, 2, 3, 4]

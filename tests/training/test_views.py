@@ -21,7 +21,7 @@ from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.training.attention import cut_tiles, slide_maps, top_tiles
 from hmil_fast.training.pictures import rank_normalised
 from hmil_fast.training.predict import slide_attention
-from hmil_fast.training.report_data import view_file
+from hmil_fast.training.report.data import view_file
 from hmil_fast.training.run_folder import open_run
 from hmil_fast.training.views import MOST_CELLS, _cells, write_view
 

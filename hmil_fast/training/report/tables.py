@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from hmil_fast.training.report_data import Run
+from hmil_fast.training.report.data import Run
 
 Range = tuple[float, float] | None
 _UNIT = (0.0, 1.0)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from hmil_fast.training.report_data import Run
-from hmil_fast.training.report_tables import count
+from hmil_fast.training.report.data import Run
+from hmil_fast.training.report.tables import count
 
 
 def slides_table(data: Run) -> str:

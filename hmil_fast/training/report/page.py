@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from hmil_fast.training.charts import curves_chart, reliability_chart, roc_chart
 from hmil_fast.training.pictures import heat_colours
-from hmil_fast.training.report_data import Run, read_run
-from hmil_fast.training.report_levels import classes_table, confusion_table
-from hmil_fast.training.report_slides import slides_table
-from hmil_fast.training.report_tables import (
+from hmil_fast.training.report.charts import curves_chart, reliability_chart, roc_chart
+from hmil_fast.training.report.data import Run, read_run
+from hmil_fast.training.report.levels import classes_table, confusion_table
+from hmil_fast.training.report.slides import slides_table
+from hmil_fast.training.report.tables import (
     count,
     folds_table,
     headline_table,
     level_name,
 )
-from hmil_fast.training.report_trust import trust_section
+from hmil_fast.training.report.trust import trust_section
 
 
 def write_report(run: Path) -> Path:
@@ -115,7 +115,7 @@ def _data(data: Run) -> str:
 
 def _page(data: Run, sections: Sequence[tuple[str, str, str]]) -> str:
     template, style, script = (
-        Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
+        Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8")
         for kind in ("html", "css", "js")
     )
     # the browser hashes what lies between the tags

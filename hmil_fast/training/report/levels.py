@@ -6,8 +6,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from hmil_fast.training.report_data import Run
-from hmil_fast.training.report_tables import value_text
+from hmil_fast.training.report.data import Run
+from hmil_fast.training.report.tables import value_text
 
 Ints = NDArray[np.int64]
 
