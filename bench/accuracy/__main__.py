@@ -146,10 +146,13 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
         tested = sum(len(test) for test in cohort.tests)
         tasks[name]["epochs"] = next(cell.epochs for cell in cells if cell.task == name)
         tasks[name]["seeds"] = len({cell.seed for cell in cells})
+        sizes = f"{lengths.min()}–{lengths.max()} instances (median {int(np.median(lengths))})"
+        if lengths.min() == lengths.max():
+            sizes = f"{lengths[0]} instances"
+        folds = f" in {len(cohort.tests)} folds" if len(cohort.tests) > 1 else ""
         tasks[name]["about"] = (
-            f"{len(lengths)} bags of {lengths.min()}–{lengths.max()} instances (median "
-            f"{int(np.median(lengths))}) of {cohort.x.shape[1]} features, {tested} of them tested "
-            f"in {len(cohort.tests)} {'folds' if len(cohort.tests) > 1 else 'part'};"
+            f"{len(lengths)} bags of {sizes} of {cohort.x.shape[1]} features, {tested} of them "
+            f"tested{folds};"
         )
     settings: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     for cell in cells:
