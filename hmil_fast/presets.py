@@ -20,7 +20,9 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Settings of `HmilLoss`; each can be given to `hmil-fast train` as key=value.
+    """What a preset decides: `HmilLoss`, and how the model is taught and read.
+
+    Each setting can be given to `hmil-fast train` as key=value.
 
     With progress p = e/E the curriculum is a pair of weights, one falling (of coarse, HBA, HAM) and
     one rising (of SupCon), and the loss is
