@@ -53,7 +53,10 @@ class Memory(nn.Module):
         return Past(self.rows.flatten(0, 1), leaf, (slot < self.count[:, None]).flatten())
 
     def remember(self, rows: Tensor, leaf: Tensor) -> None:
-        """Put slides into the queues of their leaves, in their order; call `recall` before.
+        """Put slides into the queues of their leaves; call `recall` before.
+
+        Slides of one step have no order in time: they go in by their first entry, so that the same
+        ones stay however processes have shared the step.
 
         Args:
             rows: [B, E].
@@ -62,7 +65,8 @@ class Memory(nn.Module):
         if not len(rows):
             return
         leaves, size, _ = self.rows.shape
-        order = leaf.argsort(stable=True)
+        order = rows.detach()[:, 0].argsort(stable=True)
+        order = order[leaf[order].argsort(stable=True)]
         numbers = torch.arange(leaves, device=leaf.device)
         first = torch.searchsorted(leaf[order], numbers)
         new = torch.searchsorted(leaf[order], numbers, right=True) - first

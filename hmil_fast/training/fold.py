@@ -213,7 +213,7 @@ class FoldTrainer:
         x = drop_features(x, loss_settings(config).feature_dropout)
         with amp(self.device, config.precision):
             output = forward(self.model, x, bags, targets)
-        ranks.weigh(output, share)
+        output = ranks.weigh(output, share)
         terms = self.loss(output, bags, targets, self.epoch, config.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()

@@ -77,19 +77,28 @@ def collect(rows: NDArray[np.float64], places: Sequence[int], count: int) -> NDA
     return everything
 
 
-def weigh(output: HmilOutput, share: float) -> None:
-    """Make means over a process's own bags count as their share of the batch in the gradient.
+def weigh(output: HmilOutput, share: float) -> HmilOutput:
+    """The output, of which means over a process's own bags count as their share of the batch.
 
     Processes average their gradients, so a mean over a share of the bags must count `share` times
     the number of processes for the sum to be that of one process with the whole batch. The
     contrastive rows are left alone: their loss is over the bags of all processes already.
     """
     if world_size() == 1:
-        return
-    alone = () if output.auxiliary is None else (output.auxiliary,)
-    for value in (*output.logits, *output.attention_logits, *output.lse, *alone):
-        if value.requires_grad:
-            value.register_hook(partial(torch.mul, share * world_size()))
+        return output
+
+    def weighed(value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return value
+        seen = value.view_as(value)  # what the model itself made of the value counts once
+        seen.register_hook(partial(torch.mul, share * world_size()))
+        return seen
+
+    logits, maps, lse = (
+        tuple(map(weighed, level)) for level in (output.logits, output.attention_logits, output.lse)
+    )
+    alone = None if output.auxiliary is None else weighed(output.auxiliary)
+    return HmilOutput(logits, maps, lse, output.embeddings, alone)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

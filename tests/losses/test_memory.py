@@ -29,8 +29,9 @@ def test_queues_equal_deques() -> None:
         rows = torch.randn(size, 6, generator=generator)
         leaf = torch.randint(0, 3, (size,), generator=generator)  # leaf 3 never comes
         memory.recall(rows)
-        memory.remember(rows, leaf)
-        for row, k in zip(rows, leaf.tolist(), strict=True):
+        shuffled = torch.randperm(size, generator=generator)  # as processes may share a step
+        memory.remember(rows[shuffled], leaf[shuffled])
+        for row, k in sorted(zip(rows, leaf.tolist(), strict=True), key=lambda pair: pair[0][0]):
             queues[k].append(row)
         past = memory.recall(rows)
         assert past.rows.shape == (12, 6)

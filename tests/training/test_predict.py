@@ -5,7 +5,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ def other(cohort: Any, fill: Callable[..., None], tmp_path_factory: pytest.TempP
     return store
 
 
+def as_predicted(run: Any, logits: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Probabilities per level [B, K]: above the leaves the sums of the children's."""
+    assert run.sums
+    leaf = logits[-1].softmax(1).numpy()
+    (parent,) = run.tree.parents
+    return [leaf @ np.eye(run.tree.num_classes[0])[list(parent)], leaf]
+
+
 def test_a_slide_of_the_run_is_predicted_by_the_fold_that_tested_it(
     run: Any, cohort: Any, hmil: Callable[..., Any]
 ) -> None:
@@ -68,8 +76,8 @@ def test_a_new_slide_is_predicted_by_the_mean_of_the_folds(run: Any, other: Any)
         with torch.inference_mode():
             folds = [load_fold(opened, f, torch.device("cpu"))(x, bags).logits for f in range(3)]
         for level, found in enumerate(prediction.probabilities):
-            mean = torch.stack([logits[level].softmax(1) for logits in folds]).mean(0)[0]
-            np.testing.assert_allclose(found, mean.numpy(), atol=1e-6)
+            mean = np.mean([as_predicted(opened, logits)[level] for logits in folds], axis=0)[0]
+            np.testing.assert_allclose(found, mean, atol=1e-6)
 
 
 def test_predict_answers_with_the_deepest_node_that_meets_a_risk(
@@ -204,7 +212,7 @@ def test_validation_predictions_are_those_of_the_best_weights_and_made_anew_from
     x, bags = cache.batch([0], torch.device("cpu"))
     with torch.inference_mode():
         logits = load_fold(opened, 1, torch.device("cpu"))(x.float(), bags).logits
-    want = torch.cat([level.softmax(1)[0] for level in logits]).numpy()
+    want = np.concatenate([level[0] for level in as_predicted(opened, logits)])
     np.testing.assert_allclose(numbers(next(iter(rows.values()))), want, atol=1e-5)
 
     opened.val_path(1).unlink()
@@ -254,7 +262,7 @@ def test_attention_is_that_of_the_forward_that_predicts(
         np.testing.assert_allclose(attention.sum(0), 1, atol=1e-6)
         wanted = output.attention_logits[level].softmax(0).numpy()
         np.testing.assert_allclose(attention, wanted, atol=1e-5)
-        wanted = output.logits[level].softmax(1)[0].numpy()
+        wanted = as_predicted(opened, output.logits)[level][0]
         np.testing.assert_allclose(prediction.probabilities[level], wanted, atol=1e-5)
 
 

@@ -13,7 +13,10 @@ import pytest
 from hmil_fast.training.run_folder import open_run, read_predictions
 
 # the same batches in any number of processes; a dropped unit depends on the process
-CHANGES = {"folds": 2, "epochs": 4, "batch_bags": 13, "dropout": 0.0, "precision": "fp32"}
+CHANGES = {
+    "folds": 2, "epochs": 4, "batch_bags": 13, "dropout": 0.0, "feature_dropout": 0.0,
+    "precision": "fp32",
+}  # fmt: skip
 SETTINGS = ("baseline=none", *(f"{name}={value}" for name, value in CHANGES.items()))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
