@@ -18,6 +18,7 @@ from types import FrameType
 from hmil_fast import __version__
 from hmil_fast.arguments import Command, Commands, add_command, count, positive, share, tile_px
 from hmil_fast.cli_results import add_compare, add_export, add_results, add_splits
+from hmil_fast.cli_store import add_store
 from hmil_fast.config import MODELS, PRESETS
 from hmil_fast.errors import HmilError, Stopped, UsageError
 
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_doctor(commands)
     _add_extract(commands)
-    _add_store(commands)
+    add_store(commands)
     _add_train(commands)
     add_splits(commands)
     add_results(commands)
@@ -149,33 +150,6 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--threads", type=count, metavar="N", help="threads that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
-
-
-def _add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
-    def run(args: argparse.Namespace) -> int:
-        from hmil_fast.extraction import store_command
-
-        return int(getattr(store_command, args.action)(args))
-
-    text = "Look after a feature store."
-    parser = add_command(commands, "store", text, run)
-    parser.add_argument(
-        "action",
-        choices=("info", "verify", "repair", "drop", "sweep"),
-        help="info: what it holds; verify: every checksum; repair: drop damaged slides; "
-        "drop: drop slides by id; sweep: what stopped jobs left behind",
-    )
-    parser.add_argument("store", type=Path, metavar="STORE")
-    parser.add_argument("slides", nargs="*", metavar="SLIDE_ID", help="drop: the slides")
-    parser.set_defaults(words="slides")
-    parser.add_argument("--delete", action="store_true", help="sweep: delete instead of list")
-    parser.add_argument(
-        "--older-than",
-        type=float,
-        default=24.0,
-        metavar="HOURS",
-        help="sweep: age of an attempt that no job works on any more (24)",
-    )
 
 
 def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:

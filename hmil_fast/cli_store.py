@@ -1,0 +1,84 @@
+"""The commands over a feature store, as `hmil_fast.cli` shows them."""
+
+import argparse
+from pathlib import Path
+
+from hmil_fast.arguments import Command, Commands, add_command, positive
+
+_FORMATS = ("trident", "clam", "stamp", "atlaspatch", "npy", "pt")
+
+
+def add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add `store` and its actions."""
+    parser = commands.add_parser(
+        "store", help="Look after a feature store.", description="Look after a feature store."
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def look_after(name: str, text: str) -> argparse.ArgumentParser:
+        def run(args: argparse.Namespace) -> int:
+            from hmil_fast.extraction import store_command
+
+            return int(getattr(store_command, name)(args))
+
+        action = add_command(actions, name, text, run)
+        action.add_argument("store", type=Path, metavar="STORE")
+        return action
+
+    look_after("info", "What it holds, as JSON.")
+    look_after("verify", "Check every checksum.")
+    look_after("repair", "Drop damaged slides, so that `extract` makes them anew.")
+    drop = look_after("drop", "Drop slides by id.")
+    drop.add_argument("slides", nargs="*", metavar="SLIDE_ID")
+    drop.set_defaults(words="slides")
+    sweep = look_after("sweep", "List what stopped jobs left behind.")
+    sweep.add_argument("--delete", action="store_true", help="delete it")
+    sweep.add_argument(
+        "--older-than",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="age of an attempt that no job works on any more (24)",
+    )
+    _add_interchange(actions)
+
+
+def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
+    def command(name: str) -> Command:
+        def run(args: argparse.Namespace) -> int:
+            from hmil_fast.extraction import interchange_command
+
+            return int(getattr(interchange_command, name)(args))
+
+        return run
+
+    text = "Import features of other tools; run again, it resumes."
+    take = add_command(actions, "import", text, command("import_features"))
+    take.add_argument("source", type=Path, metavar="SOURCE", help="a file, or a folder of them")
+    take.add_argument("store", type=Path, metavar="STORE", help="made if there is none")
+    take.add_argument(
+        "--coords",
+        type=Path,
+        metavar="DIR",
+        help="TRIDENT's or CLAM's folder `patches`, for clam, npy and pt",
+    )
+    take.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="the encoder, where the files name none, or several (atlaspatch)",
+    )
+    take.add_argument(
+        "--dtype", choices=("float16", "float32"), help="convert the features (as they are)"
+    )
+    text = "Export all slides as files of another tool; run again, it resumes."
+    put = add_command(actions, "export", text, command("export_features"))
+    put.add_argument("store", type=Path, metavar="STORE")
+    put.add_argument("target", type=Path, metavar="FOLDER")
+    for action in (take, put):
+        action.add_argument("--format", choices=_FORMATS, required=True)
+        action.add_argument(
+            "--slide-mpp", type=positive, metavar="X", help="µm/px of level 0, for stamp"
+        )
+        action.add_argument(
+            "--manifest", type=Path, metavar="CSV", help="slide_id,mpp for slides that differ"
+        )

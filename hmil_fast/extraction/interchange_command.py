@@ -1,0 +1,125 @@
+"""`hmil-fast store import` and `export`: features of other tools into a store, and out of one."""
+
+import argparse
+import csv
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from hmil_fast.errors import HmilError, SlideError, StoreError, UsageError
+from hmil_fast.io.interchange import (
+    FORMATS,
+    Hints,
+    Taken,
+    export_slide,
+    find_files,
+    import_file,
+    likely_spec,
+)
+from hmil_fast.io.store import create_store, disk, open_store
+from hmil_fast.io.store.layout import STORE_FILE
+
+
+def import_features(args: argparse.Namespace) -> int:
+    """Import files of features into a store, which is made if there is none; run again, it resumes.
+
+    Raises:
+        UsageError: No file to import, or no slide in them that has tiles.
+        SlideError: A new store is to be made, and no file can be read.
+        StoreError: The store cannot be made or opened.
+    """
+    form = FORMATS[args.format]
+    hints = Hints(args.coords, args.encoder, _resolutions(args), args.dtype)
+    files = find_files(form, args.source)
+    if disk.exists(args.store / STORE_FILE):
+        store = open_store(args.store)
+    else:
+        store = create_store(args.store, likely_spec(files, form, hints))
+    work = [
+        (
+            slide_id,
+            lambda slide_id=slide_id, path=path: import_file(store, form, slide_id, path, hints),
+        )
+        for slide_id, path in files
+    ]
+    return _each(work, "imported", f"Store: {store.path}")
+
+
+def export_features(args: argparse.Namespace) -> int:
+    """Export all slides of a store as files of another tool; run again, it resumes.
+
+    Raises:
+        StoreError: There is no store, or it holds nothing.
+    """
+    form, mpp = FORMATS[args.format], _resolutions(args)
+    store = open_store(args.store)
+    slides = store.slide_ids()
+    if not slides:
+        raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")
+    hints = Hints(mpp=mpp)
+    work = [
+        (
+            slide_id,
+            lambda slide_id=slide_id: export_slide(
+                store, form, slide_id, args.target, hints.mpp_of(slide_id)
+            ),
+        )
+        for slide_id in slides
+    ]
+    return _each(work, "exported", f"Folder: {args.target}")
+
+
+def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str) -> int:
+    """Do one slide after the other; one that fails stops no other."""
+    err, out = Console(stderr=True), Console(soft_wrap=True, highlight=False)
+    before, tiles, failed = 0, 0, list[tuple[str, HmilError]]()
+    for slide_id, task in track(work, done, console=err, transient=True):
+        try:
+            taken = task()
+        except (SlideError, StoreError) as error:
+            failed.append((slide_id, error))
+        except OSError as error:
+            failed.append((slide_id, SlideError(str(error), "Mend that, then run this again.")))
+        else:
+            before += taken.before
+            tiles += 0 if taken.before else taken.tiles
+            for note in taken.notes:
+                err.print(
+                    f"[yellow]{escape(slide_id)}: {escape(note)}", highlight=False, soft_wrap=True
+                )
+    out.print(
+        f"{len(work) - before - len(failed)} slides {done} ({tiles:,} tiles), {before} were done "
+        f"before, {len(failed)} failed. {where}",
+        markup=False,
+    )
+    for slide_id, problem in failed:
+        out.print(f"  {slide_id}: {problem.what}\n    Fix: {problem.fix}", markup=False)
+    return 1 if failed else 0
+
+
+def _resolutions(args: argparse.Namespace) -> dict[str, float]:
+    """Level-0 µm/px by slide id from --manifest, and under "" from --slide-mpp."""
+    found: dict[str, float] = {} if args.slide_mpp is None else {"": args.slide_mpp}
+    path: Path | None = args.manifest
+    if path is None:
+        return found
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"cannot read {path}: {error}", "check the file") from error
+    for line, row in enumerate(rows, 2):
+        mpp = 0.0
+        with suppress(TypeError, ValueError):
+            mpp = float(row.get("mpp") or "")
+        if not row.get("slide_id") or not 0 < mpp < math.inf:
+            raise UsageError(
+                f"{path}, line {line}: slide_id is {row.get('slide_id')!r}, mpp {row.get('mpp')!r}",
+                "give columns slide_id,mpp with µm/px above 0",
+            )
+        found[row["slide_id"]] = mpp
+    return found
