@@ -40,6 +40,15 @@ def count(text: str) -> int:
     return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
 
 
+def shard(text: str) -> tuple[int, int]:
+    """I/N: the I-th of N parts, from 1 up."""
+    with suppress(ValueError):
+        index, parts = map(int, text.split("/"))
+        if 1 <= index <= parts:
+            return index, parts
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4 to 4/4")
+
+
 def tile_px(text: str) -> int:
     """A whole number from 16 to 8192."""
     return _number(text, int, lambda value: 16 <= value <= 8192, "a whole number from 16 to 8192")

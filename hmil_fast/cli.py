@@ -16,7 +16,16 @@ from pathlib import Path
 from types import FrameType
 
 from hmil_fast import __version__
-from hmil_fast.arguments import Command, Commands, add_command, count, positive, share, tile_px
+from hmil_fast.arguments import (
+    Command,
+    Commands,
+    add_command,
+    count,
+    positive,
+    shard,
+    share,
+    tile_px,
+)
 from hmil_fast.cli_results import add_compare, add_export, add_results, add_splits
 from hmil_fast.cli_store import add_store
 from hmil_fast.config import MODELS, PRESETS
@@ -70,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_doctor(commands)
     _add_extract(commands)
+    _add_status(commands)
     add_store(commands)
     _add_train(commands)
     add_splits(commands)
@@ -149,7 +159,35 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    parser.add_argument(
+        "--workers", type=count, metavar="N", help="processes (one a GPU; one without a GPU)"
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="start with the I-th of N parts of the slides; then help with the others",
+    )
+    parser.add_argument(
+        "--lease-seconds",
+        type=positive,
+        default=120.0,
+        metavar="S",
+        help="after which the slide of a process that died elsewhere is taken over (120)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
+
+
+def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.extraction.status import status
+
+        return status(args)
+
+    text = "Say how far the extraction into a store is, on any machine, while it runs."
+    parser = add_command(commands, "status", text, run)
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("--json", action="store_true", help="the same as JSON on stdout")
 
 
 def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:

@@ -1,12 +1,11 @@
 """The extraction job: slides in, features in the store, one bad slide never stopping the others."""
 
 import io
-import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -113,7 +112,7 @@ class Extractor:
         self.encoder = encoder
         self.spec = spec
         self.batch = batch
-        self.threads = threads or max(2, min(16, os.cpu_count() or 2))
+        self.threads = threads or max(2, min(16, cpus()))
         self.timings = Timings()
         self._transforms: dict[int, TileTransform] = {}
 
@@ -126,21 +125,52 @@ class Extractor:
             tasks: What to extract.
             on_tiles: Called after every batch with the slide, its tiles done and its tiles in all.
 
-        Yields:
+        Returns:
             One result a slide, also for those that failed.
         """
+        left = iter(tasks)
+        return self.run_from(lambda ahead: next(left, None), on_tiles)
+
+    def run_from(
+        self,
+        take: Callable[[bool], SlideTask | None],
+        on_tiles: Callable[[SlideTask, int, int], None],
+    ) -> Iterator[SlideResult]:
+        """Extract slides until none is left, as `run` does.
+
+        Args:
+            take: Gives the next slide. With True it is to be opened ahead: asked for late in a long
+                slide, so that of two processes none keeps a slide waiting that the other could do.
+            on_tiles: As of `run`.
+
+        Yields:
+            One result a slide.
+        """
+        ahead: tuple[SlideTask, Future[Prepared]] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="open-slide") as opener:
-            ahead = opener.submit(prepare_slide, tasks[0], self.spec) if tasks else None
+
+            def open_slide(early: bool) -> tuple[SlideTask, Future[Prepared]] | None:
+                task = take(early)
+                if task is None:
+                    return None
+                return task, opener.submit(prepare_slide, task, self.spec)
+
             try:
-                for i, task in enumerate(tasks):
-                    assert ahead is not None
-                    current, start = ahead, time.perf_counter()
-                    more = i + 1 < len(tasks)
-                    ahead = opener.submit(prepare_slide, tasks[i + 1], self.spec) if more else None
-                    yield self._guarded(task, current.result, start, on_tiles)
+                while current := ahead or open_slide(False):
+                    ahead, asked = None, False
+
+                    def progress(task: SlideTask, done: int, total: int) -> None:
+                        nonlocal ahead, asked
+                        if not asked and total - done <= max(total // 4, 4 * self.batch):
+                            ahead, asked = open_slide(True), True
+                        if done:
+                            on_tiles(task, done, total)
+
+                    start = time.perf_counter()
+                    yield self._guarded(current[0], current[1].result, start, progress)
             finally:
-                if ahead is not None and not ahead.cancel() and ahead.exception() is None:
-                    ahead.result().reader.close()
+                if ahead is not None and not ahead[1].cancel() and ahead[1].exception() is None:
+                    ahead[1].result().reader.close()
 
     def _guarded(
         self,
@@ -185,6 +215,7 @@ class Extractor:
             closing(decoder) as tiles,
             self.store.writer(task.slide_id, n, self._attributes(ready)) as writer,
         ):
+            on_tiles(task, 0, n)
             now = time.perf_counter()
             pending: torch.Tensor | None = None
             for tile_batch in tiles:
@@ -279,26 +310,16 @@ class Extractor:
         picture.save(folder / name, compress_level=1)  # half the time, a tenth more bytes
 
 
+def cpus() -> int:
+    """CPUs that this process may use, which a scheduler may have made fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
 def store_spec(encoder: Encoder, spec: TileSpec, dtype: str) -> StoreSpec:
     """What every slide of a store made with this encoder and these tiles shares."""
     return StoreSpec(encoder.card.dim, dtype, encoder.describe(), spec.to_dict())
-
-
-def log_result(store: FeatureStore, result: SlideResult) -> None:
-    """Append one slide's result to the store's log, as a JSON line."""
-    line = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "slide_id": result.slide_id,
-        "num_tiles": result.num_tiles,
-        "bad_tiles": result.bad_tiles,
-        "seconds": round(result.seconds, 3),
-        "note": result.note,
-        "error": None if result.error is None else result.error.what,
-    }
-    log = store.path / "logs" / "extract.jsonl"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:

@@ -109,8 +109,10 @@ def test_good_slides_are_stored_and_bad_ones_named(job: Job, check_store: CheckS
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert min(picture.size) > 500
-    log = (job.store / "logs" / "extract.jsonl").read_text().splitlines()
-    errors = {line["slide_id"]: line["error"] for line in map(json.loads, log)}
+    (file,) = (job.store / "events").iterdir()
+    log = [json.loads(line) for line in file.read_text().splitlines()]
+    ended = [line for line in log if line["event"] in ("slide done", "slide failed")]
+    errors = {line["slide_id"]: line.get("error") for line in ended}
     assert {name for name, error in errors.items() if error} == set(job.table.bad)
     assert errors.keys() - job.table.bad.keys() == set(job.table.good)
 

@@ -68,13 +68,19 @@ def test_a_stopped_job_is_resumed_by_the_same_command(
     assert len({json.loads(commit)["content_digest"] for commit in whole.values()}) == 1
 
 
-def test_two_jobs_at_once_store_every_slide_once(
+def test_two_jobs_at_once_do_every_slide_once(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:
     store = tmp_path / "store"
-    jobs = [start("extract", slides, "--store", store, "--mpp", 2) for _ in range(2)]
+    jobs = [
+        start("extract", slides, "--store", store, "--mpp", 2, "--shard", f"{part}/2")
+        for part in (1, 2)
+    ]
+    made = 0
     for process in jobs:
         out, err = process.communicate(timeout=100)
         assert process.returncode == 0, err
         assert ", 0 failed" in out
-    assert len(check_store(store)) == SLIDES
+        made += int(out.split()[0])
+    assert made == len(check_store(store)) == SLIDES
+    assert list((store / "leases").iterdir()) == []

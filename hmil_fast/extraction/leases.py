@@ -1,0 +1,194 @@
+"""Leases: which process works on which slide, so that no two do the same one.
+
+Only a saving: what makes a slide exist is the store's exclusive commit, with leases or without.
+
+The lease of a slide is the file `leases/<slide>.<deaths>`, created exclusively. Its holder touches
+it while it works. A lease that stood still for its time, or whose process is gone from this
+machine, is dead, and who creates `<slide>.<deaths + 1>` succeeds it: of several takers one can.
+No clock of another machine is read, and a taker that dies leaves a lease that dies like any other.
+"""
+
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmil_fast.errors import SlideError
+from hmil_fast.io.store import slide_dirname
+from hmil_fast.io.store.disk import create_exclusive, exists
+
+LEASES = "leases"
+MAX_DEATHS = 3
+_MAX_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a slide; `deaths` processes died on it before."""
+
+    slide_id: str
+    path: Path
+    deaths: int
+
+
+class Leases:
+    """The leases that this process holds and those it sees others hold.
+
+    Args:
+        store: Folder of the feature store.
+        seconds: A lease untouched for so long is dead.
+        on_beat: Called every quarter of that time, by the thread that touches the leases.
+    """
+
+    def __init__(self, store: Path, seconds: float, on_beat: Callable[[], None]) -> None:
+        self.folder = store / LEASES
+        self.folder.mkdir(exist_ok=True)
+        self.seconds = seconds
+        self._on_beat = on_beat
+        self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._me |= {"machine": _machine(), "seconds": seconds}
+        self._held: dict[str, Lease] = {}
+        self._seen: dict[Path, tuple[int, float]] = {}
+        self._closing = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._heart.start()
+
+    def take(self, slide_id: str, *, fresh: bool = False) -> Lease | None:
+        """Take the lease of a slide; None while it is held.
+
+        Args:
+            slide_id: The slide.
+            fresh: Take it only if no process died on it yet.
+
+        Raises:
+            SlideError: As many processes as may have died while they worked on it.
+        """
+        if slide_id in self._held:
+            return None
+        name, since = slide_dirname(slide_id), time.time()
+        text = json.dumps({"slide_id": slide_id, **self._me, "since": since}).encode()
+        last: dict[str, Any] = {}
+        for deaths in range(1 if fresh else MAX_DEATHS):
+            path = self.folder / f"{name}.{deaths}"
+            found = read_lease(path)
+            if found is None:
+                # held before it is there: a signal between the two would leave it behind
+                lease = self._held[slide_id] = Lease(slide_id, path, deaths)
+                if create_exclusive(path, text):
+                    # where its holder gave up in between, one who came later may be further
+                    if not exists(self.folder / f"{name}.{deaths + 1}"):
+                        return lease
+                    self.release(slide_id)
+                    return None
+                del self._held[slide_id]
+                found = read_lease(path)
+            if found is None or self._alive(path, *found):
+                return None
+            last = found[0]
+        if fresh:
+            return None
+        where = f"the last one was process {last.get('pid')} on {last.get('host')}"
+        raise SlideError(
+            f"slide {slide_id!r}: {MAX_DEATHS} processes died while they worked on it, {where}",
+            "look at it with `hmil-fast doctor`, give the job more memory or a smaller --batch; "
+            f"to have it tried again delete {self.folder / name}.*",
+        )
+
+    def release(self, slide_id: str) -> None:
+        """Give a lease back, with those of the dead before it."""
+        lease = self._held.pop(slide_id, None)
+        if lease is None:
+            return
+        for deaths in range(lease.deaths):
+            lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}").unlink(missing_ok=True)
+        found = read_lease(lease.path)
+        if found is not None and found[0].get("owner") == self._me["owner"]:
+            lease.path.unlink(missing_ok=True)
+
+    def held(self) -> list[Lease]:
+        """What this process holds."""
+        return list(self._held.values())
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._closing.set()
+        for slide_id in list(self._held):
+            with suppress(OSError):  # it will be taken over
+                self.release(slide_id)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(self.seconds / 4):
+            for lease in self.held():
+                with suppress(OSError):
+                    os.utime(lease.path)
+            with suppress(OSError):
+                self._on_beat()
+
+    def _alive(self, path: Path, lease: dict[str, Any], changed_ns: int) -> bool:
+        if lease.get("machine") == self._me["machine"] and not _runs(lease.get("pid")):
+            return False
+        stated = lease.get("seconds")
+        seconds = self.seconds
+        if isinstance(stated, (int, float)) and math.isfinite(stated):
+            seconds = stated
+        now = time.monotonic()
+        before, since = self._seen.get(path, (0, 0.0))
+        if before != changed_ns:
+            self._seen[path] = (changed_ns, now)
+            return True
+        return now - since < seconds
+
+
+def read_lease(path: Path) -> tuple[dict[str, Any], int] | None:
+    """A lease's text and when it was touched, in ns; None where it is gone.
+
+    Opened, not merely looked up: on NFS only that asks the server.
+    """
+    try:
+        with path.open("rb") as file:
+            changed = os.fstat(file.fileno()).st_mtime_ns
+            found = json.loads(file.read(_MAX_BYTES))
+    except OSError:
+        return None
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}, changed
+
+
+def held_by(store: Path, pid: int) -> list[str]:
+    """Slides whose leases name a process of this host."""
+    host, slides = socket.gethostname(), []
+    for path in (store / LEASES).glob("[!.]*"):
+        lease, _ = read_lease(path) or ({}, 0)
+        if (lease.get("host"), lease.get("pid")) == (host, pid):
+            slides.append(str(lease.get("slide_id")))
+    return sorted(slides)
+
+
+def _machine() -> str:
+    """This kernel and its pid namespace, within which a pid means something; "" if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"unknown {uuid.uuid4().hex}"
+
+
+def _runs(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,139 @@
+"""What a job tells the person who started it: progress, a line for each slide, the summary."""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.extraction.events import save_job
+from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.progress import JobProgress
+from hmil_fast.extraction.run import SlideResult
+from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
+from hmil_fast.io.store import FeatureStore
+
+
+class Report:
+    """Gathers what the processes of a job say; `todo` are the slides they are to do.
+
+    Args:
+        err: Where progress is shown.
+        store: The store.
+        tasks: All slides of the job.
+    """
+
+    def __init__(self, err: Console, store: FeatureStore, tasks: Sequence[SlideTask]) -> None:
+        self.store = store
+        save_job(store.path, [task.slide_id for task in tasks])
+        self.done, self.todo, damaged = _split_done(store, tasks)
+        self.results = {result.slide_id: result for result in damaged}
+        self.elsewhere: set[str] = set()
+        self.timings: defaultdict[str, float] = defaultdict(float)
+        self._err = err
+        self._start = time.perf_counter()
+        self._progress = JobProgress(err, self.todo)
+
+    def __enter__(self) -> "Report":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.__exit__()
+
+    def __call__(self, message: Message) -> None:
+        """Take a message of a process."""
+        if isinstance(message, TilesDone):
+            self._progress.tiles(message)
+        elif isinstance(message, Elsewhere):
+            self.elsewhere.add(message.slide_id)
+            self._progress.elsewhere(message.slide_id)
+        elif isinstance(message, SlideResult):
+            # each worker comes to know that a slide failed in another
+            if message.slide_id not in self.results:
+                self.results[message.slide_id] = message
+                self._progress.slide(message)
+        else:
+            for stage, seconds in message.items():
+                self.timings[stage] += seconds
+
+    def note(self, text: str) -> None:
+        """Show a line beside the progress."""
+        self._err.print(text, highlight=False, soft_wrap=True)
+
+    def print(self, processes: int) -> int:
+        """Print the summary and, where tiles were made, where the time went.
+
+        Returns:
+            The exit code: 0 when all slides are in the store.
+        """
+        seconds = time.perf_counter() - self._start
+        for task in self.todo:
+            if task.slide_id not in self.results and task.slide_id not in self.elsewhere:
+                error = SlideError(
+                    f"slide {task.path}: no process was left to do it",
+                    "see above why they ended, then run the same command again",
+                )
+                self.results[task.slide_id] = SlideResult(task.slide_id, error=error)
+        _print_summary(self, seconds)
+        if any(result.num_tiles for result in self.results.values()):
+            _print_timings(self._err, self.timings, seconds * processes)
+        return 1 if any(result.error for result in self.results.values()) else 0
+
+
+def _split_done(
+    store: FeatureStore, tasks: Sequence[SlideTask]
+) -> tuple[list[SlideTask], list[SlideTask], list[SlideResult]]:
+    done: list[SlideTask] = []
+    todo: list[SlideTask] = []
+    failed: list[SlideResult] = []
+    for task in tasks:
+        try:
+            finished = store.is_done(task.slide_id)
+            if finished:
+                _check_mpp(store, task)
+            (done if finished else todo).append(task)
+        except StoreError as error:
+            failed.append(SlideResult(task.slide_id, error=error))
+    return done, todo, failed
+
+
+def _check_mpp(store: FeatureStore, task: SlideTask) -> None:
+    """Refuse to call a slide done that was extracted at another resolution than now stated."""
+    mpp = store.record(task.slide_id).attrs.get("mpp", {})
+    asked = task.mpp or (task.fallback_mpp if mpp.get("source") == "user" else None)
+    if asked is not None and abs(mpp.get("level0", asked) / asked - 1) > 1e-6:
+        raise StoreError(
+            f"slide {task.slide_id!r} was extracted with {mpp['level0']:.6g} µm/px, "
+            f"you state {asked:.6g}",
+            f"run `hmil-fast store drop {store.path} {task.slide_id}`, then extract it again",
+        )
+
+
+def _print_summary(report: Report, seconds: float) -> None:
+    out = Console(soft_wrap=True, highlight=False)
+    failed = [result for result in report.results.values() if result.error is not None]
+    made = len(report.results) - len(failed)
+    others = len(report.elsewhere - report.results.keys())
+    tiles = sum(result.num_tiles for result in report.results.values())
+    rate = f" ({tiles:,} tiles in {seconds:.1f} s, {tiles / seconds:,.1f} tiles/s)" if tiles else ""
+    by_others = f"{others} by other jobs, " if others else ""
+    out.print(
+        f"{made} slides extracted{rate}, {by_others}{len(report.done)} were done before, "
+        f"{len(failed)} failed. Store: {report.store.path}",
+        markup=False,
+    )
+    for result in failed:
+        assert result.error is not None
+        out.print(
+            f"  {result.slide_id}: {result.error.what}\n    Fix: {result.error.fix}", markup=False
+        )
+
+
+def _print_timings(err: Console, seconds: Mapping[str, float], total: float) -> None:
+    table = Table("stage", "seconds", "share", title="where the time went", title_justify="left")
+    for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(stage, f"{spent:.2f}", f"{spent / total:.0%}")
+    err.print(table)
