@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -193,12 +194,16 @@ def _typed(name: object, value: Any) -> Any:
     # where the preset decides, the default is None and tells no type
     fields = {n: type(v) for n, v in (dataclasses.asdict(settings) | preset).items()}
     if name not in fields:
+        close = get_close_matches(str(name), fields, 1)
         raise UsageError(
-            f"unknown setting {short(name)}", f"use one of {', '.join(sorted(fields))}"
+            f"unknown setting {short(name)}" + (f"; did you mean {close[0]}?" if close else ""),
+            f"use one of {', '.join(sorted(fields))}",
         )
     if name in preset and value in (None, "preset"):
         return None
     kind = fields[str(name)]
+    if kind is str and isinstance(value, bool):  # YAML's yes and no
+        value = "yes" if value else "no"
     try:
         if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError

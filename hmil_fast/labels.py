@@ -245,7 +245,10 @@ def _check_names(paths: Sequence[tuple[str, ...]], source: str) -> None:
         elif known != path:
             here, there = "/".join(path), "/".join(known)
             how = f"below itself: {here}" if name in above else f"twice: {there} and {here}"
-            raise UsageError(f"{source} has {name!r} {how}", "rename one, or drop it")
+            raise UsageError(
+                f"{source} has {name!r} {how}",
+                "rename one, or drop it; only a node's single child may repeat its name",
+            )
 
 
 def _list_entry(entry: object) -> list[tuple[object, object]]:

@@ -138,6 +138,10 @@ def test_unknown_settings_and_words_without_value() -> None:
     assert "lr" in error.value.fix
     with pytest.raises(UsageError, match="'lr' is not of the form key=value"):
         load_config(None, ["lr"])
+    with pytest.raises(UsageError, match="'hirarchy'; did you mean hierarchy"):
+        load_config(None, ["hirarchy=hxe"])
+    with pytest.raises(UsageError, match=r"balance is 'yes'(.|\n)*choose none or leaf"):
+        load_config(None, ["balance=yes"])
     with pytest.raises(UsageError, match="unknown setting ''"):
         load_config(None, ["=3"])
 

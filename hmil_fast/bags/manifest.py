@@ -86,6 +86,8 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         UsageError: The file is missing, no manifest, changed since, or leaks between parts.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", f"give a file, for instance {path}/splits.json")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{path} is larger than 256 MiB", "give a splits.json")

@@ -89,7 +89,16 @@ def _table(path: Path) -> Iterable[tuple[int, list[str]]]:
             raise UsageError(f"{path} is larger than 256 MiB", "give the split file, not the data")
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            yield from ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+            width = 0
+            for row in reader:
+                width = width or len(row)
+                if len(row) > width:
+                    raise UsageError(
+                        f"{path} line {reader.line_num}: {len(row)} fields where the header has "
+                        f"{width}",
+                        "name every column in the first line",
+                    )
+                yield reader.line_num, [cell.strip() for cell in row]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -46,17 +46,18 @@ def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) 
         return [_official_fold(slides, seed, val_fraction)]
     if k < 2:
         raise UsageError(f"folds is {k}", "choose at least 2, or add a split column to the labels")
-    for label, patients in sorted(_patients_by_label(slides).items()):
-        if len(patients) < k:
-            count = sum(s.label == label for s in slides)
-            raise UsageError(
-                f"class {label!r} has {len(patients)} patients ({count} slides), too few for "
-                f"{k} folds",
-                f"use --folds {len(patients)}"
-                if len(patients) > 1
-                else f"add patients of {label!r}, merge it with a sibling in the tree, or leave "
-                "its slides out",
-            )
+    by_label = _patients_by_label(slides)
+    label = min(sorted(by_label), key=lambda name: len(by_label[name]), default="")
+    patients = len(by_label.get(label, ()))
+    if by_label and patients < k:
+        count = sum(s.label == label for s in slides)
+        raise UsageError(
+            f"class {label!r} has {patients} patients ({count} slides), too few for {k} folds",
+            f"use --folds {patients}"
+            if patients > 1
+            else f"add patients of {label!r}, merge it with a sibling in the tree, or leave "
+            "its slides out",
+        )
     tests = _stratified_parts(slides, k, seed)
     folds = []
     for number, test in enumerate(tests):

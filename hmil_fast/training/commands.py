@@ -169,6 +169,14 @@ def report(args: argparse.Namespace) -> int:
     """Write the report, with the slides' views where a store is given."""
     run = open_run(args.run_path)
     evaluation.read_metrics(run)
+    known = {slide.slide_id for slide in run.slides}
+    if args.files and (args.store is None or not known & args.files.keys()):
+        raise UsageError(
+            "--slides cuts tiles of slides in the store, and there is no --store"
+            if args.store is None
+            else f"--slides names no slide of {run.path}, for instance {sorted(args.files)[0]!r}",
+            "give --store too, and the files or folders that were extracted",
+        )
     if args.store is not None:
         make_views(run, open_store(args.store), args.heatmaps, args.files)
     print(f"report: {write_report(run.path)}")

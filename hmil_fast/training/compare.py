@@ -64,6 +64,8 @@ def compare_runs(
     Raises:
         UsageError: The runs have other trees, slides, labels or patients, or no such metric.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("a run is named twice", "name runs that differ")
     runs = [open_run(path) for path in paths]
     first = runs[0]
     for run in runs[1:]:

@@ -66,6 +66,8 @@ def choose_folds(
         folds = make_folds(chosen, config.folds, config.seed, config.val_fraction)
     else:
         folds, chosen = _from_manifest(store, chosen, tree, config, manifest, say)
+    if len(folds) != config.folds:
+        say(f"folds={config.folds} is not used: the splits have {len(folds)}")
     _check_leaves(tree, folds, chosen, say)
     copies = apart(folds, same_features(store, [slide.slide_id for slide in chosen]))
     if copies:

@@ -46,6 +46,8 @@ def draw_heatmap(
         StoreError: The slide is not in the store, or has no tiles.
         SlideError: The slide's file is another one, or cannot be opened.
     """
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"the picture {out} would be a PNG", "end its name in .png")
     run.check_store(store)
     record = store.record(slide_id)
     thumbnail = read_thumbnail(store, record)
@@ -53,7 +55,7 @@ def draw_heatmap(
     if not maps:
         raise UsageError(
             f"the model {run.config.model!r} of {run.path} has no attention to draw",
-            "use a run of --model hmil",
+            "use a run of a model that has, hmil for instance",
         )
     chosen = _chosen(run.tree, prediction, maps, nodes)
     panels = [_panel(run.tree, prediction, m) for m in chosen]

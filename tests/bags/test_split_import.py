@@ -163,3 +163,13 @@ def test_the_command_writes_a_manifest_once(
     (tmp_path / "splits_0.csv").write_text(",train,test\n0,a,a\n")
     assert main([*command[:-1], str(tmp_path / "other.json")]) == 2
     assert "fold 0 has slide 'a' in train and in test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["csv", "clam"])
+def test_a_row_longer_than_the_header_is_refused(tmp_path: Path, kind: str) -> None:
+    """Its fields would be taken for other columns, and slides for other parts."""
+    path = tmp_path / "splits_0.csv"
+    header = "slide_id,split" if kind == "csv" else ",train,test"
+    path.write_text(f"{header}\na,train,b,c\nd,test,e,f\n")
+    with pytest.raises(UsageError, match=r"line 2: 4 fields where the header has [23]"):
+        import_splits([path], kind)

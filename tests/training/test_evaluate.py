@@ -221,6 +221,11 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no metric f2\nFix: choose among accuracy" in capsys.readouterr().err
 
 
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a run is named twice"):
+        compare_runs([tmp_path / "a", tmp_path / "a" / ".." / "a"])
+
+
 def test_runs_that_cannot_be_paired_are_refused_by_name(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", cohort(24), 1.0)
     other = make_run(tmp_path / "b", cohort(24, "x"), 1.0)

@@ -355,3 +355,13 @@ def test_damaged_features_are_told_in_words(
             tmp_path / "x.png",
         )
     assert json.loads((run.path / "metrics.json").read_text())
+
+
+def test_pictures_that_cannot_be_made_are_refused(run: Any, cohort: Any, tmp_path: Path) -> None:
+    opened = open_run(run.path)
+    with pytest.raises(UsageError, match="would be a PNG"):
+        draw_heatmap(opened, cohort.store, "s00", tmp_path / "a.jpg")
+    (tmp_path / "else.svs").write_bytes(b"")
+    command = ["report", str(run.path), "--slides", str(tmp_path / "else.svs")]
+    assert main(command) == 2
+    assert main([*command, "--store", str(cohort.path / "store")]) == 2
