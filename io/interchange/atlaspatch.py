@@ -53,7 +53,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
 def parts(folder: Path, slide: Outgoing) -> list[Part]:
     """The file to write; tiles as if read from level 0."""
     corners = slide.needed_coords("atlaspatch")
-    side = round(slide.attrs.get("read_px") or slide.tile_px_level0 or 0)
+    side = round(slide.attrs.get("read_px") or slide.needed_side("atlaspatch"))
     boxes = np.zeros((len(corners), 5), np.int32)
     boxes[:, :2], boxes[:, 2:4], boxes[:, 4] = corners, side, slide.attrs.get("level", 0)
     width, height = slide.level0_size or (None, None)
@@ -65,9 +65,9 @@ def parts(folder: Path, slide: Outgoing) -> list[Part]:
         "overlap": slide.tiling.get("overlap_px") or 0,
         "level0_width": width,
         "level0_height": height,
-        "num_patches": len(corners),
         "mpp": slide.mpp,
     } | slide.original("atlaspatch").get("/", {})
+    about["num_patches"] = len(corners)
     single = as_float32(slide)
     arrays: h5.Arrays = {"coords": boxes, f"features/{slide.encoder}": single.bag}
     again = partial(read, slide_id=slide.slide_id)

@@ -75,6 +75,19 @@ class Outgoing:
             )
         return self.bag.coords
 
+    def needed_side(self, target: str) -> float:
+        """Side of a tile in level-0 px, for formats that cannot do without.
+
+        Raises:
+            SlideError: the slide was imported without.
+        """
+        if self.tile_px_level0 is None:
+            raise SlideError(
+                f"slide {self.slide_id!r} states no size of its tiles, which {target} files need",
+                "Export it with --format npy or pt, or import it again with --coords.",
+            )
+        return self.tile_px_level0
+
 
 @dataclass(frozen=True)
 class Part:

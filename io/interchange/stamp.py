@@ -53,16 +53,16 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
 def parts(folder: Path, slide: Outgoing) -> list[Part]:
     """The file to write; features as float16 or float32 as they are in the store."""
     coords = slide.needed_coords("stamp")
-    mpp = slide.mpp
-    if mpp is None or slide.tile_px_level0 is None:
+    mpp, side = slide.mpp, slide.needed_side("stamp")
+    if mpp is None:
         raise SlideError(
-            f"slide {slide.slide_id!r} states no µm/px or no tile size, STAMP needs both",
+            f"slide {slide.slide_id!r} states no µm/px, which stamp files need",
             "Give --slide-mpp X, or --manifest CSV with columns slide_id,mpp.",
         )
     about = {
         "extractor": slide.encoder,
         "unit": "um",
-        "tile_size_um": slide.tile_px_level0 * mpp,
+        "tile_size_um": side * mpp,
         "tile_size_px": slide.tile_px,
         "feat_type": "tile",
     } | slide.original("stamp").get("/", {})

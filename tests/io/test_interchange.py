@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,28 @@ def test_the_folder_that_is_meant_must_be_clear(lay_out: Layout, tmp_path: Path)
     lay_out("atlaspatch", tmp_path / "atlas", "a")
     with pytest.raises(SlideError, match="features of resnet50, uni_v1"):
         take("atlaspatch", tmp_path / "atlas", tmp_path / "s", Hints())
+
+
+def test_a_file_that_another_process_writes_meanwhile_is_not_replaced(
+    lay_out: Layout, tmp_path: Path
+) -> None:
+    lay_out("npy", tmp_path / "in", "a")
+    store = take("npy", tmp_path / "in", tmp_path / "s", Hints())
+    theirs = np.ones((700, 24), np.float32)
+
+    def late(folder: Path, slide: Any) -> list[Any]:
+        *rest, last = FORMATS["npy"].parts(folder, slide)
+
+        def write(to: Path) -> None:
+            last.write(to)
+            np.save(last.path, theirs)
+
+        return [*rest, replace(last, write=write)]
+
+    with pytest.raises(SlideError, match="exists with other content"):
+        export_slide(store, replace(FORMATS["npy"], parts=late), "a", tmp_path / "out")
+    assert (np.load(tmp_path / "out" / "a.npy") == theirs).all()
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 FULL_DISK = """

@@ -162,6 +162,16 @@ def test_an_npy_that_claims_more_than_it_holds(tmp_path: Path) -> None:
             read("npy", path)
 
 
+def test_an_npy_with_a_torn_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((4, 4)))
+    data = path.read_bytes()
+    for torn in (data[:60], data.replace(b"}", b"("), data.replace(b"'shape'", b"'ahape'"), b""):
+        path.write_bytes(torn)
+        with pytest.raises(SlideError, match="no sound"):
+            read("npy", path)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, ...]:
         return (exec, ("raise SystemExit('ran')",))
