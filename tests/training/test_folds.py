@@ -57,6 +57,7 @@ def test_a_manifest_is_used_as_it_is(store: FeatureStore, tmp_path: Path) -> Non
     assert said == [
         f"4 labelled slides are in no fold of {path}: s20, s21, s22, s23",
         "20 of 20 slides are tested",
+        "folds=2 is not used: the splits have 3",
     ]
 
 
