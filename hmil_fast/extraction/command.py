@@ -54,7 +54,7 @@ def extract(args: argparse.Namespace) -> int:
         args.lease_seconds,
     )
     with report:
-        run_workers(job, devices[: max(1, len(report.todo))], report)
+        run_workers(job, devices[: len(report.todo)], report)
     return report.print(len(devices))
 
 
