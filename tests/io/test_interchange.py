@@ -236,6 +236,19 @@ def test_other_content_under_a_known_name_is_an_error(
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.parametrize("source", ["trident", "clam", "stamp", "atlaspatch"])
+def test_an_export_with_other_coordinates_is_an_error(
+    source: str, lay_out: Layout, tmp_path: Path
+) -> None:
+    path = lay_out("trident", tmp_path / "in", "a")
+    put(take("trident", tmp_path / "in", tmp_path / "s"), source, tmp_path / "out")
+    with h5py.File(path, "a") as file:
+        file["coords"][650, 1] += 8
+    other = take("trident", tmp_path / "in", tmp_path / "s2")
+    with pytest.raises(SlideError, match=r"a\.h5 exists with other content"):
+        put(other, source, tmp_path / "out")
+
+
 def test_a_file_of_another_kind_does_not_get_in(lay_out: Layout, tmp_path: Path) -> None:
     lay_out("trident", tmp_path / "in", "a", dim=16)  # the first, yet not what most are
     for name in "bcd":
