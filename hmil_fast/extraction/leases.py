@@ -23,7 +23,7 @@ from typing import Any
 
 from hmil_fast.errors import SlideError
 from hmil_fast.io.store import slide_dirname
-from hmil_fast.io.store.disk import create_exclusive, exists
+from hmil_fast.io.store.disk import exists
 
 LEASES = "leases"
 MAX_DEATHS = 3
@@ -82,7 +82,7 @@ class Leases:
             if found is None:
                 # held before it is there: a signal between the two would leave it behind
                 lease = self._held[slide_id] = Lease(slide_id, path, deaths)
-                if create_exclusive(path, text):
+                if self._create(path, text):
                     # where its holder gave up in between, one who came later may be further
                     if not exists(self.folder / f"{name}.{deaths + 1}"):
                         return lease
@@ -101,6 +101,18 @@ class Leases:
             "look at it with `hmil-fast doctor`, give the job more memory or a smaller --batch; "
             f"to have it tried again delete {self.folder / name}.*",
         )
+
+    def _create(self, path: Path, text: bytes) -> bool:
+        """Create a file whole, or not where it is there; unlike a commit it may not outlive us."""
+        temporary = self.folder / f".{self._me['owner']}.tmp"
+        try:
+            temporary.write_bytes(text)
+            os.link(temporary, path)
+        except FileExistsError:  # over NFS with two names: ours, whose reply was lost
+            return temporary.stat().st_nlink == 2
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
 
     def release(self, slide_id: str) -> None:
         """Give a lease back, with those of the dead before it."""
