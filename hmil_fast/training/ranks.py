@@ -91,7 +91,7 @@ def weigh(output: HmilOutput, share: float) -> HmilOutput:
         if not value.requires_grad:
             return value
         seen = value.view_as(value)  # what the model itself made of the value counts once
-        seen.register_hook(partial(torch.mul, share * world_size()))
+        seen.register_hook(partial(torch.mul, share * world_size()))  # type: ignore[no-untyped-call]
         return seen
 
     logits, maps, lse = (
