@@ -60,11 +60,30 @@ def wait_for_work(store: Path, workers: int) -> list[int]:
     raise AssertionError("no slide was begun")
 
 
-def alive(pid: int) -> bool:
+def stopped_at_work(store: Path, pids: list[int]) -> int:
+    """One of the processes, stopped at a slide that is not in the store yet."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            while state(pid) != "T":
+                time.sleep(0.001)
+            if any(lease["pid"] == pid for lease in read_status(store)["in_work"]):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.02)
+    raise AssertionError("no slide was in work")
+
+
+def state(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0]
     except FileNotFoundError:
-        return False
+        return ""
+
+
+def alive(pid: int) -> bool:
+    return state(pid) not in {"Z", ""}
 
 
 def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
@@ -72,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
 ) -> None:
     store = tmp_path / "store"
     job = start(*command(slides, store), "--lease-seconds", 4)
-    killed, _ = wait_for_work(store, 2)
+    killed = stopped_at_work(store, wait_for_work(store, 2))
     now = read_status(store)
     assert now["processes"] == 2
     assert now["left"] == SLIDES - now["committed"]
