@@ -119,11 +119,12 @@ def _do_all(cells: Sequence[Cell], workers: int, console: Console) -> bool:
                 cell = futures[future]
                 bar.update(line, advance=1, description=f"{cell.task} {cell.method.name}")
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
             console.print("stopping after the running cells; the same command goes on from here")
+            # waiting: the end of `with` takes back a cancellation that was not seen yet
+            pool.shutdown(cancel_futures=True)
             return False
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     return True
 

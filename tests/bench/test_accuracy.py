@@ -181,18 +181,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> N
         cohorts.TASKS["musk1"].draw(0)
     except sources.MissingError as error:
         pytest.skip(str(error))
-    arguments = [
-        "--tasks",
-        "musk1",
-        "--methods",
-        "mean,max",
-        "--seeds",
-        "3",
-        "--epochs",
-        "2",
-        "--workers",
-        "1",
-    ]
+    # enough cells that a signal after the first finds others to come
+    words = "--tasks musk1 --methods mean,max --seeds 5 --epochs 4 --workers 1"
+    arguments = words.split()
     command = [sys.executable, "-m", "bench.accuracy", *arguments, "--out", str(tmp_path)]
     kept = tmp_path / "kept"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HMIL_EVALUATE_CACHE": str(kept)}
@@ -204,8 +195,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> N
     assert first.returncode == 130, said
     stamps = {path: path.stat().st_mtime_ns for path in kept.glob("cells/*.npz")}
     assert set(done) <= set(stamps)
-    assert len(stamps) < 6
+    assert len(stamps) < 10
     subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=120, capture_output=True)
-    assert len(list(kept.glob("cells/*.npz"))) == 6
+    assert len(list(kept.glob("cells/*.npz"))) == 10
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert "`max`" in (tmp_path / "docs" / "accuracy.md").read_text()
