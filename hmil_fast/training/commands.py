@@ -46,6 +46,7 @@ def train(args: argparse.Namespace) -> int:
         run = train_and_evaluate(store, slides, tree, config, args.out, args.splits)
         if ranks.rank() == 0:
             print_table(run)
+    ranks.finish()
     return 0
 
 

@@ -4,6 +4,7 @@ Without torchrun there is one, and nothing here does anything.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from hmil_fast.models.output import HmilOutput
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes for a while, if torchrun started more than this one.
+    """Join the other processes, if torchrun started more than this one; `finish` ends that well.
 
     What steers (stop, save) goes by gloo, from host to host, and makes no GPU wait.
     """
@@ -30,8 +31,21 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-    finally:
+    except BaseException:
         distributed.destroy_process_group()
+        raise
+
+
+def finish() -> None:
+    """End this process with success, once all have come here; does nothing for a single one.
+
+    At once, since torch's threads have been seen to abort an ordinary exit.
+    """
+    if world_size() > 1:
+        wait_for_all()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def world_size() -> int:
