@@ -97,13 +97,3 @@ def paired_p(ours: Draws, theirs: Draws) -> float:
     n = len(difference)
     least = min((difference <= 0).sum(), (difference >= 0).sum())
     return float(min(1.0, 2 * (least + 1) / (n + 1)))
-
-
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction of several tests."""
-    found: dict[str, float] = {}
-    worst = 0.0
-    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, value * (len(p) - rank)))
-        found[name] = worst
-    return found

@@ -6,7 +6,8 @@ from typing import Any
 
 from bench.accuracy.cohorts import TASKS
 from bench.accuracy.methods import YARDSTICK
-from bench.accuracy.statistics import METRICS, Draws, holm, interval, paired_p
+from bench.accuracy.statistics import METRICS, Draws, interval, paired_p
+from hmil_fast.metrics import holm
 
 TITLES = {
     "balanced_accuracy": "balanced accuracy",

@@ -11,7 +11,7 @@ from hmil_fast.metrics.calibration import (
 )
 from hmil_fast.metrics.flat import flat_metrics
 from hmil_fast.metrics.paired import Paired, holm, paired_comparison
-from hmil_fast.metrics.summary import evaluate_predictions
+from hmil_fast.metrics.summary import evaluate_predictions, level_name
 from hmil_fast.metrics.tree import summed, tree_metrics
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fit_temperature",
     "flat_metrics",
     "holm",
+    "level_name",
     "paired_comparison",
     "reliability_bins",
     "summed",

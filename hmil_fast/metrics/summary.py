@@ -18,6 +18,13 @@ from hmil_fast.metrics.flat import (
 from hmil_fast.metrics.tree import weighted_tree_metrics
 
 
+def level_name(level: int, num_levels: int) -> str:
+    """What a level of the label tree is called in tables and in the report."""
+    if level == num_levels - 1:
+        return "leaf"
+    return "coarse" if num_levels == 2 else f"level {level}"
+
+
 def evaluate_predictions(
     tree: LabelTree,
     y_leaf: Ints,

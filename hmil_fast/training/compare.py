@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hmil_fast.errors import UsageError
-from hmil_fast.metrics import Paired, holm, paired_comparison
-from hmil_fast.training.evaluate import level_name
+from hmil_fast.metrics import Paired, holm, level_name, paired_comparison
 from hmil_fast.training.run_folder import (
     Prediction,
     Run,
@@ -188,10 +187,9 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
     table = Table("", "A", "B", "B − A [95 %]", "p", "p (Holm)", title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    levels = [str(level) for level in range(result["levels"])]
     for name, test in comparison["metrics"].items():
         where, metric = name.split("/")
-        heading = "" if where == "tree" else level_name(where, levels) + " "
+        heading = "" if where == "tree" else level_name(int(where), result["levels"]) + " "
         change = f"{test['difference']:+.3f}"
         if test["low"] is not None:
             change += f" [{test['low']:+.3f}, {test['high']:+.3f}]"

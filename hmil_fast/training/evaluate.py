@@ -12,7 +12,7 @@ import numpy as np
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
-from hmil_fast.metrics import evaluate_predictions
+from hmil_fast.metrics import evaluate_predictions, level_name
 from hmil_fast.training.predict import predict_slides
 from hmil_fast.training.run_folder import (
     Prediction,
@@ -133,14 +133,14 @@ def table_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for level in levels:
         where = ("pooled", "levels", level)
         for heading, metric in COLUMNS:
-            rows.append([f"{level_name(level, levels)} {heading}"])
+            rows.append([f"{level_name(int(level), len(levels))} {heading}"])
             rows[-1] += [_text(_dig(model, (*where, metric))) for _, model in models]
         if in_order(metrics["pooled"].get("classes", {}).get(level, ())):
-            add(f"{level_name(level, levels)} quadratic kappa", *where, "qwk")
+            add(f"{level_name(int(level), len(levels))} quadratic kappa", *where, "qwk")
     rows.append(["hierarchical F1"])
     rows[-1] += [_text(_dig(model, ("pooled", "tree", "hierarchical_f1"))) for _, model in models]
     for level in levels[:-1]:
-        add(f"{level_name(level, levels)} head ≠ sum of leaves",
+        add(f"{level_name(int(level), len(levels))} head ≠ sum of leaves",
             "pooled", "tree", f"head_against_sum_{level}")  # fmt: skip
     for when in ("before", "after"):
         heading = "leaf calibration error" + ", temperature set" * (when == "after")
@@ -157,13 +157,6 @@ def in_order(names: Sequence[str]) -> bool:
     found = [re.fullmatch(r"\D*(\d+)\D*", name) for name in names]
     numbers = [int(match[1]) for match in found if match]
     return len(numbers) == len(names) > 2 and all(a < b for a, b in pairwise(numbers))
-
-
-def level_name(level: str, levels: Sequence[str]) -> str:
-    """What a level is called in a table."""
-    if level == levels[-1]:
-        return "leaf"
-    return f"level {level}" if len(levels) > 2 else "coarse"
 
 
 def _dig(values: Any, path: Sequence[str]) -> Any:

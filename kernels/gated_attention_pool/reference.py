@@ -1,4 +1,4 @@
-"""The formula of gated attention pooling in plain torch, for tests and for dropout."""
+"""Gated attention pooling in plain torch, for tests and for dropout under torch.compile."""
 
 import torch
 from torch import Tensor

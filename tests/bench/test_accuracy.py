@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # bench is no part of the wheel
 from bench.accuracy import cells, cohorts, sources  # noqa: E402
 from bench.accuracy.fit import fit  # noqa: E402
 from bench.accuracy.methods import PLAIN, YARDSTICK, Method, methods  # noqa: E402
-from bench.accuracy.statistics import Run, holm, interval, paired_p, resample  # noqa: E402
+from bench.accuracy.statistics import Run, interval, paired_p, resample  # noqa: E402
 from bench.accuracy.tables import markdown, summarise  # noqa: E402
 from hmil_fast.labels import LabelTree  # noqa: E402
 from hmil_fast.metrics import flat_metrics, tree_metrics  # noqa: E402
@@ -110,11 +110,6 @@ def test_more_bags_make_narrower_intervals() -> None:
         return high - low
 
     assert width(900) < 0.6 * width(100)
-
-
-def test_holm_by_hand() -> None:
-    got = holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    assert got == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
 def test_the_table_names_leader_rival_and_what_was_skipped() -> None:

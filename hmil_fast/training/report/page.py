@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hmil_fast.metrics import level_name
 from hmil_fast.training.pictures import heat_colours
 from hmil_fast.training.report.charts import curves_chart, reliability_chart, roc_chart
 from hmil_fast.training.report.data import Run, read_run
@@ -20,7 +21,6 @@ from hmil_fast.training.report.tables import (
     count,
     folds_table,
     headline_table,
-    level_name,
 )
 from hmil_fast.training.report.trust import trust_section
 

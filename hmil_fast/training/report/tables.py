@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from hmil_fast.metrics import level_name
 from hmil_fast.training.report.data import Run
 
 Range = tuple[float, float] | None
@@ -39,13 +40,6 @@ _COLOURS = ("var(--blue)", "var(--orange)")
 def count(n: int, noun: str, many: str | None = None) -> str:
     """A number and its noun, "1 slide" or "2 slides"."""
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"
-
-
-def level_name(level: int, num_levels: int) -> str:
-    """What a level is called, in the report as in the printed table."""
-    if level == num_levels - 1:
-        return "leaf"
-    return "coarse" if num_levels == 2 else f"level {level}"
 
 
 def headline_table(data: Run) -> str:

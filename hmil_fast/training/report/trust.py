@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from hmil_fast.metrics import level_name
 from hmil_fast.training.report.data import Run
-from hmil_fast.training.report.tables import count, level_name, number_text, value_text
+from hmil_fast.training.report.tables import count, number_text, value_text
 
 _SCORES = {
     "ece": "calibration error", "ece_adaptive": "in bins of equal count", "brier": "Brier score",
