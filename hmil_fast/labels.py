@@ -164,7 +164,14 @@ class LabelTree:
         try:
             nested = _Loader(text).get_single_data()
         except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2024-13-45
-            raise UsageError(f"{path} is not valid YAML: {error}", "correct the file") from None
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}" if mark else ""
+            said = [getattr(error, part, None) for part in ("context", "problem")]
+            raise UsageError(
+                f"{path}{line} is not valid YAML: {', '.join(filter(None, said)) or error}",
+                "write each node on a line of its own as `name:`, and what is below it indented "
+                "with spaces; quote a name that holds a colon or a comma",
+            ) from None
         return cls.from_nested(nested, str(path))
 
 

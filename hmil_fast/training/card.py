@@ -89,7 +89,7 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     weights, epoch = card["weights"], card["best"].get("epoch", -1) + 1
     sections = [
-        f"# Model card: {card['model']}, fold {card['fold'] + 1} of {card['folds']}",
+        f"# Model card: {card['model']}, fold {card['fold']} of 0–{card['folds'] - 1}",
         f"`{weights['file']}`, sha256 `{weights['sha256']}`, of epoch {epoch}.",
         "## Intended use",
         _USE,

@@ -263,14 +263,14 @@ class _EpochBar:
         """An epoch, or a whole fold, has ended."""
         completed = report.fold * self._epochs + report.epoch + 1
         text = (
-            f"{self._name} fold {report.fold + 1}/{self._folds} epoch {report.epoch + 1} "
+            f"{self._name} fold {report.fold} of 0–{self._folds - 1} epoch {report.epoch + 1} "
             f"loss {report.loss:.3f} val {report.val_loss:.3f} "
             f"{report.instances_per_s:,.0f} instances/s {report.bags_per_s:,.1f} bags/s"
         )
         if report.last:
             completed = (report.fold + 1) * self._epochs
             self._console.print(
-                f"[green]✓[/] {self._name} fold {report.fold + 1}/{self._folds}: "
+                f"[green]✓[/] {self._name} fold {report.fold} of 0–{self._folds - 1}: "
                 f"best epoch {report.best_epoch + 1} of {report.epoch + 1}, "
                 f"validation loss {report.val_loss:.3f}, {report.instances_per_s:,.0f} "
                 f"instances/s, {report.bags_per_s:,.1f} bags/s, waited for data "

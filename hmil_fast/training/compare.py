@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def compare(args: argparse.Namespace) -> int:
     console = Console(width=110)
     for other in result["comparisons"]:
         console.print(_table(result, other))
+    print("--json has every metric, --metric asks for others", file=sys.stderr)
     for note in result["notes"]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     return 0
@@ -187,7 +189,8 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
     table = Table("", "A", "B", "B − A [95 %]", "p", "p (Holm)", title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, test in comparison["metrics"].items():
+    asked = {k: test for k, test in comparison["metrics"].items() if test["p_holm"] is not None}
+    for name, test in (asked or comparison["metrics"]).items():  # one patient: nothing is tested
         where, metric = name.split("/")
         heading = "" if where == "tree" else level_name(int(where), result["levels"]) + " "
         change = f"{test['difference']:+.3f}"
