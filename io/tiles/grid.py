@@ -1,6 +1,9 @@
 """Which tiles of a slide are read: level, size and corners, in integer level pixels."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +26,40 @@ class TileSpec:
         mpp: µm per px of the tile.
         min_tissue: Least share of a tile's area that must be tissue; 0 keeps every tile.
         allow_upsample: Whether a slide scanned coarser than `mpp` may be enlarged.
+        coarser: µm per px of further scales, each coarser than the one before.
     """
 
     tile_px: int = 256
     mpp: float = 0.5
     min_tissue: float = 0.25
     allow_upsample: bool = False
+    coarser: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.tile_px <= MAX_READ_PX:
             raise UsageError(f"a tile of {self.tile_px} px", f"pass --tile 1 to {MAX_READ_PX}")
-        if not 0.01 <= self.mpp <= 1000:
-            raise UsageError(f"tiles at {self.mpp} µm per px", "pass --mpp between 0.01 and 1000")
+        for mpp in self.scales:
+            if not 0.01 <= mpp <= 1000:
+                raise UsageError(f"tiles at {mpp} µm per px", "pass --mpp between 0.01 and 1000")
+        for fine, coarse in pairwise(self.scales):
+            if coarse < fine * (1 + 2 * SAME_MPP):
+                raise UsageError(
+                    f"scales of {fine:g} and {coarse:g} µm per px",
+                    "name each --mpp once, and none within 2 % of another",
+                )
         if not 0 <= self.min_tissue <= 1:
             raise UsageError(f"a tissue share of {self.min_tissue}", "pass one between 0 and 1")
 
-    def to_dict(self) -> dict[str, int | float | bool]:
-        """Plain values, for the configuration's hash."""
-        return asdict(self)
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """µm per px of all scales, the finest first."""
+        return (self.mpp, *self.coarser)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the configuration's hash; no `coarser` where there is one scale."""
+        values = asdict(self)
+        coarser = values.pop("coarser")
+        return values | ({"coarser": list(coarser)} if coarser else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,8 @@ class TileGrid:
         mpp_read: µm per px of `level`.
         mpp_effective: µm per px after the resize to `tile_px`.
         slide_mpp: µm per level-0 px.
+        parent: int32 [N], row of the tile of the next coarser scale that a tile's centre lies in;
+            None for the coarsest scale.
     """
 
     level: int
@@ -72,6 +93,7 @@ class TileGrid:
     mpp_read: float
     mpp_effective: float
     slide_mpp: float
+    parent: NDArray[np.int32] | None = None
 
 
 def plan_grid(info: SlideInfo, spec: TileSpec, tissue: TissueMask) -> TileGrid:
@@ -83,39 +105,116 @@ def plan_grid(info: SlideInfo, spec: TileSpec, tissue: TissueMask) -> TileGrid:
     Raises:
         SlideError: No or an implausible mpp; the slide is coarser than asked for; too many tiles.
     """
-    slide_mpp = require_mpp(info)
+    return plan_grids(info, replace(spec, coarser=()), tissue)[0]
+
+
+def plan_grids(info: SlideInfo, spec: TileSpec, tissue: TissueMask) -> list[TileGrid]:
+    """The grids of all scales, the finest first, which is as `plan_grid` lays it alone.
+
+    Where a scale is a whole multiple of the next finer one, its tiles are made up of whole tiles
+    of that one if they can be: if its mpp moves by no more than 2 %. A coarser scale also keeps
+    every tile that a kept tile of the next finer one lies in, with however little tissue, so that
+    each tile has its one parent.
+
+    Raises:
+        SlideError: As of `plan_grid`.
+    """
+    require_mpp(info)
+    grids: list[TileGrid] = []
+    finer: _Lattice | None = None
+    for mpp in spec.scales:
+        lattice = _lattice(info, replace(spec, mpp=mpp, coarser=()), finer)
+        share = _tissue_share(tissue.mask, lattice.size, lattice.read_px)
+        keep = share >= np.float32(spec.min_tissue)
+        if finer is not None:
+            place = lattice.holding(grids[-1].xy, finer)
+            keep[place] = True
+            rows = np.cumsum(keep, dtype=np.int32).reshape(keep.shape) - 1
+            grids[-1] = replace(grids[-1], parent=rows[place])
+        grids.append(_grid(info, lattice, keep, share))
+        finer = lattice
+    return grids
+
+
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """All places for tiles of a scale, with tissue or without.
+
+    Attributes:
+        asked: The tiles asked for.
+        level: Pyramid level.
+        mpp: µm per px of the level.
+        size: Its width and height in px.
+        read_px: Side of a tile in px of the level.
+    """
+
+    asked: TileSpec
+    level: int
+    mpp: float
+    size: tuple[int, int]
+    read_px: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return -(-self.size[1] // self.read_px), -(-self.size[0] // self.read_px)
+
+    def holding(self, xy: NDArray[np.int64], finer: "_Lattice") -> tuple[NDArray[np.int64], ...]:
+        """Row and column of the tile here that the centre of each finer tile at `xy` lies in."""
+        ours, theirs = np.array(self.size, np.int64), np.array(finer.size, np.int64)
+        place = (2 * xy + finer.read_px) * ours // (2 * theirs * self.read_px)
+        # a tile at the edge may have its centre past the slide, and past the last tile here
+        return tuple(np.minimum(place[:, 1 - k], self.shape[k] - 1) for k in (0, 1))
+
+
+def _lattice(info: SlideInfo, spec: TileSpec, finer: _Lattice | None) -> _Lattice:
     level, level_mpp = _choose_level(info, spec)
     same = abs(level_mpp / spec.mpp - 1) <= SAME_MPP
     read_px = spec.tile_px if same else max(1, round(spec.tile_px * spec.mpp / level_mpp))
+    size = info.level_dimensions[level]
+    if finer is not None:
+        read_px = _nested(read_px, size[0] / finer.size[0], spec.mpp, finer)
     if read_px > MAX_READ_PX:
         raise SlideError(
             f"{info.path.name}: a tile of {spec.tile_px} px at {spec.mpp:g} µm per px is "
             f"{read_px:,} px at {level_mpp:.4g} µm per px, its nearest level",
             "ask for a finer --mpp or a smaller --tile, or add pyramid levels to the slide",
         )
-    (full_w, full_h), (wide, high) = info.level_dimensions[0], info.level_dimensions[level]
-    columns, rows = -(-wide // read_px), -(-high // read_px)
-    if columns * rows > MAX_TILES:
+    lattice = _Lattice(spec, level, level_mpp, size, read_px)
+    count = math.prod(lattice.shape)
+    if count > MAX_TILES:
         raise SlideError(
-            f"{info.path.name} makes {columns * rows:,} tiles of {read_px} px, over {MAX_TILES:,}",
+            f"{info.path.name} makes {count:,} tiles of {read_px} px, over {MAX_TILES:,}",
             "ask for larger tiles or a coarser --mpp, or check the slide's mpp",
         )
-    share = _tissue_share(tissue.mask, (wide, high), read_px)
-    row, column = np.nonzero(share >= np.float32(spec.min_tissue))
-    xy = np.stack([column, row], axis=1).astype(np.int64) * read_px
-    full, at = np.array([full_w, full_h], np.int64), np.array([wide, high], np.int64)
+    return lattice
+
+
+def _nested(read_px: int, scale: float, mpp: float, finer: _Lattice) -> int:
+    """Side of a tile that is made up of whole finer ones, where that is about the side wanted."""
+    times = mpp / finer.asked.mpp
+    whole = round(round(times) * finer.read_px * scale)
+    near = abs(whole / read_px - 1) <= 2 * SAME_MPP and abs(times / round(times) - 1) < 1e-6
+    return whole if near else read_px
+
+
+def _grid(
+    info: SlideInfo, lattice: _Lattice, keep: NDArray[np.bool_], share: NDArray[np.float32]
+) -> TileGrid:
+    xy = np.stack(np.nonzero(keep)[::-1], axis=1).astype(np.int64) * lattice.read_px
+    full, at = (np.array(size, np.int64) for size in (info.level_dimensions[0], lattice.size))
     return TileGrid(
-        level=level,
-        read_px=read_px,
-        tile_px=spec.tile_px,
+        level=lattice.level,
+        read_px=lattice.read_px,
+        tile_px=lattice.asked.tile_px,
         xy=xy,
         coords=(2 * xy * full + at) // (2 * at),
-        tissue=share[row, column],
-        tile_px_level0=read_px * full_w / wide,
-        mpp_requested=spec.mpp,
-        mpp_read=level_mpp,
-        mpp_effective=level_mpp * read_px / spec.tile_px,
-        slide_mpp=slide_mpp,
+        tissue=share[keep],
+        tile_px_level0=lattice.read_px * info.level_dimensions[0][0] / lattice.size[0],
+        mpp_requested=lattice.asked.mpp,
+        mpp_read=lattice.mpp,
+        mpp_effective=lattice.mpp * lattice.read_px / lattice.asked.tile_px,
+        slide_mpp=require_mpp(info),
     )
 
 
