@@ -2,6 +2,7 @@
 
 from hmil_fast.io.store.layout import slide_dirname
 from hmil_fast.io.store.opening import create_store, open_store
+from hmil_fast.io.store.scales import at_scale
 from hmil_fast.io.store.schema import SlideRecord, StoredObject, StoreSpec
 from hmil_fast.io.store.store import FeatureStore
 from hmil_fast.io.store.verify import Finding
@@ -14,6 +15,7 @@ __all__ = [
     "SlideWriter",
     "StoreSpec",
     "StoredObject",
+    "at_scale",
     "create_store",
     "open_store",
     "slide_dirname",
