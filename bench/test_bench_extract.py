@@ -19,7 +19,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from hmil_fast.extraction.encoders import Encoder, load_encoder
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.run import Extractor, prepare_slide, store_spec
+from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec

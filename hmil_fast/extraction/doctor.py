@@ -25,7 +25,7 @@ from hmil_fast.extraction.encoders import (
     load_encoder,
 )
 from hmil_fast.extraction.plan import SlideTask, collect_slides
-from hmil_fast.extraction.run import prepare_slide
+from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.kernels.dispatch import describe

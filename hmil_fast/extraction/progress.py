@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.run import SlideResult
+from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.worklist import TilesDone, size
 
 

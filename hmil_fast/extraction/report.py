@@ -11,7 +11,7 @@ from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.extraction.events import save_job
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.progress import JobProgress
-from hmil_fast.extraction.run import SlideResult
+from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
 from hmil_fast.io.store import FeatureStore
 

@@ -10,7 +10,8 @@ from hmil_fast.errors import HmilError, StoreError
 from hmil_fast.extraction.events import EventLog, Failures
 from hmil_fast.extraction.leases import Leases
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.run import Extractor, SlideResult
+from hmil_fast.extraction.result import SlideResult
+from hmil_fast.extraction.run import Extractor
 from hmil_fast.io.store import FeatureStore
 
 LEASE_SECONDS = 120.0

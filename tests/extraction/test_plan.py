@@ -10,7 +10,7 @@ import pytest
 
 from hmil_fast.errors import SlideError, UsageError
 from hmil_fast.extraction.plan import SlideTask, collect_slides
-from hmil_fast.extraction.run import prepare_slide
+from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.io.tiles.grid import TileSpec
 
 SlideFile = Callable[[str], Path]

@@ -1,0 +1,105 @@
+"""A slide between its opening and its commit."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.errors import HmilError, SlideError
+from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.prepare import Prepared
+from hmil_fast.extraction.result import SlideResult, explained
+from hmil_fast.io.store import SlideWriter
+from hmil_fast.io.store.commit import nonfinite_rows
+
+MAX_BAD_SHARE = 0.1  # a slide with more undecodable tiles is refused
+
+
+class ActiveSlide:
+    """One open slide, its writer and how far it is; an error is its own and no other slide's.
+
+    Attributes:
+        task: The slide.
+        reader: Open until its last tile is decoded.
+        grid: Its tiles; row i of the features is tile i.
+        num_tiles: N.
+        error: Why the slide has failed, or None.
+        ended: Whether no more of its tiles will come.
+        added: Rows that were put into batches so far.
+        passed: Rows that have left the encoder so far, also those dropped after a failure.
+    """
+
+    def __init__(
+        self, ready: Prepared, writer: SlideWriter, files: Mapping[str, bytes], start: float
+    ) -> None:
+        self.task: SlideTask = ready.task
+        self.reader = ready.reader
+        self.grid = ready.grid
+        self.num_tiles = len(ready.grid.coords)
+        self.error: HmilError | None = None
+        self.ended = False
+        self.added = 0
+        self.passed = 0
+        self._note = ready.tissue.note
+        self._writer = writer
+        self._files = dict(files)
+        self._start = start
+        self._status = np.zeros(self.num_tiles, np.uint8)
+
+    def fail(self, error: Exception) -> None:
+        """Give the slide up; the first error stays."""
+        if self.error is None:
+            self.error = explained(error, self.task.path)
+
+    def decoded(self, first: int, status: NDArray[np.uint8]) -> None:
+        """Keep the status of tiles from row `first` on.
+
+        Raises:
+            SlideError: More than a tenth of the slide's tiles are bad.
+        """
+        self._status[first : first + len(status)] = status
+        if status.any() and self.bad_tiles > MAX_BAD_SHARE * self.num_tiles:
+            raise SlideError(
+                f"slide {self.task.path}: at least {self.bad_tiles} of {self.num_tiles} tiles "
+                "cannot be decoded",
+                "copy the file again from its source, or leave it out",
+            )
+
+    @property
+    def bad_tiles(self) -> int:
+        """Tiles that could not be decoded so far."""
+        return int(np.count_nonzero(self._status))
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Append the next rows, features [n, D] as the store takes them.
+
+        Raises:
+            SlideError: They are not finite.
+            StoreError: The disk refuses.
+        """
+        spec = self._writer.spec
+        if len(nonfinite_rows(rows, spec.dtype)):
+            raise SlideError(
+                f"features of encoder {spec.encoder.get('name')!r} are not finite in {spec.dtype}",
+                "extract into a new --store with --dtype float32, or check the --weights",
+            )
+        self._writer.append(rows)
+
+    def finish(self) -> SlideResult:
+        """Commit the slide unless it has failed, and say what became of it; never raises."""
+        if self.error is None:
+            try:
+                self._writer.commit(self.grid.coords, self._status, self._files)
+            except Exception as error:  # noqa: BLE001  # the other slides of the job go on
+                self.fail(error)
+        if self.error is not None:
+            self._writer.abort()
+            return SlideResult(self.task.slide_id, error=self.error)
+        seconds = time.perf_counter() - self._start
+        return SlideResult(self.task.slide_id, self.num_tiles, self.bad_tiles, seconds, self._note)
+
+    def abandon(self) -> None:
+        """Delete what was written of a slide that will not be finished."""
+        self._writer.abort()
