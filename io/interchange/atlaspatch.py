@@ -16,9 +16,7 @@ from hmil_fast.io.interchange.outgoing import Outgoing, Part, as_float32, magnif
 def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
     """Open one slide's features by one encoder."""
     with h5.open_h5(path) as file:
-        group = h5.find(file, "features")
-        names = sorted(group) if group is not None and hasattr(group, "keys") else []
-        names = [name for name in names if not name.startswith("__tmp")]
+        names = [name for name in h5.names(file, "features") if not name.startswith("__tmp")]
         if hints.encoder not in names if hints.encoder else len(names) != 1:
             raise refuse(
                 path,
@@ -26,9 +24,9 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
                 "Say which to take with --encoder NAME.",
             )
         encoder = hints.encoder or names[0]
-        rows = h5.dataset(file, f"features/{encoder}").shape[0]
+        rows = h5.shape(file, f"features/{encoder}")[0]
         boxes = h5.array(file, "coords", rows)
-        own = h5.attrs_of(file)
+        own = h5.attrs_of(file, "/")
         yield h5.features(
             file,
             f"features/{encoder}",
@@ -42,7 +40,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
             },
             attrs=facts(
                 "atlaspatch",
-                {"/": own, "coords": h5.attrs_of(h5.find(file, "coords"))},
+                {"/": own, "coords": h5.attrs_of(file, "coords")},
                 tile_px_level0=number(own, "patch_size_level0"),
                 level0_size=(number(own, "level0_width"), number(own, "level0_height")),
                 mpp=hints.mpp_of(slide_id) or number(own, "mpp"),

@@ -23,7 +23,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
         beside = path.parent.parent / "patches"
         folder = beside if beside.is_dir() else None
     with h5.open_h5(path) as file:
-        rows = h5.dataset(file, "features").shape[0]
+        rows = h5.shape(file, "features")[0]
         coords = check_coords(path, h5.array(file, "coords", rows), rows)
         tiles = companion(path, folder, rows)
         if tiles is not None and not np.array_equal(tiles.coords, coords):
@@ -41,7 +41,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
             tiling={"tile_px": None, "level": None} if tiles is None else tiles.tiling,
             attrs=facts(
                 "clam",
-                {"features": h5.attrs_of(h5.find(file, "features"))}
+                {"features": h5.attrs_of(file, "features")}
                 | ({} if tiles is None else {"coords": tiles.original}),
                 tile_px_level0=None if tiles is None else tiles.side,
                 level0_size=(None, None) if tiles is None else tiles.level0_size,
@@ -83,7 +83,7 @@ def parts(folder: Path, slide: Outgoing) -> list[Part]:
 @contextmanager
 def _features_only(slide_id: str, path: Path, hints: Hints) -> Iterator[Bag]:
     with h5.open_h5(path) as file:
-        rows = h5.dataset(file, "features").shape[0]
+        rows = h5.shape(file, "features")[0]
         coords = check_coords(path, h5.array(file, "coords", rows), rows)
         yield h5.features(file, "features", hints, coords=coords)
 

@@ -24,14 +24,14 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
             "Give --slide-mpp X, or --manifest CSV with columns slide_id,mpp.",
         )
     with h5.open_h5(path) as file:
-        own = h5.attrs_of(file)
+        own = h5.attrs_of(file, "/")
         if own.get("unit") != "um" or own.get("feat_type", "tile") != "tile":
             raise refuse(
                 path,
                 f"unit is {own.get('unit')!r}, feat_type {own.get('feat_type')!r}",
                 "Extract the slide with STAMP 2 (tile features in µm), or with hmil-fast.",
             )
-        rows = h5.dataset(file, "feats").shape[0]
+        rows = h5.shape(file, "feats")[0]
         micrometres = h5.array(file, "coords", rows)
         um = number(own, "tile_size_um") or number(own, "tile_size")
         yield h5.features(

@@ -35,15 +35,15 @@ class Tiles:
     level0_size: tuple[int | float | None, int | float | None]
 
 
-def read_tiles(file: Any, rows: int) -> Tiles:
+def read_tiles(file: h5.H5File, rows: int) -> Tiles:
     """The dataset `coords` of an open file.
 
     Raises:
         SlideError: missing, damaged, or not as many as `rows`.
     """
-    path = Path(file.filename)
+    path = file.path
     coords = check_coords(path, h5.array(file, "coords", rows), rows)
-    original = h5.attrs_of(h5.find(file, "coords"))
+    original = h5.attrs_of(file, "coords")
     if "patch_level" in original:
         return _clam(coords, original)
     return Tiles(

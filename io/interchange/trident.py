@@ -18,9 +18,9 @@ _PREFIX = "features_"
 def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
     """Open one slide's features."""
     with h5.open_h5(path) as file:
-        rows = h5.dataset(file, "features").shape[0]
+        rows = h5.shape(file, "features")[0]
         tiles = read_tiles(file, rows)
-        own = h5.attrs_of(h5.find(file, "features"))
+        own = h5.attrs_of(file, "features")
         encoder = own.get("encoder")
         if encoder in (None, "None") and path.parent.name.startswith(_PREFIX):
             encoder = path.parent.name.removeprefix(_PREFIX)

@@ -1,9 +1,13 @@
 """Feature files that are damaged, half written, or made to do harm: one error, no allocation."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -11,8 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from hmil_fast.errors import SlideError
-from hmil_fast.io.interchange import FORMATS, Hints, export_slide, find_files, import_file
+from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.extraction.interchange_command import import_features
+from hmil_fast.io.interchange import (
+    FORMATS,
+    Hints,
+    export_slide,
+    find_files,
+    h5_process,
+    import_file,
+    likely_spec,
+)
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
 
 Layout = Callable[..., Path]
@@ -269,3 +282,105 @@ def test_a_killed_import_leaves_no_half_slide_and_resumes(tmp_path: Path) -> Non
     ]
     assert [(one.tiles, one.before) for one in taken] == [(100, True), (9000, False)]
     assert all(finding.ok for finding in store.verify())
+
+
+def damaged_files(whole: bytes) -> Iterator[bytes]:
+    """Of a file as h5py writes it, those with one bit flipped where such flips hang HDF5."""
+    for byte in (4144, 4097, 4120, 4169, 4145, 4121):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[byte] ^= 1 << bit
+            yield bytes(damaged)
+
+
+def test_a_file_that_hangs_hdf5_stops_no_other(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lay_out: Layout,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(h5_process, "PATIENCE_SECONDS", 1.0)
+    good = lay_out("trident", tmp_path, "good", rows=40, dim=8)
+    path = good.with_name("a.h5")
+    for damaged in damaged_files(good.read_bytes()):
+        path.write_bytes(damaged)
+        said = ""
+        try:
+            read("trident", path)
+        except SlideError as error:
+            said = error.what
+        if f"{path}: was not read within" in said:
+            break
+    else:
+        pytest.skip("this HDF5 reads every one of these files")
+    about = {"coords": None, "encoder": None, "dtype": None, "slide_mpp": None, "manifest": None}
+    args = Namespace(format="trident", source=good.parent, store=tmp_path / "s", **about)
+    assert import_features(args) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("1 slides imported (40 tiles), 0 were done before, 1 failed")
+    assert f"  a: {path}: was not read within" in out
+    before = h5_process.h5_process()
+    for _ in range(3):
+        read("trident", good)
+    assert h5_process.h5_process() is before
+    assert before.alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_reader_that_hangs_or_dies_is_replaced(
+    number: signal.Signals, lay_out: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(h5_process, "PATIENCE_SECONDS", 1.0)
+    path = lay_out("clam", tmp_path, "a", rows=9000)
+    process = h5_process.h5_process()
+    with FORMATS["clam"].read(path, "a", Hints()) as bag:
+        bag.read(0, 4096)
+        os.kill(process.pid, number)
+        with pytest.raises(SlideError, match=r"was not read within 1 s|ended the process"):
+            bag.read(4096, 8192)
+    assert not process.alive()
+    read("clam", path)
+    assert h5_process.h5_process().pid != process.pid
+
+
+ORPHAN = """
+import os, signal, sys
+from pathlib import Path
+from hmil_fast.io.interchange.h5_process import h5_process
+print(h5_process().pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_reader_ends_with_its_parent() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], capture_output=True, timeout=60, check=False
+    )
+    until = time.monotonic() + 20
+    while Path(f"/proc/{int(done.stdout)}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_writer_that_dies_leaves_no_file_under_its_name(
+    lay_out: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out("trident", tmp_path / "in", "a", rows=9000)
+    form, made = FORMATS["trident"], tmp_path / "out" / "a.h5"
+    files = find_files(form, tmp_path / "in")
+    store = create_store(tmp_path / "s", likely_spec(files, form, Hints()))
+    import_file(store, form, *files[0], Hints())
+    rows = FeatureStore.read_rows
+
+    def late(self: FeatureStore, slide_id: str, start: int, stop: int) -> object:
+        if start:  # the first block is in the file
+            os.kill(h5_process.h5_process().pid, signal.SIGKILL)
+        return rows(self, slide_id, start, stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "read_rows", late)
+        with pytest.raises(StoreError, match="ended the process"):
+            export_slide(store, form, "a", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    export_slide(store, form, "a", tmp_path / "out")
+    assert made.exists()
