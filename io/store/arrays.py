@@ -31,11 +31,11 @@ def _create(group: Any, name: str, **settings: Any) -> Any:
     )
 
 
-def create_features(group: Any, num_tiles: int, shard: int, spec: StoreSpec) -> Any:
+def create_features(group: Any, name: str, num_tiles: int, shard: int, spec: StoreSpec) -> Any:
     """The array (N, D), in shards of that many rows; write it whole shards at a time."""
     return _create(
         group,
-        "features",
+        name,
         shape=(num_tiles, spec.dim),
         dtype=spec.stored_dtype,
         chunks=(chunk_rows(num_tiles), spec.dim),

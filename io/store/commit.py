@@ -5,14 +5,14 @@ Of two writers one wins; the other deletes its own attempt.
 """
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
 from hmil_fast.io.store.layout import COMMIT_FILE, MAX_FILE_BYTES
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.schema import SlideRecord, canonical_json, parse_record
 
@@ -20,7 +20,7 @@ _EXPONENT = {"float16": 0x7C00, "float32": 0x7F80_0000, "bfloat16": 0x7F80}
 _VALUES_AT_ONCE = 2**21
 
 
-def read_record(slide_dir: Path) -> SlideRecord | None:
+def read_record(slide_dir: Location) -> SlideRecord | None:
     """The slide's commit; None when there is none.
 
     Raises:
@@ -28,14 +28,14 @@ def read_record(slide_dir: Path) -> SlideRecord | None:
     """
     path = slide_dir / COMMIT_FILE
     try:
-        return parse_record(disk.read_bytes(path, MAX_FILE_BYTES), path)
+        return parse_record(files.read_bytes(path, MAX_FILE_BYTES), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise disk.failed(error, "reading the commit", path) from error
+        raise files.failed(error, "reading the commit", path) from error
 
 
-def publish(slide_dir: Path, record: SlideRecord) -> SlideRecord:
+def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
     """Make the slide exist; returns the winner's record, which may be another writer's.
 
     Raises:
@@ -44,23 +44,23 @@ def publish(slide_dir: Path, record: SlideRecord) -> SlideRecord:
     """
     path = slide_dir / COMMIT_FILE
     attempt = slide_dir / record.attempt
-    if disk.create_exclusive(path, record.to_json().encode()):
-        if disk.objects(attempt) == {stored.key: stored.bytes for stored in record.objects}:
+    if files.create_exclusive(path, record.to_json().encode()):
+        if files.tree(attempt) == {stored.key: stored.bytes for stored in record.objects}:
             return record
-        disk.remove(path)
+        files.remove(path)
         raise StoreError(
             f"slide {record.slide_id!r}: files of {attempt} vanished while it was committed",
             "Extract this slide again; run `store sweep` only on attempts older than any job.",
         )
     winner = read_record(slide_dir)
-    disk.remove(attempt)
+    files.remove(attempt)
     if winner is None or winner.config_hash != record.config_hash:
         raise other_config(record.slide_id, winner, record.config_hash, slide_dir)
     return winner
 
 
 def other_config(
-    slide_id: str, found: SlideRecord | None, wanted: str, slide_dir: Path
+    slide_id: str, found: SlideRecord | None, wanted: str, slide_dir: Location
 ) -> StoreError:
     """The error for a slide that was committed under another encoder or tiling."""
     theirs = "nothing" if found is None else found.config_hash
@@ -103,7 +103,7 @@ def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
     for block in range(layout.blocks):
         rows = layout.rows(block)
         features = buffer[: rows.stop - rows.start]
-        reader.read_block("features", block, features)
+        reader.read_block(reader.features, block, features)
         digest.update(features.data)
         found = nonfinite_rows(features, record.dtype) + rows.start
         bad.append(found[status[found] == 0])

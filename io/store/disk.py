@@ -1,15 +1,15 @@
-"""Every call to the file system that the store makes; another backend would replace this file."""
+"""Every call to the file system that the store makes; `objects` is the same for object stores."""
 
 import errno
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -18,6 +18,25 @@ import numpy.typing as npt
 from hmil_fast.errors import StoreError
 
 _PIECE = 8 * 2**20
+
+# an offset, and the buffers to fill in turn from there
+Run: TypeAlias = tuple[int, list[npt.NDArray[np.uint8]]]
+
+
+class Stamp(NamedTuple):
+    """When a file was written last.
+
+    Attributes:
+        time: Seconds since the epoch, by the clock of the disk or the server.
+        tag: Another one after every write, whatever the clock says.
+        e_tag: Version of an object, for `renew`.
+        version: The same where a server counts versions.
+    """
+
+    time: float
+    tag: int | str
+    e_tag: str | None = None
+    version: str | None = None
 
 
 def failed(error: OSError, doing: str, path: Path) -> StoreError:
@@ -52,6 +71,22 @@ def names(folder: Path) -> list[str]:
         return []
 
 
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """Name → stamp of every file in a folder; empty when there is none."""
+    found = {}
+    for name in names(folder):
+        with suppress(FileNotFoundError):
+            status = (folder / name).stat()
+            if stat.S_ISREG(status.st_mode):
+                found[name] = Stamp(status.st_mtime, status.st_mtime_ns)
+    return found
+
+
+def holders(folder: Path, name: str) -> list[str]:
+    """Sorted names of the folders in a folder that hold a file of that name."""
+    return [found for found in names(folder) if exists(folder / found / name)]
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents."""
     path.mkdir(parents=True, exist_ok=True)
@@ -82,6 +117,21 @@ def objects(folder: Path) -> dict[str, int]:
     return found
 
 
+def sizes(folder: Path, keys: Iterable[str]) -> dict[str, int]:
+    """Sizes in bytes of files in a tree, none of them reached by a link.
+
+    Raises:
+        OSError: one is not there, or leads out of the folder.
+    """
+    found, inside = {}, folder.resolve()
+    for key in keys:
+        path = folder / key
+        if path.parent.resolve() != inside / Path(key).parent:
+            raise OSError(errno.EINVAL, "leads out of the attempt", key)
+        found[key] = path.lstat().st_size
+    return found
+
+
 def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's entries, survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
@@ -100,17 +150,23 @@ def sync_tree(folder: Path) -> None:
         list(pool.map(sync, [folder, *folder.rglob("*")]))
 
 
-def create_exclusive(path: Path, data: bytes) -> bool:
+def create_exclusive(path: Path, data: bytes, *, lasting: bool = True) -> bool:
     """Create a file whole or not at all; False when it is there already.
 
     A hard link is the one step that either makes the full file appear or fails.
+
+    Args:
+        path: The file.
+        data: What it is to hold.
+        lasting: Whether it must survive a power cut.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -118,8 +174,19 @@ def create_exclusive(path: Path, data: bytes) -> bool:
             return temporary.stat().st_nlink == 2
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    if lasting:
+        sync(path.parent)
     return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file over what was there; readers see the old one or the new one."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -130,63 +197,89 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """A small file whole.
+def read_stamped(path: Path, most: int) -> tuple[bytes, Stamp]:
+    """A small file whole, and its stamp.
+
+    Opened, not merely looked up: on NFS only that asks the server.
 
     Raises:
         StoreError: it is larger than `most` bytes.
         FileNotFoundError: there is none.
     """
-    with open_read(path) as (fd, size):
-        if size > most:
+    with open_read(path) as file:
+        if file.size > most:
             raise StoreError(
-                f"{path} is {size:,} bytes, more than the {most:,} allowed",
+                f"{path} is {file.size:,} bytes, more than the {most:,} allowed",
                 "Restore this file from a backup.",
             )
-        data = np.empty(size, np.uint8)
-        read_into(fd, 0, [data])
-        return data.tobytes()
+        data = np.empty(file.size, np.uint8)
+        file.read_into(0, [data])
+        return data.tobytes(), file.stamp
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A small file whole; raises as `read_stamped`."""
+    return read_stamped(path, most)[0]
+
+
+class OpenFile:
+    """A file to read from.
+
+    Args:
+        fd: Its descriptor.
+        found: What the system says of it.
+    """
+
+    def __init__(self, fd: int, found: os.stat_result) -> None:
+        self._fd = fd
+        self.size = found.st_size
+        self.stamp = Stamp(found.st_mtime, found.st_mtime_ns)
+
+    def read_into(self, offset: int, buffers: list[npt.NDArray[np.uint8]]) -> None:
+        """Fill a few buffers, in turn, from one contiguous run.
+
+        Raises:
+            EOFError: the file ends too soon.
+        """
+        views = [b.data.cast("B") for b in buffers if b.size]
+        while views:
+            got = os.preadv(self._fd, views, offset)
+            if got == 0:
+                raise EOFError
+            offset += got
+            while views and got >= len(views[0]):
+                got -= len(views.pop(0))
+            if got:
+                views[0] = views[0][got:]
+
+    def read_runs(self, runs: Iterable[Run]) -> Iterator[list[npt.NDArray[np.uint8]]]:
+        """Fill run after run and give each one's buffers, to check them from a warm cache."""
+        for offset, buffers in runs:
+            self.read_into(offset, buffers)
+            yield buffers
 
 
 @contextmanager
-def open_read(path: Path) -> Iterator[tuple[int, int]]:
-    """File descriptor and size of an object; links, pipes and devices are refused."""
+def open_read(path: Path) -> Iterator[OpenFile]:
+    """An object to read from; links, pipes and devices are refused."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        yield fd, found.st_size
+        yield OpenFile(fd, found)
     finally:
         os.close(fd)
-
-
-def read_into(fd: int, offset: int, buffers: list[npt.NDArray[np.uint8]]) -> None:
-    """Fill a few buffers, in turn, from one contiguous run of a file.
-
-    Raises:
-        EOFError: the file ends too soon.
-    """
-    views = [b.data.cast("B") for b in buffers if b.size]
-    while views:
-        got = os.preadv(fd, views, offset)
-        if got == 0:
-            raise EOFError
-        offset += got
-        while views and got >= len(views[0]):
-            got -= len(views.pop(0))
-        if got:
-            views[0] = views[0][got:]
 
 
 def crc32c_of(path: Path) -> int:
     """crc32c of a whole file."""
     crc = 0
-    with open_read(path) as (fd, size):
-        piece = np.empty(min(size, _PIECE), np.uint8)
-        for offset in range(0, size, _PIECE):
-            part = piece[: min(_PIECE, size - offset)]
-            read_into(fd, offset, [part])
+    with open_read(path) as file:
+        piece = np.empty(min(file.size, _PIECE), np.uint8)
+        for offset in range(0, file.size, _PIECE):
+            part = piece[: min(_PIECE, file.size - offset)]
+            file.read_into(offset, [part])
             crc = google_crc32c.extend(crc, part)
     return crc
 

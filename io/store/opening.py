@@ -2,11 +2,11 @@
 
 import uuid
 from dataclasses import asdict
-from pathlib import Path
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
 from hmil_fast.io.store.layout import MAX_FILE_BYTES, SCHEMA_VERSION, SLIDES, STORE_FILE
+from hmil_fast.io.store.location import Location, location
 from hmil_fast.io.store.schema import (
     StoreSpec,
     canonical_json,
@@ -19,20 +19,26 @@ from hmil_fast.io.store.schema import (
 from hmil_fast.io.store.store import FeatureStore
 
 
-def create_store(path: str | Path, spec: StoreSpec) -> FeatureStore:
+def create_store(path: str | Location, spec: StoreSpec) -> FeatureStore:
     """Make a store, or open the one that is there if its spec is the same.
 
+    Args:
+        path: A folder, or a URL such as s3://bucket/prefix.
+        spec: What its slides share.
+
     Raises:
-        StoreError: a store of another spec lies there, or the folder cannot be written.
+        StoreError: a store of another spec lies there, or the folder cannot be written; an object
+            store cannot be reached, or does not make writes conditional.
     """
-    path = Path(path)
+    path = location(path)
     about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": str(uuid.uuid4())}
-    if not disk.exists(path / STORE_FILE):
+    files.check(path, writing=True)
+    if not files.exists(path / STORE_FILE):
         try:
-            disk.make_folder(path / SLIDES)
-            disk.create_exclusive(path / STORE_FILE, canonical_json(about, "spec").encode())
+            files.make_folder(path / SLIDES)
+            files.create_exclusive(path / STORE_FILE, canonical_json(about, "spec").encode())
         except OSError as error:
-            raise disk.failed(error, "creating the store", path) from error
+            raise files.failed(error, "creating the store", path) from error
     store = open_store(path)
     parts = differences(asdict(store.spec), asdict(spec))
     if parts:
@@ -43,23 +49,24 @@ def create_store(path: str | Path, spec: StoreSpec) -> FeatureStore:
     return store
 
 
-def open_store(path: str | Path) -> FeatureStore:
+def open_store(path: str | Location) -> FeatureStore:
     """Open a store that exists; never writes.
 
     Raises:
         StoreError: there is none, it is malformed, or a newer release wrote it.
     """
-    path = Path(path)
+    path = location(path)
+    files.check(path, writing=False)
     file = path / STORE_FILE
     try:
-        value = parse_json(disk.read_bytes(file, MAX_FILE_BYTES), file)
+        value = parse_json(files.read_bytes(file, MAX_FILE_BYTES), file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"no feature store at {path} (there is no {STORE_FILE})",
-            "Give the folder that `hmil-fast extract --store` wrote.",
+            "Give the folder or URL that `hmil-fast extract --store` wrote.",
         ) from error
     except OSError as error:
-        raise disk.failed(error, "opening the store", path) from error
+        raise files.failed(error, "opening the store", path) from error
     check_version(value, file)
     spec = {
         key: field(value, key, kind, file)

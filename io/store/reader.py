@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -16,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
+from hmil_fast.io.store.files import OpenFile, OpenObject, Run
 from hmil_fast.io.store.layout import CRC_BYTES, MAX_FILE_BYTES
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.schema import SlideRecord, parse_json
 
 _INDEX_ENTRY = 16
@@ -105,11 +106,14 @@ class AttemptReader:
         folder: The attempt's folder.
         record: What its commit says; sizes on disk must agree with it before anything is
             allocated.
+        prefix: What the names of a coarser scale's arrays begin with; `record` is then of it.
     """
 
-    def __init__(self, folder: Path, record: SlideRecord) -> None:
+    def __init__(self, folder: Location, record: SlideRecord, prefix: str = "") -> None:
         self.folder = folder
         self.record = record
+        self.features = f"{prefix}features"
+        self._prefix = prefix
         self._sizes = {stored.key: stored.bytes for stored in record.objects}
         self._layouts: dict[str, ArrayLayout] = {}
 
@@ -118,7 +122,7 @@ class AttemptReader:
         if name not in self._layouts:
             path = self.folder / name / "zarr.json"
             try:
-                layout = parse_layout(parse_json(disk.read_bytes(path, MAX_FILE_BYTES), path))
+                layout = parse_layout(parse_json(files.read_bytes(path, MAX_FILE_BYTES), path))
             except OSError as error:
                 raise self.damaged(f"{name}/zarr.json: {error.strerror}") from error
             except StoreError as error:
@@ -131,25 +135,21 @@ class AttemptReader:
 
     def _check_sizes(self, name: str, layout: ArrayLayout) -> None:
         keys = [key for key in self._sizes if key.startswith(f"{name}/c/")]
-        held = 0
-        for key in keys:
-            path = self.folder / key
-            if path.parent.resolve() != self.folder.resolve() / Path(key).parent:
-                raise self.damaged(f"{key} leads out of the attempt")
-            try:
-                size = path.lstat().st_size
-            except OSError as error:
-                raise self.damaged(f"{key}: {error.strerror}") from error
+        try:
+            found = files.sizes(self.folder, keys)
+        except OSError as error:
+            raise self.damaged(f"{error.filename}: {error.strerror}") from error
+        for key, size in found.items():
             if size != self._sizes[key]:
                 raise self.damaged(f"{key} is {size} bytes, committed were {self._sizes[key]}")
-            held += size
+        held = sum(found.values())
         claimed = layout.bytes if layout.plain else max(layout.bytes, layout.decoded)
         if claimed > held * (1 if layout.plain else _MOST_COMPRESSION):
             raise self.damaged(f"{name!r} claims {claimed:,} bytes, its files hold {held:,}")
 
     def features_layout(self) -> ArrayLayout:
         """Layout of the features, checked against the record's N and D."""
-        layout = self.layout("features")
+        layout = self.layout(self.features)
         if layout.shape != (self.record.num_tiles, self.record.dim):
             raise self.damaged(
                 f"features are {layout.shape}, the commit says "
@@ -159,11 +159,15 @@ class AttemptReader:
 
     def coords(self) -> npt.NDArray[np.int32]:
         """Coordinates [N, 2]."""
-        return self._rows("coords", (2,), np.int32)
+        return self._rows(f"{self._prefix}coords", (2,), np.int32)
 
     def status(self) -> npt.NDArray[np.uint8]:
         """Status [N]."""
-        return self._rows("status", (), np.uint8)
+        return self._rows(f"{self._prefix}status", (), np.uint8)
+
+    def parent(self) -> npt.NDArray[np.int32]:
+        """Parent [N]: the row of the next coarser scale's tile that each tile lies in."""
+        return self._rows(f"{self._prefix}parent", (), np.int32)
 
     def _rows(self, name: str, tail: tuple[int, ...], dtype: type[Any]) -> npt.NDArray[Any]:
         layout = self.layout(name)
@@ -209,9 +213,9 @@ class AttemptReader:
         flat = out.view(np.uint8).reshape(len(out), layout.row_bytes)
         chunks = slice(skip // layout.chunk, math.ceil((skip + len(out)) / layout.chunk))
         try:
-            with disk.open_read(self.folder / key) as (fd, size):
-                where = _chunk_offsets(fd, size, layout, chunks.stop)
-                _read_chunks(fd, where, chunks, layout, flat)
+            with files.open_read(self.folder / key, self._sizes.get(key)) as file:
+                where = _chunk_offsets(file, layout, chunks.stop)
+                _read_chunks(file, where, chunks, layout, flat)
         except OSError as error:
             raise self.damaged(f"{key}: {error.strerror}") from error
         except EOFError as error:
@@ -222,7 +226,7 @@ class AttemptReader:
     def _by_zarr(self, name: str, rows: slice) -> npt.NDArray[Any]:
         import zarr
 
-        store = disk.zarr_store(self.folder, read_only=True)
+        store = files.zarr_store(self.folder)
         try:
             return np.asarray(zarr.open_array(store, path=name, mode="r")[rows])
         except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -230,16 +234,18 @@ class AttemptReader:
 
     def damaged(self, why: str) -> StoreError:
         """The error for a slide whose files are not what its commit says."""
-        store = self.folder.parents[2]
+        store = self.folder.parent.parent.parent
         return StoreError(
             f"slide {self.record.slide_id!r} is damaged in the store: {why} ({self.folder})",
             f"Run `hmil-fast store repair {store}`, then extract this slide again.",
         )
 
 
-def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.NDArray[np.int64]:
+def _chunk_offsets(
+    file: OpenFile | OpenObject, layout: ArrayLayout, used: int
+) -> npt.NDArray[np.int64]:
     """Offsets of the first `used` chunks of a block, checked to lie inside the file."""
-    length = layout.chunk * layout.row_bytes + CRC_BYTES
+    length, size = layout.chunk * layout.row_bytes + CRC_BYTES, file.size
     if size < length:
         raise ValueError(f"{size} bytes cannot hold a chunk of {length}")
     if layout.index_at is None:
@@ -250,7 +256,7 @@ def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.ND
         if index_bytes > size:
             raise ValueError(f"{size} bytes cannot hold an index of {index_bytes}")
         raw = np.empty(index_bytes, np.uint8)
-        disk.read_into(fd, 0 if layout.index_at == "start" else size - index_bytes, [raw])
+        file.read_into(0 if layout.index_at == "start" else size - index_bytes, [raw])
         if google_crc32c.value(raw[:-CRC_BYTES]) != int(raw[-CRC_BYTES:].view("<u4")[0]):
             raise ValueError("the checksum of the shard index is wrong")
         index = raw[:-CRC_BYTES].view("<u8").reshape(entries, 2)[:used]
@@ -260,17 +266,21 @@ def _chunk_offsets(fd: int, size: int, layout: ArrayLayout, used: int) -> npt.ND
 
 
 def _read_chunks(
-    fd: int,
+    file: OpenFile | OpenObject,
     where: npt.NDArray[np.int64],
     chunks: slice,
     layout: ArrayLayout,
     out: npt.NDArray[np.uint8],
 ) -> None:
     """Fill `out` (rows, bytes) chunk by chunk, so that checksums are taken from a warm cache."""
-    stored = np.empty(CRC_BYTES, np.uint8)
-    for i, offset in enumerate(where[chunks].tolist()):
-        part = out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1)
-        padding = np.empty(layout.chunk * layout.row_bytes - part.size, np.uint8)
-        disk.read_into(fd, offset, [part, padding, stored])
+    crc = np.empty(CRC_BYTES, np.uint8)
+
+    def runs() -> Iterator[Run]:
+        for i, offset in enumerate(where[chunks].tolist()):
+            part = out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1)
+            padding = np.empty(layout.chunk * layout.row_bytes - part.size, np.uint8)
+            yield offset, [part, padding, crc]
+
+    for i, (part, padding, stored) in enumerate(file.read_runs(runs())):
         if google_crc32c.extend(google_crc32c.value(part), padding) != int(stored.view("<u4")[0]):
             raise ValueError(f"the checksum of chunk {chunks.start + i} is wrong")

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import operator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import google_crc32c
@@ -19,6 +18,7 @@ from hmil_fast.io.store.layout import (
     STORED_AS,
     safe_key,
 )
+from hmil_fast.io.store.location import Location
 
 
 def canonical_json(value: Any, name: str) -> str:
@@ -36,7 +36,7 @@ def canonical_json(value: Any, name: str) -> str:
         ) from error
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+def parse_json(data: bytes, path: Location) -> dict[str, Any]:
     """A JSON object from a file's bytes.
 
     Raises:
@@ -55,7 +55,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def malformed(path: Path, why: str) -> StoreError:
+def malformed(path: Location, why: str) -> StoreError:
     """The error for a file of the store that does not say what it must."""
     return StoreError(
         f"{path} is malformed: {why}",
@@ -63,7 +63,7 @@ def malformed(path: Path, why: str) -> StoreError:
     )
 
 
-def field(value: dict[str, Any], key: str, kind: type, path: Path) -> Any:
+def field(value: dict[str, Any], key: str, kind: type, path: Location) -> Any:
     """value[key], which must be of the kind given (true is no number here)."""
     found = value.get(key)
     if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
@@ -71,7 +71,7 @@ def field(value: dict[str, Any], key: str, kind: type, path: Path) -> Any:
     return found
 
 
-def check_version(value: dict[str, Any], path: Path) -> None:
+def check_version(value: dict[str, Any], path: Location) -> None:
     """Refuse files that a newer release wrote.
 
     Raises:
@@ -95,6 +95,7 @@ class StoreSpec:
             bits in uint16 (`tensor.view(torch.uint16).numpy()` and back, without a copy).
         encoder: Encoder card and sha256 of the weights; strict JSON.
         tiling: Tile size, mpp and what else decides which pixels a row stands for; strict JSON.
+            `coarser` is a list of the mpp of further scales.
 
     Raises:
         StoreError: a field is out of range or not JSON.
@@ -119,6 +120,9 @@ class StoreSpec:
             if not isinstance(plain, dict):
                 raise StoreError(f"{name} is a {type(plain).__name__}", "Give a mapping.")
             object.__setattr__(self, name, plain)
+        coarser = self.tiling.get("coarser", [])
+        if not isinstance(coarser, list) or not all(isinstance(m, float | int) for m in coarser):
+            raise StoreError(f"tiling.coarser is {coarser!r}"[:200], "Give a list of mpp.")
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
@@ -129,6 +133,21 @@ class StoreSpec:
     def row_bytes(self) -> int:
         """Bytes of one feature vector."""
         return self.dim * self.stored_dtype.itemsize
+
+    @property
+    def scales(self) -> tuple[float | None, ...]:
+        """µm per px of each scale, the finest first; None where nobody knows."""
+        return (self.tiling.get("mpp"), *self.tiling.get("coarser", ()))
+
+    def at(self, scale: int) -> "StoreSpec":
+        """What the slides share at one scale: for the finest, the spec of a store of it alone.
+
+        Coarser ones have tiles that such a store would not have: those that finer tiles lie in.
+        """
+        tiling = {key: value for key, value in self.tiling.items() if key != "coarser"}
+        if scale:
+            tiling |= {"mpp": self.scales[scale], "around": self.scales[scale - 1]}
+        return replace(self, tiling=tiling)
 
     @property
     def config_hash(self) -> str:
@@ -161,10 +180,32 @@ class StoredObject:
 
 
 @dataclass(frozen=True)
+class ScaleRecord:
+    """A coarser scale of a slide, its arrays below "mpp-…" in the attempt's group."""
+
+    mpp: float
+    num_tiles: int
+    attrs: dict[str, Any]
+    content_digest: str
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of its arrays begin with."""
+        return scale_prefix(self.mpp)
+
+
+def scale_prefix(mpp: float) -> str:
+    """What the keys of a coarser scale's arrays begin with: "mpp-2/"."""
+    return f"mpp-{mpp:g}/"
+
+
+@dataclass(frozen=True)
 class SlideRecord:
     """What commit.json says of a slide: it exists because this record does.
 
     `content_digest` is over the logical rows (features, coords, status), whatever the layout.
+    Where there are `scales` coarser than the finest one, all else is of the finest, but `objects`
+    are the files of all.
     """
 
     slide_id: str
@@ -177,6 +218,20 @@ class SlideRecord:
     config_hash: str
     content_digest: str
     created_utc: str
+    scales: tuple[ScaleRecord, ...] = ()
+
+    def at(self, scale: int) -> "SlideRecord":
+        """The slide at one scale, 0 being the finest, as if it had no other."""
+        if not scale:
+            return replace(self, scales=())
+        found = self.scales[scale - 1]
+        return replace(
+            self,
+            num_tiles=found.num_tiles,
+            attrs=self.attrs | found.attrs,
+            content_digest=found.content_digest,
+            scales=(),
+        )
 
     @property
     def bytes(self) -> int:
@@ -186,6 +241,8 @@ class SlideRecord:
     def to_json(self) -> str:
         """The text of commit.json, with a checksum over itself."""
         value = asdict(self) | {"schema_version": SCHEMA_VERSION}
+        if not self.scales:
+            del value["scales"]
         return canonical_json(value | {"crc32c": _crc(value)}, "commit record")
 
 
@@ -193,7 +250,7 @@ def _crc(value: dict[str, Any]) -> int:
     return int(google_crc32c.value(canonical_json(value, "commit record").encode()))
 
 
-def parse_record(data: bytes, path: Path) -> SlideRecord:
+def parse_record(data: bytes, path: Location) -> SlideRecord:
     """Read a commit.json, trusting nothing in it.
 
     Raises:
@@ -228,9 +285,23 @@ def parse_record(data: bytes, path: Path) -> SlideRecord:
                 "created_utc",
             )
         },
+        scales=_parse_scales(value, path),
     )
     if not ATTEMPT_NAME.fullmatch(record.attempt):
         raise malformed(path, f"attempt {record.attempt!r}"[:200])
-    if not 0 <= record.num_tiles <= MAX_TILES or not 1 <= record.dim <= MAX_DIM:
-        raise malformed(path, f"{record.num_tiles} tiles of {record.dim} values")
+    for tiles in (record.num_tiles, *(scale.num_tiles for scale in record.scales)):
+        if not 0 <= tiles <= MAX_TILES or not 1 <= record.dim <= MAX_DIM:
+            raise malformed(path, f"{tiles} tiles of {record.dim} values")
     return record
+
+
+def _parse_scales(value: dict[str, Any], path: Location) -> tuple[ScaleRecord, ...]:
+    if "scales" not in value:
+        return ()
+    found = []
+    for item in field(value, "scales", list, path):
+        if not isinstance(item, dict):
+            raise malformed(path, "an entry of 'scales' is no mapping")
+        kinds = (("mpp", float), ("num_tiles", int), ("attrs", dict), ("content_digest", str))
+        found.append(ScaleRecord(*(field(item, key, kind, path) for key, kind in kinds)))
+    return tuple(found)

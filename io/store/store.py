@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
 from hmil_fast.io.store.commit import other_config, read_record
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
@@ -19,6 +18,7 @@ from hmil_fast.io.store.layout import (
     slide_dirname,
     slide_id_of,
 )
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.schema import (
     SlideRecord,
@@ -37,21 +37,21 @@ class FeatureStore:
     kept in memory once read: a committed slide never changes.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, store_uuid: str) -> None:
+    def __init__(self, path: Location, spec: StoreSpec, store_uuid: str) -> None:
         self.path = path
         self.spec = spec
         self.uuid = store_uuid
         self._readers: dict[str, AttemptReader] = {}
 
-    def _slide_dir(self, slide_id: str) -> Path:
+    def _slide_dir(self, slide_id: str) -> Location:
         return self.path / SLIDES / slide_dirname(slide_id)
 
     def slide_ids(self) -> list[str]:
         """Ids of the committed slides, sorted."""
         found = []
-        for name in disk.names(self.path / SLIDES):
+        for name in files.names(self.path / SLIDES):
             slide_dir = self.path / SLIDES / name
-            if not disk.exists(slide_dir / COMMIT_FILE):
+            if not files.exists(slide_dir / COMMIT_FILE):
                 continue
             slide_id = slide_id_of(name)
             if slide_id is None:
@@ -97,19 +97,25 @@ class FeatureStore:
         Raises:
             StoreError: it is committed with another configuration, or its commit is malformed.
         """
-        if not disk.exists(self._slide_dir(slide_id) / COMMIT_FILE):
+        if not files.exists(self._slide_dir(slide_id) / COMMIT_FILE):
             return False
         self._reader(slide_id)
         return True
 
-    def writer(self, slide_id: str, num_tiles: int, attrs: dict[str, Any]) -> SlideWriter:
+    def writer(
+        self,
+        slide_id: str,
+        num_tiles: int,
+        attrs: dict[str, Any],
+        coarser: Sequence[tuple[int, dict[str, Any]]] = (),
+    ) -> SlideWriter:
         """A writer for one slide; ask is_done first. See SlideWriter.
 
         Raises:
             StoreError: as is_done, or a bad argument, or the disk refuses.
         """
         self.is_done(slide_id)
-        return SlideWriter(self.path, self.spec, slide_id, num_tiles, attrs)
+        return SlideWriter(self.path, self.spec, slide_id, num_tiles, attrs, coarser=coarser)
 
     def features(self, slide_id: str, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Features [N, D], in `out` (C-contiguous, same shape and dtype) if given.
@@ -135,6 +141,14 @@ class FeatureStore:
         """Status [N] of each tile; 0 is good, features of the others are zeros."""
         return self._reader(slide_id).status()
 
+    def parent(self, slide_id: str) -> npt.NDArray[np.int32]:
+        """Row [N] of the tile of the next coarser scale that each tile's centre lies in.
+
+        Raises:
+            StoreError: There is no coarser scale, or the slide is damaged.
+        """
+        return self._reader(slide_id).parent()
+
     def file(self, slide_id: str, name: str) -> bytes | None:
         """An extra file's bytes; None when the slide has none of that name."""
         reader = self._reader(slide_id)
@@ -157,7 +171,7 @@ class FeatureStore:
                 f"slide {slide_id!r} has {reader.record.num_tiles} tiles, not {start} to {stop}",
                 "Give 0 ≤ start ≤ stop ≤ the number of tiles.",
             )
-        return reader.read_rows("features", start, stop)
+        return reader.read_rows(reader.features, start, stop)
 
     def chunk_rows(self, slide_id: str) -> int:
         """Tiles in a chunk of the slide's features, the least that is read."""
@@ -204,7 +218,7 @@ class FeatureStore:
         work = [
             task
             for reader, (start, length) in zip(readers, bags.tolist(), strict=True)
-            for task in reader.work("features", out[start : start + length])
+            for task in reader.work(reader.features, out[start : start + length])
         ]
         if threads > 1 and len(work) > 1:
             with ThreadPoolExecutor(min(threads, len(work))) as pool:
@@ -222,7 +236,7 @@ class FeatureStore:
             One finding per slide, in order; damage is reported, never raised.
         """
 
-        def slides() -> Iterator[tuple[str, Path, SlideRecord | StoreError]]:
+        def slides() -> Iterator[tuple[str, Location, SlideRecord | StoreError]]:
             for slide_id in self.slide_ids() if slide_ids is None else slide_ids:
                 self._readers.pop(slide_id, None)
                 try:
@@ -245,13 +259,13 @@ class FeatureStore:
         with suppress(StoreError):
             record = read_record(slide_dir)
         try:
-            disk.remove(slide_dir / COMMIT_FILE)
+            files.remove(slide_dir / COMMIT_FILE)
             if record:
-                disk.remove(slide_dir / record.attempt)
+                files.remove(slide_dir / record.attempt)
         except OSError as error:
-            raise disk.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
+            raise files.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
 
-    def sweep(self, older_than_s: float, delete: bool = False) -> list[Path]:
+    def sweep(self, older_than_s: float, delete: bool = False) -> list[Location]:
         """Attempts that no commit names, untouched for `older_than_s` seconds.
 
         Writers touch their attempt with every append; give more than the longest pause between
@@ -267,13 +281,22 @@ class FeatureStore:
         return sweep(self.path, older_than_s, delete=delete)
 
     def info(self) -> dict[str, Any]:
-        """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path."""
+        """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path.
+
+        Where there are several scales, `tiles` are those of all and `scales` tells them apart.
+        """
         records = [self.record(slide_id) for slide_id in self.slide_ids()]
+        counts = [[r.num_tiles, *(scale.num_tiles for scale in r.scales)] for r in records]
+        scales = [
+            {"mpp": mpp, "tiles": sum(count[i] for count in counts)}
+            for i, mpp in enumerate(self.spec.scales)
+        ]
         return {
             "path": str(self.path),
             "uuid": self.uuid,
             "slides": len(records),
-            "tiles": sum(record.num_tiles for record in records),
+            "tiles": sum(map(sum, counts)),
             "bytes": sum(record.bytes for record in records),
+            **({"scales": scales} if len(scales) > 1 else {}),
             **asdict(self.spec),
         }

@@ -3,32 +3,32 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
 from hmil_fast.io.store.commit import read_record
 from hmil_fast.io.store.layout import ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
+from hmil_fast.io.store.location import Location
 
 
-def litter(store: Path, older_than_s: float) -> Iterator[Path]:
+def litter(store: Location, older_than_s: float) -> Iterator[Location]:
     """Attempts no commit names and temporary files, untouched for that many seconds."""
     for folder, file in (
         (store, STORE_FILE),
-        *((store / SLIDES / name, COMMIT_FILE) for name in disk.names(store / SLIDES)),
+        *((store / SLIDES / name, COMMIT_FILE) for name in files.names(store / SLIDES)),
     ):
-        for name in disk.names(folder):
+        for name in files.names(folder):
             temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
             if not temporary and not ATTEMPT_NAME.fullmatch(name):
                 continue
             path = folder / name
             with suppress(FileNotFoundError):  # its own writer was quicker
-                old = time.time() - disk.newest_change(path) >= older_than_s
+                old = time.time() - files.newest_change(path) >= older_than_s
                 if old and (temporary or _abandoned(folder, name)):
                     yield path
 
 
-def _abandoned(slide_dir: Path, attempt: str) -> bool:
+def _abandoned(slide_dir: Location, attempt: str) -> bool:
     try:
         record = read_record(slide_dir)
     except StoreError:
@@ -36,7 +36,7 @@ def _abandoned(slide_dir: Path, attempt: str) -> bool:
     return record is None or record.attempt != attempt
 
 
-def sweep(store: Path, older_than_s: float, *, delete: bool) -> list[Path]:
+def sweep(store: Location, older_than_s: float, *, delete: bool) -> list[Location]:
     """List litter and, if told so, delete it.
 
     Raises:
@@ -47,7 +47,7 @@ def sweep(store: Path, older_than_s: float, *, delete: bool) -> list[Path]:
         found.append(path)
         if delete:
             try:
-                disk.remove(path)
+                files.remove(path)
             except OSError as error:
-                raise disk.failed(error, "sweeping", path) from error
+                raise files.failed(error, "sweeping", path) from error
     return found

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk
+from hmil_fast.io.store import files
 from hmil_fast.io.store.commit import scan
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.schema import SlideRecord
 
@@ -21,14 +21,14 @@ class Finding:
     fix: str = ""
 
 
-def check_slide(folder: Path, record: SlideRecord) -> None:
+def check_slide(folder: Location, record: SlideRecord) -> None:
     """Existence, size and crc32c of every file, the content digest, and finite features.
 
     Raises:
         StoreError: the first thing that is wrong.
     """
     reader = AttemptReader(folder, record)
-    found = disk.objects(folder)
+    found = files.tree(folder)
     for stored in record.objects:
         if stored.key not in found:
             raise reader.damaged(f"{stored.key} is missing")
@@ -37,7 +37,7 @@ def check_slide(folder: Path, record: SlideRecord) -> None:
                 f"{stored.key} is {found[stored.key]} bytes, committed were {stored.bytes}"
             )
         try:
-            crc = disk.crc32c_of(folder / stored.key)
+            crc = files.crc32c_of(folder / stored.key)
         except (OSError, EOFError) as error:
             raise reader.damaged(f"{stored.key} cannot be read: {error}") from error
         if crc != stored.crc32c:
@@ -45,14 +45,20 @@ def check_slide(folder: Path, record: SlideRecord) -> None:
     extra = sorted(found.keys() - {stored.key for stored in record.objects})
     if extra:
         raise reader.damaged(f"{extra[0]} was added after the commit")
-    digest, bad = scan(reader)
-    if digest != record.content_digest:
-        raise reader.damaged("the content digest is wrong")
-    if len(bad):
-        raise reader.damaged(f"features of row {bad[0]} are not finite")
+    for scale, prefix in enumerate(["", *(coarser.prefix for coarser in record.scales)]):
+        reader = AttemptReader(folder, record.at(scale), prefix)
+        digest, bad = scan(reader)
+        if digest != reader.record.content_digest:
+            raise reader.damaged("the content digest is wrong")
+        if len(bad):
+            raise reader.damaged(f"features of row {bad[0]} are not finite")
+        if scale < len(record.scales):
+            most = record.scales[scale].num_tiles
+            if not ((parent := reader.parent()) < most).all() or (parent < 0).any():
+                raise reader.damaged(f"{prefix}parent names rows that do not exist")
 
 
-def findings(slides: Iterator[tuple[str, Path, SlideRecord | StoreError]]) -> Iterator[Finding]:
+def findings(slides: Iterator[tuple[str, Location, SlideRecord | StoreError]]) -> Iterator[Finding]:
     """One finding per slide, from its id, attempt folder and record (or why there is none)."""
     for slide_id, folder, record in slides:
         try:

@@ -4,10 +4,10 @@ import json
 import operator
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import arrays, disk
+from hmil_fast.io.store import arrays, disk, files
 from hmil_fast.io.store.commit import publish, read_record, scan
 from hmil_fast.io.store.layout import (
     FILE_NAME,
@@ -24,26 +24,38 @@ from hmil_fast.io.store.layout import (
     MAX_TILES,
     SCHEMA_VERSION,
     SLIDES,
-    shard_rows,
     slide_dirname,
 )
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
-from hmil_fast.io.store.schema import SlideRecord, StoredObject, StoreSpec, canonical_json
+from hmil_fast.io.store.rows import FeatureRows
+from hmil_fast.io.store.schema import (
+    ScaleRecord,
+    SlideRecord,
+    StoredObject,
+    StoreSpec,
+    canonical_json,
+    scale_prefix,
+)
+
+_COUNTS = ("appended", "num_tiles")
 
 
 class SlideWriter:
     """Takes a slide's rows in order and commits them all at once; use it in a `with` block.
 
-    Leaving the block without `commit` deletes everything written. Memory: one shard (≤ 256 MiB),
-    twice that again while it is written.
+    Leaving the block without `commit` deletes everything written. Memory: one shard (≤ 256 MiB) a
+    scale, twice that again while it is written.
 
     Args:
-        store: The store's folder.
+        store: The store's folder, or its URL.
         spec: What the store's slides share.
         slide_id: Any text that is not empty.
         num_tiles: N, rows that will be appended; 0 is a slide without tissue.
         attrs: Facts about the slide (mpp, level, slide size); strict JSON.
         most_shard_rows: Upper bound on the rows of a shard.
+        coarser: Where the store has several scales, rows and facts of each but the finest, which
+            `num_tiles` and `attrs` are of.
 
     Raises:
         StoreError: a bad argument, or the disk refuses.
@@ -51,34 +63,45 @@ class SlideWriter:
 
     def __init__(
         self,
-        store: Path,
+        store: Location,
         spec: StoreSpec,
         slide_id: str,
         num_tiles: int,
         attrs: dict[str, Any],
         most_shard_rows: int = MAX_SHARD_ROWS,
+        coarser: Sequence[tuple[int, dict[str, Any]]] = (),
     ) -> None:
         self.slide_id = slide_id
-        num_tiles = operator.index(num_tiles)
-        if not 0 <= num_tiles <= MAX_TILES:
-            raise self._misuse(f"num_tiles is {num_tiles}", f"Give 0 to {MAX_TILES:,}.")
-        self.num_tiles = num_tiles
+        tiles = [operator.index(n) for n in (num_tiles, *(count for count, _ in coarser))]
+        for n in tiles:
+            if not 0 <= n <= MAX_TILES:
+                raise self._misuse(f"num_tiles is {n}", f"Give 0 to {MAX_TILES:,}.")
+        if len(tiles) != len(spec.scales):
+            raise self._misuse(
+                f"rows of {len(tiles)} scales, the store has {len(spec.scales)}",
+                "Give writer() the rows and facts of each coarser scale of the store.",
+            )
         self.spec = spec
-        self.attrs = json.loads(canonical_json(attrs, f"attrs of slide {slide_id!r}"))
-        self.appended = 0
+        self.attrs, *self._coarser = (
+            json.loads(canonical_json(about, f"attrs of slide {slide_id!r}"))
+            for about in (attrs, *(about for _, about in coarser))
+        )
         self._slide_dir = store / SLIDES / slide_dirname(slide_id)
         self._attempt = self._slide_dir / f"a-{uuid.uuid4().hex}.zarr"
-        self._shard = shard_rows(num_tiles, spec.row_bytes, most_shard_rows)
-        self._buffer = np.empty((min(self._shard, num_tiles), spec.dim), spec.stored_dtype)
-        self._filled = 0
+        self._prefixes = ["", *(scale_prefix(float(mpp or 0)) for mpp in spec.scales[1:])]
+        self._folder = files.workplace(self._attempt)
         self._open = True
         try:
-            disk.make_folder(self._attempt)
-            self._group, self._features = self._create()
+            files.make_workplace(self._folder, self._attempt)
+            self._group = self._create()
+            self._rows = [
+                FeatureRows(self._group, f"{prefix}features", n, spec, most_shard_rows)
+                for prefix, n in zip(self._prefixes, tiles, strict=True)
+            ]
         except OSError as error:
             raise self._fail(error, "starting") from error
 
-    def _create(self) -> tuple[Any, Any]:
+    def _create(self) -> Any:
         about = {
             "schema_version": SCHEMA_VERSION,
             "slide_id": self.slide_id,
@@ -87,15 +110,19 @@ class SlideWriter:
             "coords_convention": "level-0 pixels, top-left corner, x y",
             "slide": self.attrs,
         }
-        group = arrays.create_group(self._attempt, about)
-        features = arrays.create_features(group, self.num_tiles, self._shard, self.spec)
-        return group, features
+        if self._coarser:
+            about["coarser"] = {
+                prefix.rstrip("/"): attrs
+                for prefix, attrs in zip(self._prefixes[1:], self._coarser, strict=True)
+            }
+        return arrays.create_group(self._folder, about)
 
-    def append(self, features: npt.NDArray[Any]) -> None:
+    def append(self, features: npt.NDArray[Any], scale: int = 0) -> None:
         """Add rows; any number of them at a time.
 
         Args:
             features: [n, D] in the store's dtype (bfloat16 as its bits in uint16). Copied.
+            scale: Which scale they are of, 0 being the finest.
 
         Raises:
             StoreError: wrong shape or dtype, more rows than num_tiles, or the disk refuses.
@@ -111,44 +138,35 @@ class SlideWriter:
                 f"features are {features.dtype}, the store holds {self.spec.dtype}",
                 f"Convert them to {self.spec.stored_dtype.name} before appending.",
             )
-        if self.appended + len(features) > self.num_tiles:
+        rows = self._rows[scale]
+        if rows.appended + len(features) > rows.num_tiles:
             raise self._misuse(
-                f"{self.appended + len(features)} rows appended of {self.num_tiles} announced",
+                f"{rows.appended + len(features)} rows appended of {rows.num_tiles} announced",
                 "Announce the true number of tiles to writer().",
             )
         try:
-            disk.touch(self._attempt)
-            done = 0
-            while done < len(features):
-                # a full shard waits for the next row: most slides then stay in memory until
-                # commit, which may still have to blank some rows
-                if self._filled == self._shard:
-                    self._flush()
-                take = min(self._shard - self._filled, len(features) - done)
-                self._buffer[self._filled : self._filled + take] = features[done : done + take]
-                self._filled += take
-                self.appended += take
-                done += take
+            disk.touch(self._folder)
+            rows.append(features)
         except OSError as error:
             raise self._fail(error, "writing") from error
-
-    def _flush(self) -> None:
-        start = self.appended - self._filled
-        self._features[start : self.appended] = self._buffer[: self._filled]
-        self._filled = 0
 
     def commit(
         self,
         coords: npt.NDArray[Any],
         status: npt.NDArray[Any],
         files: dict[str, bytes] | None = None,
+        parent: npt.NDArray[Any] | None = None,
     ) -> SlideRecord:
         """Make the slide exist, all of it or nothing.
+
+        Arrays are over the rows of all scales, one scale after the other, the finest first.
 
         Args:
             coords: [N, 2] integers, top-left corners (x, y) in level-0 px.
             status: [N] integers 0 to 255; 0 is good. Features of other rows are stored as zeros.
             files: Small extra files by name, such as {"thumbnail.jpg": …}, ≤ 64 MiB each.
+            parent: [N less the coarsest scale's] row, counted in its own scale, of the tile of the
+                next coarser one that each tile lies in; only where there are several scales.
 
         Returns:
             The slide's record. When another writer was first with the same configuration this
@@ -160,20 +178,31 @@ class SlideWriter:
         """
         self._check_open()
         try:
-            n = self.num_tiles
-            if self.appended != n:
-                raise self._misuse(f"{self.appended} rows appended of {n}", "Append every row.")
-            self._write_rest(
-                self._integers("coords", coords, (n, 2), np.dtype(np.int32)),
-                self._integers("status", status, (n,), np.dtype(np.uint8)),
-                files or {},
-            )
+            appended, n = (sum(getattr(rows, what) for rows in self._rows) for what in _COUNTS)
+            if appended != n:
+                raise self._misuse(f"{appended} rows appended of {n}", "Append every row.")
+            small = {
+                "coords": self._integers("coords", coords, (n, 2), np.dtype(np.int32)),
+                "status": self._integers("status", status, (n,), np.dtype(np.uint8)),
+            }
+            if self._coarser:
+                given = np.empty(0) if parent is None else parent
+                inner = (n - self._rows[-1].num_tiles,)
+                small["parent"] = self._integers("parent", given, inner, np.dtype(np.int32))
+                self._check_parents(small["parent"])
+            self._write_rest(small, files or {})
             return self._publish()
         except OSError as error:
             raise self._fail(error, "committing") from error
         except BaseException:
             self.abort()
             raise
+
+    def _check_parents(self, parent: npt.NDArray[np.int32]) -> None:
+        counts = [rows.num_tiles for rows in self._rows]
+        most = np.repeat(counts[1:], counts[:-1])
+        if not ((parent >= 0) & (parent < most)).all():
+            raise self._misuse("parent names rows that do not exist", "Give the parents' rows.")
 
     def _integers(
         self, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
@@ -189,25 +218,18 @@ class SlideWriter:
             )
         return np.ascontiguousarray(array, dtype)
 
-    def _write_rest(
-        self,
-        coords: npt.NDArray[np.int32],
-        status: npt.NDArray[np.uint8],
-        files: dict[str, bytes],
-    ) -> None:
-        disk.touch(self._attempt)
-        bad = np.flatnonzero(status)
-        start = self.appended - self._filled
-        self._buffer[bad[bad >= start] - start] = 0
-        if self._filled:
-            self._flush()
-        del self._buffer
-        for block in np.unique(bad[bad < start] // self._shard):
-            rows = slice(block * self._shard, (block + 1) * self._shard)
-            features = self._features[rows]
-            features[bad[bad // self._shard == block] - rows.start] = 0
-            self._features[rows] = features
-        extra: dict[str, npt.NDArray[Any]] = {"coords": coords, "status": status}
+    def _write_rest(self, small: dict[str, npt.NDArray[Any]], files: dict[str, bytes]) -> None:
+        disk.touch(self._folder)
+        extra: dict[str, npt.NDArray[Any]] = {}
+        start = 0
+        for prefix, rows in zip(self._prefixes, self._rows, strict=True):
+            stop = start + rows.num_tiles
+            rows.finish(np.flatnonzero(small["status"][start:stop]))
+            last = prefix == self._prefixes[-1]
+            for name, values in small.items():
+                if not (last and name == "parent"):
+                    extra[f"{prefix}{name}"] = values[start:stop]
+            start = stop
         for name, data in files.items():
             if not FILE_NAME.fullmatch(name) or len(data) > MAX_FILE_BYTES:
                 raise self._misuse(
@@ -219,34 +241,47 @@ class SlideWriter:
             arrays.create_small(self._group, name, array)
 
     def _publish(self) -> SlideRecord:
-        disk.sync_tree(self._attempt)
-        found = disk.objects(self._attempt)
+        found = disk.objects(self._folder)
         record = SlideRecord(
             slide_id=self.slide_id,
-            num_tiles=self.num_tiles,
+            num_tiles=self._rows[0].num_tiles,
             dim=self.spec.dim,
             dtype=self.spec.dtype,
             attempt=self._attempt.name,
             objects=tuple(
-                StoredObject(key, size, disk.crc32c_of(self._attempt / key))
+                StoredObject(key, size, disk.crc32c_of(self._folder / key))
                 for key, size in sorted(found.items())
             ),
             attrs=self.attrs,
             config_hash=self.spec.config_hash,
             content_digest="",
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            scales=tuple(
+                ScaleRecord(float(mpp or 0), rows.num_tiles, attrs, "")
+                for mpp, rows, attrs in zip(
+                    self.spec.scales[1:], self._rows[1:], self._coarser, strict=True
+                )
+            ),
         )
-        digest, bad = scan(AttemptReader(self._attempt, record))
+        digest, *others = (self._digest(record, i) for i in range(len(self._rows)))
+        scales = zip(record.scales, others, strict=True)
+        record = replace(
+            record,
+            content_digest=digest,
+            scales=tuple(replace(scale, content_digest=found) for scale, found in scales),
+        )
+        files.settle(self._folder, self._attempt)
+        self._open = False
+        return publish(self._slide_dir, record)
+
+    def _digest(self, record: SlideRecord, scale: int) -> str:
+        digest, bad = scan(AttemptReader(self._folder, record.at(scale), self._prefixes[scale]))
         if len(bad):
             raise self._misuse(
                 f"features of row {bad[0]} are not finite ({len(bad)} such rows, status 0)",
                 "Look for overflow in the encoder's dtype, or give these rows a status.",
             )
-        disk.touch(self._attempt)
-        disk.sync(self._slide_dir)
-        disk.sync(self._slide_dir.parent)
-        self._open = False
-        return publish(self._slide_dir, replace(record, content_digest=digest))
+        return digest
 
     def abort(self) -> None:
         """Delete what was written, unless it was committed."""
@@ -256,14 +291,14 @@ class SlideWriter:
             found = read_record(self._slide_dir)
         if found is None or found.attempt != self._attempt.name:
             with suppress(OSError):
-                disk.remove(self._attempt)
+                files.give_up(self._folder, self._attempt)
 
     def _check_open(self) -> None:
         if not self._open:
             raise self._misuse("its writer is closed", "Ask for a new writer.")
 
     def _fail(self, error: OSError, doing: str) -> StoreError:
-        explained = disk.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
+        explained = files.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
         # where one of zarr's parallel writes failed, the others may still be making folders
         for pause in (0.0, 0.05, 0.2):
             time.sleep(pause)

@@ -1,0 +1,211 @@
+"""The one seam between the store and where it lies: `disk` for folders, `objects` for URLs.
+
+A store in an object store is written in a local folder first, checked there, and uploaded whole.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hmil_fast.errors import StoreError
+from hmil_fast.io.store import disk, objects
+from hmil_fast.io.store.disk import OpenFile, Run, Stamp
+from hmil_fast.io.store.location import Location, ObjectUrl
+from hmil_fast.io.store.objects import OpenObject
+
+__all__ = ["OpenFile", "OpenObject", "Run", "Stamp"]
+
+_ROUND_TRIPS = 16
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def failed(error: OSError, doing: str, path: Location) -> StoreError:
+    """A StoreError that names the place, the reason and what to do."""
+    if not isinstance(path, ObjectUrl):
+        return disk.failed(error, doing, path)
+    if "://" in str(error.filename):
+        return objects.failed(error, doing, path)
+    return disk.failed(error, doing, Path(tempfile.gettempdir()))
+
+
+def check(store: Location, *, writing: bool) -> None:
+    """See within seconds whether a store can be reached and written to safely.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    if isinstance(store, ObjectUrl):
+        objects.check(store, writing=writing)
+
+
+def each(store: Location, task: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """map(task, items); side by side where every task waits for a server."""
+    if not isinstance(store, ObjectUrl):
+        yield from map(task, items)
+        return
+    with ThreadPoolExecutor(_ROUND_TRIPS) as pool:
+        yield from pool.map(task, items)
+
+
+def exists(path: Location) -> bool:
+    """Whether something of that name exists."""
+    return objects.exists(path) if isinstance(path, ObjectUrl) else disk.exists(path)
+
+
+def names(folder: Location) -> list[str]:
+    """Sorted names in a folder; empty when there is none."""
+    return objects.names(folder) if isinstance(folder, ObjectUrl) else disk.names(folder)
+
+
+def stamps(folder: Location) -> dict[str, Stamp]:
+    """Name → stamp of every file in a folder; empty when there is none."""
+    return objects.stamps(folder) if isinstance(folder, ObjectUrl) else disk.stamps(folder)
+
+
+def holders(folder: Location, name: str) -> list[str]:
+    """Sorted names of the folders in a folder that hold a file of that name."""
+    if isinstance(folder, ObjectUrl):
+        return objects.holders(folder, name)
+    return disk.holders(folder, name)
+
+
+def make_folder(path: Location) -> None:
+    """Make a folder and its parents; object stores have none."""
+    if not isinstance(path, ObjectUrl):
+        disk.make_folder(path)
+
+
+def newest_change(folder: Location) -> float:
+    """Latest change in a tree, seconds since the epoch.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if isinstance(folder, ObjectUrl):
+        return objects.newest_change(folder)
+    return disk.newest_change(folder)
+
+
+def tree(folder: Location) -> dict[str, int]:
+    """Key ("features/c/0/0") → size in bytes of every file in a tree."""
+    return objects.objects(folder) if isinstance(folder, ObjectUrl) else disk.objects(folder)
+
+
+def sizes(folder: Location, keys: Sequence[str]) -> dict[str, int]:
+    """Sizes in bytes of files in a tree, none of them reached by a link.
+
+    Raises:
+        OSError: one is not there, or elsewhere.
+    """
+    if not isinstance(folder, ObjectUrl):
+        return disk.sizes(folder, keys)
+    return objects.sizes(folder, keys)
+
+
+def create_exclusive(path: Location, data: bytes, *, lasting: bool = True) -> bool:
+    """Create a file whole or not at all; False when it is there already."""
+    if isinstance(path, ObjectUrl):
+        return objects.create_exclusive(path, data)
+    return disk.create_exclusive(path, data, lasting=lasting)
+
+
+def replace(path: Location, data: bytes) -> None:
+    """Write a file over what was there; readers see the old one or the new one."""
+    if isinstance(path, ObjectUrl):
+        objects.replace(path, data)
+    else:
+        disk.replace(path, data)
+
+
+def renew(path: Location, stamp: Stamp, data: bytes) -> None:
+    """Give a file a new stamp; an object by writing `data` over the version read, if it is left."""
+    if isinstance(path, ObjectUrl):
+        objects.renew(path, stamp, data)
+    else:
+        disk.touch(path)
+
+
+def remove(path: Location) -> None:
+    """Remove a file or a tree, if it is there."""
+    if isinstance(path, ObjectUrl):
+        objects.remove(path)
+    else:
+        disk.remove(path)
+
+
+def read_stamped(path: Location, most: int) -> tuple[bytes, Stamp]:
+    """A small file whole, and its stamp.
+
+    Raises:
+        StoreError: it is larger than `most` bytes.
+        FileNotFoundError: there is none.
+    """
+    if isinstance(path, ObjectUrl):
+        return objects.read_stamped(path, most)
+    return disk.read_stamped(path, most)
+
+
+def read_bytes(path: Location, most: int) -> bytes:
+    """A small file whole; raises as `read_stamped`."""
+    return read_stamped(path, most)[0]
+
+
+@contextmanager
+def open_read(path: Location, size: int | None = None) -> Iterator[OpenFile | OpenObject]:
+    """A file to read from; `size`, where known, saves a question to an object store."""
+    if isinstance(path, ObjectUrl):
+        yield OpenObject(path, size)
+        return
+    with disk.open_read(path) as file:
+        yield file
+
+
+def crc32c_of(path: Location) -> int:
+    """crc32c of a whole file."""
+    return objects.crc32c_of(path) if isinstance(path, ObjectUrl) else disk.crc32c_of(path)
+
+
+def zarr_store(folder: Location) -> Any:
+    """The folder as zarr-python's store, to read."""
+    if isinstance(folder, ObjectUrl):
+        return objects.zarr_store(folder)
+    return disk.zarr_store(folder, read_only=True)
+
+
+def workplace(attempt: Location) -> Path:
+    """The local folder to write an attempt in: its own, or one in the system's temporary folder."""
+    if isinstance(attempt, ObjectUrl):
+        return Path(tempfile.gettempdir(), f"hmil-fast-{attempt.name}")
+    return attempt
+
+
+def make_workplace(folder: Path, attempt: Location) -> None:
+    """Make it, for nobody else to read where it is a temporary one."""
+    if isinstance(attempt, ObjectUrl):
+        folder.mkdir(0o700)
+    else:
+        disk.make_folder(folder)
+
+
+def settle(folder: Path, attempt: Location) -> None:
+    """Bring a finished attempt from its workplace to where it is to be, lastingly."""
+    if isinstance(attempt, ObjectUrl):
+        objects.upload(folder, attempt)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    disk.sync_tree(attempt)
+    disk.touch(attempt)
+    disk.sync(attempt.parent)
+    disk.sync(attempt.parent.parent)
+
+
+def give_up(folder: Path, attempt: Location) -> None:
+    """Delete an attempt and its workplace."""
+    if isinstance(attempt, ObjectUrl):
+        shutil.rmtree(folder, ignore_errors=True)
+    remove(attempt)

@@ -1,0 +1,65 @@
+"""Where a store lies: a folder, or a prefix in an object store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from hmil_fast.errors import UsageError
+
+_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "https")
+
+
+@dataclass(frozen=True, order=True)
+class ObjectUrl:
+    """An object, or all objects below a prefix.
+
+    Args:
+        root: URL of the store, such as s3://bucket/cohort.
+        key: Key below it; "" is the store itself.
+    """
+
+    root: str
+    key: str = ""
+
+    def __truediv__(self, name: str) -> Self:
+        return type(self)(self.root, f"{self.key}/{name}" if self.key else name)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}" if self.key else self.root
+
+    @property
+    def name(self) -> str:
+        """What follows the last slash."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Self:
+        """All before the last slash of the key."""
+        return type(self)(self.root, self.key.rpartition("/")[0])
+
+    def with_name(self, name: str) -> Self:
+        """The same with another name."""
+        return self.parent / name
+
+
+Location: TypeAlias = Path | ObjectUrl
+
+
+def location(place: str | Location) -> Location:
+    """A folder, or a URL of an object store such as s3://bucket/prefix, gs://… or az://….
+
+    Raises:
+        UsageError: a URL of another kind.
+    """
+    if not isinstance(place, str):
+        return place
+    scheme, sign, rest = place.partition("://")
+    if not sign:
+        return Path(place)
+    if scheme not in _SCHEMES or not rest.strip("/"):
+        raise UsageError(
+            f"{place!r} is no store",
+            "give a folder, or a URL such as s3://bucket/prefix, gs://bucket/prefix or "
+            "az://container/prefix",
+        )
+    return ObjectUrl(place.rstrip("/"))

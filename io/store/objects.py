@@ -1,0 +1,371 @@
+"""Every call to an object store that the store makes, through obstore: S3, GCS and Azure.
+
+Objects are written whole, so none is ever seen half. Credentials, region and endpoint come from
+the environment: AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
+AZURE_STORAGE_ACCOUNT_NAME and so on. What fails for a moment is tried again by obstore.
+"""
+
+import errno
+import re
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from hmil_fast.errors import StoreError
+from hmil_fast.io.store.disk import Run, Stamp
+from hmil_fast.io.store.location import ObjectUrl
+
+_PIECE = 16 * 2**20
+# creating is not safe to repeat for obstore, which cannot know whether a lost reply said yes
+_CREATE_PAUSES = (0.2, 1.0, 4.0)
+_FIXES = {
+    r"NoSuchBucket|ContainerNotFound|bucket does not exist": (
+        "Create the bucket, or correct its name."
+    ),
+    r"169\.254\.169\.254|169\.254\.170\.2|metadata|Account must be specified": (
+        "Set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
+        "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY)."
+    ),
+    r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden|Unauthorized": (
+        "Check that the credentials in the environment are valid and may read, write, list and "
+        "delete there."
+    ),
+    r"builder error": "Set AWS_ALLOW_HTTP=true for an endpoint without TLS.",
+}
+_FIX = "Check the network, AWS_ENDPOINT_URL and AWS_REGION; then run the same command again."
+
+
+class ObjectError(OSError):
+    """What an object store or the way to it refused, in one line, with a fix."""
+
+    def __init__(self, reason: str, path: ObjectUrl, fix: str) -> None:
+        super().__init__(errno.EIO, reason, str(path))
+        self.fix = fix
+
+
+@contextmanager
+def _explained(path: ObjectUrl) -> Iterator[None]:
+    """Turn obstore's errors into OSErrors; one that is not there stays FileNotFoundError."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except (BaseError, FileNotFoundError, PermissionError) as error:
+        text = str(error)
+        if isinstance(error, FileNotFoundError) and not re.search("NoSuchBucket", text):
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
+        said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
+        reason = ": ".join(said.groups()) if said else text.splitlines()[0][:300]
+        fixes = (fix for pattern, fix in _FIXES.items() if re.search(pattern, text))
+        raise ObjectError(reason, path, next(fixes, _FIX)) from error
+
+
+def failed(error: OSError, doing: str, path: ObjectUrl) -> StoreError:
+    """A StoreError that names the URL and the reason."""
+    return StoreError(
+        f"{doing} failed at {path}: {error.strerror or error}", getattr(error, "fix", _FIX)
+    )
+
+
+@lru_cache(maxsize=8)
+def _client(root: str, retries: int = 10, seconds: int = 180) -> Any:
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise StoreError(
+            f"{root} needs the package obstore", 'Install it: pip install "hmil-fast[objects]".'
+        ) from error
+    with _explained(ObjectUrl(root)):
+        retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds)}
+        return from_url(root, retry_config=retry)  # type: ignore[arg-type]
+
+
+def check(store: ObjectUrl, *, writing: bool) -> None:
+    """See within seconds whether the store can be reached and, to write, makes exclusive objects.
+
+    Raises:
+        StoreError: it cannot be reached, or creates what is there already.
+    """
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError
+
+    try:
+        client = _client(store.root, 2, 10)
+        with suppress(FileNotFoundError), _explained(store):
+            obstore.get(client, "store.json").meta  # noqa: B018  # asks; the body is left
+        if not writing:
+            return
+        probe = f"probe-{uuid.uuid4().hex}"
+        with _explained(store):
+            made = obstore.put(client, probe, b"1", mode="create")
+        try:
+            obstore.put(client, probe, b"2", mode={"e_tag": made["e_tag"] or ""})
+            obstore.put(client, probe, b"3", mode="create")
+        except AlreadyExistsError:
+            return
+        except BaseError as error:
+            raise _no_conditions(store) from error
+        finally:
+            with suppress(BaseError):
+                obstore.delete(client, probe)
+        raise _no_conditions(store)
+    except OSError as error:
+        raise failed(error, "opening the store", store) from error
+
+
+def _no_conditions(store: ObjectUrl) -> StoreError:
+    return StoreError(
+        f"{store} does not make writes conditional (If-None-Match, If-Match): of two writers both "
+        "would win",
+        "Give a --store on a server that does (AWS S3, GCS, Azure, MinIO), or a folder.",
+    )
+
+
+def exists(path: ObjectUrl) -> bool:
+    """Whether there is such an object."""
+    import obstore
+
+    with suppress(FileNotFoundError), _explained(path):
+        obstore.head(_client(path.root), path.key)
+        return True
+    return False
+
+
+def names(folder: ObjectUrl) -> list[str]:
+    """Sorted names right below a prefix."""
+    import obstore
+
+    with _explained(folder):
+        found = obstore.list_with_delimiter(_client(folder.root), folder.key or None)
+    paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+    return sorted(path.rpartition("/")[2] for path in paths)
+
+
+def _all(folder: ObjectUrl) -> Iterator[tuple[str, Any]]:
+    import obstore
+
+    start = len(folder.key) + 1 if folder.key else 0
+    with _explained(folder):
+        for batch in obstore.list(_client(folder.root), folder.key or None):
+            for item in batch:
+                yield item["path"][start:], item
+
+
+def objects(folder: ObjectUrl) -> dict[str, int]:
+    """Key → size in bytes of every object below a prefix."""
+    return {key: item["size"] for key, item in _all(folder)}
+
+
+def sizes(folder: ObjectUrl, keys: Sequence[str]) -> dict[str, int]:
+    """Sizes in bytes of objects below a prefix.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    found = objects(folder)
+    for key in keys:
+        if key not in found:
+            raise FileNotFoundError(errno.ENOENT, f"there is no object {key}", str(folder))
+    return {key: found[key] for key in keys}
+
+
+def stamps(folder: ObjectUrl) -> dict[str, Stamp]:
+    """Name → stamp of every object right below a prefix."""
+    return {key: _stamp(item) for key, item in _all(folder) if "/" not in key}
+
+
+def holders(folder: ObjectUrl, name: str) -> list[str]:
+    """Sorted names right below a prefix that themselves have an object of that name."""
+    found = (key.split("/") for key in objects(folder))
+    return sorted(parts[0] for parts in found if len(parts) == 2 and parts[1] == name)
+
+
+def newest_change(folder: ObjectUrl) -> float:
+    """When an object below a prefix was written last, by the server's clock."""
+    times = [item["last_modified"].timestamp() for _, item in _all(folder)]
+    if not times:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(folder))
+    return float(max(times))
+
+
+def _stamp(meta: Any) -> Stamp:
+    # listings and reads differ in quotes, versions and fractions of seconds
+    tag = (meta["e_tag"] or "").strip('"')
+    return Stamp(meta["last_modified"].timestamp(), tag, meta["e_tag"], meta["version"])
+
+
+def create_exclusive(path: ObjectUrl, data: bytes) -> bool:
+    """Create an object; False when it is there already."""
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, GenericError
+
+    client = _client(path.root)
+    with _explained(path):
+        for pause in (*_CREATE_PAUSES, None):
+            try:
+                obstore.put(client, path.key, data, mode="create")
+            except AlreadyExistsError:
+                # a put may have succeeded and its reply been lost: then it is ours
+                with suppress(FileNotFoundError):
+                    return read_bytes(path, max(len(data), 2**26)) == data
+                return False
+            except GenericError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+            else:
+                return True
+    raise AssertionError
+
+
+def replace(path: ObjectUrl, data: bytes) -> None:
+    """Write an object whole, over what was there."""
+    import obstore
+
+    with _explained(path):
+        obstore.put(_client(path.root), path.key, data)
+
+
+def renew(path: ObjectUrl, stamp: Stamp, data: bytes) -> None:
+    """Write an object over the version that the stamp is of, and over no other."""
+    import obstore
+    from obstore.exceptions import PreconditionError
+
+    mode = {"e_tag": stamp.e_tag, "version": stamp.version}
+    mode = {key: value for key, value in mode.items() if value}
+    with suppress(PreconditionError), _explained(path):
+        obstore.put(_client(path.root), path.key, data, mode=mode)  # type: ignore[arg-type]
+
+
+def upload(folder: Path, to: ObjectUrl) -> None:
+    """Write every file of a folder as an object."""
+    import obstore
+
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            path = to / file.relative_to(folder).as_posix()
+            with _explained(path):
+                obstore.put(_client(path.root), path.key, file)
+
+
+def remove(path: ObjectUrl) -> None:
+    """Remove an object and all below it."""
+    import obstore
+
+    keys = [path.key, *((path / key).key for key, _ in _all(path))]
+    with _explained(path), suppress(FileNotFoundError):
+        obstore.delete(_client(path.root), keys)
+
+
+def read_stamped(path: ObjectUrl, most: int) -> tuple[bytes, Stamp]:
+    """A small object whole, and its stamp.
+
+    Raises:
+        StoreError: it is larger than `most` bytes.
+        FileNotFoundError: there is none.
+    """
+    import obstore
+
+    with _explained(path):
+        found = obstore.get(_client(path.root), path.key)
+        size = found.meta["size"]
+        if size > most:
+            raise StoreError(
+                f"{path} is {size:,} bytes, more than the {most:,} allowed",
+                "Restore this object from a backup.",
+            )
+        return bytes(found.bytes()), _stamp(found.meta)
+
+
+def read_bytes(path: ObjectUrl, most: int) -> bytes:
+    """A small object whole; raises as `read_stamped`."""
+    return read_stamped(path, most)[0]
+
+
+class OpenObject:
+    """An object to read ranges of.
+
+    Args:
+        path: Which.
+        size: Its bytes; asked for if not known.
+    """
+
+    def __init__(self, path: ObjectUrl, size: int | None) -> None:
+        import obstore
+
+        self._path = path
+        self._client = _client(path.root)
+        if size is None:
+            with _explained(path):
+                size = obstore.head(self._client, path.key)["size"]
+        self.size = size
+
+    def read_into(self, offset: int, buffers: list[npt.NDArray[np.uint8]]) -> None:
+        """Fill a few buffers, in turn, from one contiguous run.
+
+        Raises:
+            EOFError: the object ends too soon.
+        """
+        for _ in self.read_runs([(offset, buffers)]):
+            pass
+
+    def read_runs(self, runs: Iterable[Run]) -> Iterator[list[npt.NDArray[np.uint8]]]:
+        """Fill run after run and give each one's buffers; neighbours come in one request.
+
+        Raises:
+            EOFError: the object ends too soon.
+        """
+        group: list[Run] = []
+        for run in runs:
+            group.append(run)
+            if sum(_bytes(part) for part in group) >= _PIECE:
+                yield from self._read(group)
+                group = []
+        if group:
+            yield from self._read(group)
+
+    def _read(self, group: list[Run]) -> Iterator[list[npt.NDArray[np.uint8]]]:
+        import obstore
+
+        starts, lengths = [run[0] for run in group], [_bytes(run) for run in group]
+        with _explained(self._path):
+            found = obstore.get_ranges(self._client, self._path.key, starts=starts, lengths=lengths)
+        for (_, buffers), data, length in zip(group, found, lengths, strict=True):
+            if len(data) != length:
+                raise EOFError
+            at, flat = 0, np.frombuffer(data, np.uint8)
+            for buffer in buffers:
+                buffer.reshape(-1)[:] = flat[at : at + buffer.size]
+                at += buffer.size
+            yield buffers
+
+
+def _bytes(run: Run) -> int:
+    return sum(buffer.nbytes for buffer in run[1])
+
+
+def crc32c_of(path: ObjectUrl) -> int:
+    """crc32c of a whole object."""
+    import obstore
+
+    crc = 0
+    with _explained(path):
+        for piece in obstore.get(_client(path.root), path.key).stream(min_chunk_size=_PIECE):
+            crc = google_crc32c.extend(crc, bytes(piece))
+    return crc
+
+
+def zarr_store(folder: ObjectUrl) -> Any:
+    """The prefix as zarr-python's store, to read."""
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(_client(str(folder)), read_only=True)
