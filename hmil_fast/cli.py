@@ -226,6 +226,9 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--folds", type=count)
     parser.add_argument("--epochs", type=count)
+    parser.add_argument(
+        "--mpp", type=positive, metavar="X", help="scale of a store that has several (the finest)"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device")
     parser.add_argument(

@@ -31,6 +31,7 @@ class TrainConfig:
             `hierarchy` on are those of `LossSettings`: None, or "preset", is what the preset says;
             `loss_settings` fills them in.
         folds: Folds of the patient-grouped cross-validation; ignored for official splits.
+        mpp: µm per px of the features, where the store has several scales; 0 is the finest.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
         patience: Epochs without a better validation score (balanced accuracy of the leaves; then
@@ -54,6 +55,7 @@ class TrainConfig:
     baseline: str = "mean"
     preset: str = "best"
     folds: int = 5
+    mpp: float = 0.0
     seed: int = 0
     epochs: int = 200
     patience: int = 30
@@ -100,6 +102,7 @@ class TrainConfig:
             "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
             "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
             "folds": (self.folds >= 2, "give at least 2"),
+            "mpp": (0 <= self.mpp < float("inf"), "give µm per px, or 0 for the finest scale"),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
             "patience": (self.patience >= 1, "give at least 1"),

@@ -17,7 +17,7 @@ from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, open_store
+from hmil_fast.io.store import FeatureStore, at_scale, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
@@ -35,7 +35,8 @@ from hmil_fast.training.views import make_views
 
 def train(args: argparse.Namespace) -> int:
     """Train, with the baseline beside it, evaluate, and print the table."""
-    flags = {name: getattr(args, name) for name in ("model", "preset", "folds", "epochs", "seed")}
+    names = ("model", "preset", "folds", "epochs", "mpp", "seed")
+    flags = {name: getattr(args, name) for name in names}
     config = load_config(args.config, args.settings, {**flags, "device": args.device})
     tree = LabelTree.from_yaml(args.tree)
     with ranks.process_group(pick_device(config.device)):
@@ -65,6 +66,7 @@ def train_and_evaluate(
     Under torchrun every process calls this; the first one writes.
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+    store = at_scale(store, config.mpp or None)
     present = _with_features(store, slides, err)
     if all(slide.patient_id == slide.slide_id for slide in present):
         err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
@@ -114,9 +116,7 @@ def evaluate(args: argparse.Namespace) -> int:
     run = open_run(args.run_path)
     if args.store is None and args.labels is not None:
         raise UsageError("another cohort needs --store and --labels", "give both, or neither")
-    store = None if args.store is None else open_store(args.store)
-    if store is not None:
-        run.check_store(store)
+    store = None if args.store is None else run.fitting(open_store(args.store))
     if args.labels is None or store is None:
         if store is not None:
             write_validation(run, _features(store, run, Console(stderr=True, soft_wrap=True)))
@@ -132,8 +132,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Write predictions of slides of a store as CSV."""
-    run, store = open_run(args.run_path), open_store(args.store)
-    run.check_store(store)
+    run = open_run(args.run_path)
+    store = run.fitting(open_store(args.store))
     slide_ids = list(dict.fromkeys(args.slides)) or store.slide_ids()
     if not slide_ids:
         raise UsageError(f"the store {store.path} holds no slide", "extract some first")

@@ -48,7 +48,7 @@ def draw_heatmap(
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"the picture {out} would be a PNG", "end its name in .png")
-    run.check_store(store)
+    store = run.fitting(store)
     record = store.record(slide_id)
     thumbnail = read_thumbnail(store, record)
     prediction, maps = slide_maps(run, store, slide_id)

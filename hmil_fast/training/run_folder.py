@@ -23,7 +23,7 @@ from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore
+from hmil_fast.io.store import FeatureStore, at_scale
 from hmil_fast.labels import LabelTree
 
 
@@ -76,12 +76,15 @@ class Run:
         names = ("best.safetensors", "predictions.csv")
         return all((self.fold_path(fold) / name).exists() for name in names)
 
-    def check_store(self, store: FeatureStore) -> None:
-        """Refuse a store whose vectors mean something else than those trained on.
+    def fitting(self, store: FeatureStore) -> FeatureStore:
+        """The store, at the run's scale where it has several.
 
         Raises:
-            UsageError: Another encoder, other weights or other tiles.
+            UsageError: Its vectors mean something else than those trained on: another encoder,
+                other weights, other tiles or no such scale.
         """
+        if len(store.spec.scales) > 1:
+            store = at_scale(store, self.store["tiling"].get("mpp"))
         unlike = _unlike(store_identity(store), self.store)
         if unlike:
             raise UsageError(
@@ -89,6 +92,7 @@ class Run:
                 f"on: {'; '.join(f'{n} is {a!r}, was {b!r}' for n, a, b in unlike)}",
                 "extract these slides with the run's --encoder, --weights, --tile and --mpp",
             )
+        return store
 
 
 def store_identity(store: FeatureStore) -> dict[str, Any]:

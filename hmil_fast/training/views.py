@@ -55,7 +55,7 @@ def make_views(
     Raises:
         UsageError: The store is of another kind than the run's.
     """
-    run.check_store(store)
+    store = run.fitting(store)
     err, slides = Console(stderr=True, soft_wrap=True), slides or {}
     said: dict[str, list[Prediction]] = {}
     for p in read_predictions(run.path / "predictions.csv", run.tree):
