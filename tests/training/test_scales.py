@@ -1,0 +1,107 @@
+"""A run on one scale of a store that has several is the run on a store of that scale alone."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmil_fast.bags.splits import read_labels
+from hmil_fast.cli import main
+from hmil_fast.config import load_config
+from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
+from hmil_fast.labels import LabelTree
+from hmil_fast.training.commands import train_and_evaluate
+
+DRAWN = {"level0_size": [512, 512], "mpp": {"level0": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, cohort: Any) -> FeatureStore:
+    """The cohort's features at 1 µm per px, beside noise of more and smaller tiles at 0.5."""
+    alone: FeatureStore = cohort.store
+    tiling = alone.spec.tiling | {"coarser": [1.0]}
+    spec = dataclasses.replace(alone.spec, tiling=tiling)
+    store = create_store(tmp_path_factory.mktemp("scales") / "store", spec)
+    rng = np.random.default_rng(5)
+    for slide_id in alone.slide_ids():
+        coarse, n = alone.record(slide_id), alone.record(slide_id).num_tiles
+        fine = np.repeat(np.arange(n), 4)
+        facts = DRAWN | {"tile_px_level0": 32.0}
+        with store.writer(slide_id, 4 * n, facts, [(n, coarse.attrs)]) as writer:
+            writer.append(rng.normal(size=(4 * n, spec.dim)).astype(spec.stored_dtype))
+            writer.append(alone.features(slide_id), 1)
+            at = alone.coords(slide_id)
+            corners = at[fine] + np.tile([[0, 0], [32, 0], [0, 32], [32, 32]], (n, 1))
+            status = np.concatenate([np.zeros(4 * n, np.uint8), alone.status(slide_id)])
+            jpeg = {"thumbnail.jpg": alone.file(slide_id, "thumbnail.jpg") or b""}
+            writer.commit(np.concatenate([corners, at]), status, jpeg, fine)
+    return store
+
+
+def copy_of(store: FeatureStore, path: Path, spec: StoreSpec) -> FeatureStore:
+    copy = create_store(path, spec)
+    for slide_id in store.slide_ids():
+        record = store.record(slide_id)
+        with copy.writer(slide_id, record.num_tiles, record.attrs) as writer:
+            writer.append(store.features(slide_id))
+            jpeg = {"thumbnail.jpg": store.file(slide_id, "thumbnail.jpg") or b""}
+            writer.commit(store.coords(slide_id), store.status(slide_id), jpeg)
+    return copy
+
+
+def test_a_run_is_of_the_scale_it_asks_for(
+    several: FeatureStore,
+    cohort: Any,
+    settings: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
+    slides = read_labels(cohort.path / "labels.csv", tree)
+    config = load_config(None, [*settings, "mpp=1", "epochs=3", "baseline=none"], {})
+    run = train_and_evaluate(several, slides, tree, config, tmp_path / "run")
+    assert run.store["tiling"]["mpp"] == 1.0
+    card = json.loads((tmp_path / "run/fold-0/model_card.json").read_text())
+    assert card["features"]["tiling"]["mpp"] == 1.0
+    coarse = at_scale(several, 1.0)
+    alone = copy_of(coarse, tmp_path / "alone", coarse.spec)
+    train_and_evaluate(alone, slides, tree, config, tmp_path / "other")
+    told = [(tmp_path / name / "predictions.csv").read_text() for name in ("run", "other")]
+    assert told[0] == told[1]
+
+    made = []
+    for store in (several, alone):
+        where = ["--store", str(store.path), "--out"]
+        ids = ["s00", "s06"]
+        assert main(["predict", str(run.path), *ids, *where, str(tmp_path / "p.csv")]) == 0
+        assert main(["heatmap", str(run.path), "s00", *where, str(tmp_path / "h.png")]) == 0
+        made.append([(tmp_path / name).read_bytes() for name in ("p.csv", "h.png")])
+        assert main(["report", str(run.path), "--store", str(store.path), "--heatmaps", "1"]) == 0
+    assert made[0] == made[1]
+
+    capsys.readouterr()
+    elsewhere = ["--store", str(cohort.path / "store")]  # of 0.5 µm per px alone
+    assert main(["predict", str(run.path), *elsewhere]) == 2
+    assert "tiling.mpp is 0.5, was 1.0" in capsys.readouterr().err
+
+
+def test_the_finest_scale_is_the_default(
+    several: FeatureStore, train_small: Callable[..., Any], cohort: Any, tmp_path: Path
+) -> None:
+    run = train_small(tmp_path / "run", epochs=1)
+    fine = run.fitting(several)  # a run on a store of 0.5 alone takes these slides too
+    assert fine.record("s00").num_tiles == 4 * cohort.store.record("s00").num_tiles
+
+
+def test_a_scale_that_is_not_there_is_named(
+    several: FeatureStore, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*cohort.arguments, "--out", str(tmp_path / "run"), "--mpp", "2"]
+    arguments[1] = str(several.path)
+    assert main(["train", *arguments, "device=cpu"]) == 2
+    assert "no features at 2 µm per px, its scales are 0.5 and 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
