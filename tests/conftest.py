@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch
 
-import hmil_fast.io.slide  # noqa: F401  # before torch: see _import in io/slide/cucim_reader.py
+import hmil_fast.io.slide.cucim_source  # noqa: F401  # before torch: see _import there
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,12 +1,13 @@
 """What both readers share: padding, the thumbnail, the context manager."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from PIL import Image
 
-from hmil_fast.io.slide.protocol import Int64, SlideInfo, UInt8
+from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileBand, UInt8
 
 WHITE = 255
 UNREAD = 128
@@ -32,6 +33,10 @@ class BaseReader:
 
     def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
         """See `SlideReader.read`."""
+        raise NotImplementedError
+
+    def band(self, level: int, asked: Sequence[tuple[Int64, int]]) -> TileBand:
+        """See `SlideReader.band`."""
         raise NotImplementedError
 
     def close(self) -> None:

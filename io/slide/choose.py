@@ -4,57 +4,120 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from hmil_fast.errors import SlideError
+from hmil_fast.errors import SlideError, UsageError
 from hmil_fast.io.slide.base import BaseReader
-from hmil_fast.io.slide.cucim_reader import CucimReader, Unsuited, why_not
 from hmil_fast.io.slide.openslide_reader import OpenSlideReader
 from hmil_fast.io.slide.protocol import SlideInfo, SlideReader, require_mpp
+from hmil_fast.io.slide.sources import NvImageCodecSource, RawSource, Source, Unsuited
 from hmil_fast.io.slide.tiff_facts import TiffFacts, read_tiff
+from hmil_fast.io.slide.tiled_reader import TiledReader
+
+NAMES = {
+    "raw": "no decoder",
+    "nvimagecodec": "nvImageCodec",
+    "nvimagecodec-gpu": "nvImageCodec on the GPU",
+    "cucim": "cuCIM",
+    "openslide": "OpenSlide",
+}
+READERS = tuple(NAMES)
 
 
 def open_slide(
-    path: Path, *, mpp: float | None = None, fallback_mpp: float | None = None
+    path: Path,
+    *,
+    mpp: float | None = None,
+    fallback_mpp: float | None = None,
+    reader: str | None = None,
 ) -> SlideReader:
-    """Open a slide: cuCIM where it is known to be right, else OpenSlide.
+    """Open a slide with the first reader that is known to read it right.
+
+    The order is fixed and nothing is timed: on a CPU nvImageCodec and cuCIM cost the same, and a
+    choice by the clock would let the same slide be read differently twice. A GPU's pixels differ
+    from a CPU's, so one decodes only where it is asked to.
 
     Args:
         path: The slide file.
         mpp: µm per level-0 px as the user knows it; replaces what the file states.
         fallback_mpp: The same, for a file that states none or an implausible one.
+        reader: One of `READERS`, to use no other.
 
     Raises:
         SlideError: The file is missing, unreadable, cut off, or no reader opens it.
+        UsageError: There is no such reader.
     """
     path = Path(path)
+    if reader is not None and reader not in READERS:
+        raise UsageError(f"no reader {reader!r}", f"name one of {', '.join(READERS)}")
     _check_file(path)
     facts = read_tiff(path)
-    reason = why_not(facts, path.suffix) or _foreign(path)
-    reader: BaseReader
-    if facts is not None and reason is None:
+    opened: BaseReader | None = None
+    reasons = [] if facts is not None else ["not a tiled TIFF"]
+    if facts is not None and reader != "openslide":
+        opened, reasons = _tiled(path, facts, reader)
+    if opened is None and reader not in (None, "openslide"):
+        raise SlideError(f"{path.name}: {'; '.join(reasons)}", "choose another reader, or none")
+    if opened is None:
+        opened = _second(path, facts, "; ".join(reasons) or "it was asked for")
+    return _with_mpp(opened, mpp, fallback_mpp)
+
+
+def _tiled(
+    path: Path, facts: TiffFacts, reader: str | None
+) -> tuple[TiledReader | None, list[str]]:
+    """The reader of a tiled TIFF, or why there is none."""
+    reasons: list[str] = []
+    foreign = _foreign(path, facts)
+    if foreign is not None:
+        return None, [foreign]
+    for name in (reader,) if reader else ("raw", "nvimagecodec", "cucim"):
+        info = _info(path, facts, name)
         try:
-            reader = CucimReader(_info(path, facts), facts)
+            source = _source(name, info, facts)
         except Unsuited as unsuited:
-            reason = str(unsuited)
-        else:
-            return _with_mpp(reader, mpp, fallback_mpp)
-    return _with_mpp(_second(path, facts, reason or ""), mpp, fallback_mpp)
+            reasons.append(f"{NAMES[name]}: {unsuited}")
+            continue
+        wide, high = facts.levels[0].tile
+        why = f"{NAMES[name]} reads its {facts.codec} tiles of {wide} × {high} px, each once"
+        why += f" ({'; '.join(reasons)})" if reasons and name == "cucim" else ""
+        return TiledReader(replace(info, reader_reason=why), facts, source), reasons
+    return None, reasons
 
 
-def _foreign(path: Path) -> str | None:
-    """Why a TIFF of another vendor (Philips, Ventana, Leica, …) is not for cuCIM."""
+def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
+    if name == "raw":
+        return RawSource(facts)
+    if name == "cucim":
+        from hmil_fast.io.slide.cucim_source import CucimSource
+
+        return CucimSource(info, facts)
+    return NvImageCodecSource(facts, 0 if name == "nvimagecodec-gpu" else None)
+
+
+def _foreign(path: Path, facts: TiffFacts) -> str | None:
+    """Why a TIFF is OpenSlide's: another vendor's (Philips, Ventana, …), or levels in doubt."""
     try:
         import openslide
     except ImportError:
         return None
     vendor = openslide.OpenSlide.detect_format(path)
-    return None if vendor in (None, "aperio", "generic-tiff") else f"it is a {vendor} file"
+    if vendor is None:
+        return None
+    if vendor not in ("aperio", "generic-tiff"):
+        return f"it is a {vendor} file"
+    try:
+        with openslide.OpenSlide(path) as slide:
+            levels = tuple(slide.level_dimensions)
+    except openslide.OpenSlideError:
+        return None
+    ours = tuple(level.size for level in facts.levels)
+    return None if levels == ours else f"OpenSlide sees levels {levels}, we {ours}"
 
 
 def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
     try:
         import openslide
 
-        return OpenSlideReader(path, facts)
+        return OpenSlideReader(path, facts, f"OpenSlide reads it ({reason})")
     except ImportError as error:
         why = f"not usable ({error})"
     except openslide.OpenSlideUnsupportedFormatError:
@@ -62,7 +125,7 @@ def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
     except openslide.OpenSlideError as error:
         why = " ".join(str(error).split())
     raise SlideError(
-        f"no reader opens {path.name}: cuCIM: {reason}; OpenSlide: {why}",
+        f"no reader opens {path.name}: {reason}; OpenSlide: {why}",
         "convert it to a tiled pyramidal TIFF (JPEG, RGB), or take it out of the list",
     )
 
@@ -83,10 +146,10 @@ def _plausible(info: SlideInfo) -> bool:
     return True
 
 
-def _info(path: Path, facts: TiffFacts) -> SlideInfo:
+def _info(path: Path, facts: TiffFacts, reader: str) -> SlideInfo:
     return SlideInfo(
         path=path,
-        reader="cucim",
+        reader=reader,
         vendor=facts.vendor,
         codec=facts.codec,
         level_dimensions=tuple(level.size for level in facts.levels),

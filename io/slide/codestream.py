@@ -14,6 +14,8 @@ _PACKET_MARKER = re.compile(rb"\xff[\x90\x93-\xff]", re.DOTALL)
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _SEGMENTS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))) | _FRAMES
 _BETWEEN_SCANS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE))
+# Adobe's segment with transform 0: three channels that are RGB as they are
+_ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
 def whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
@@ -57,6 +59,23 @@ def whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
             if marker is None:
                 return False
             at = marker.start()
+
+
+def full_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
+    """A whole tile as a JPEG that decodes by itself.
+
+    Args:
+        data: The tile's bytes, seen to be whole.
+        tables: The TIFF's JPEGTables, or nothing.
+        ycbcr: Whether Photometric says YCbCr. Otherwise the channels are RGB, whatever a JFIF
+            segment makes a decoder believe.
+    """
+    at, colour = 2, b""
+    if not ycbcr:
+        colour = _ADOBE_RGB
+        while data[at : at + 2] in (b"\xff\xe0", b"\xff\xee"):
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return b"".join((b"\xff\xd8", tables[2:-2], colour, memoryview(data)[at:]))
 
 
 def whole_jpeg2000(data: bytes, size: tuple[int, int]) -> bool:

@@ -1,21 +1,26 @@
 """OpenSlide: everything that cuCIM is not given."""
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from hmil_fast.io.slide.band import MAX_BAND_BYTES
 from hmil_fast.io.slide.base import WHITE, BaseReader
-from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
+from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileBand, TileStatus, UInt8
 from hmil_fast.io.slide.tiff_facts import TiffFacts, mean_mpp
+
+OPENSLIDE_CACHE_BYTES = 32 * 2**20  # what it takes unless told otherwise
 
 
 class OpenSlideReader(BaseReader):
     """One shared handle, replaced after an error (OpenSlide's handles stay broken after one)."""
 
-    def __init__(self, path: Path, facts: TiffFacts | None) -> None:
+    def __init__(self, path: Path, facts: TiffFacts | None, reason: str = "") -> None:
         """Open.
 
         Raises:
@@ -24,10 +29,23 @@ class OpenSlideReader(BaseReader):
         import openslide
 
         self._error: type[Exception] = openslide.OpenSlideError
-        self._open = openslide.OpenSlide
-        self._slide: Any = self._open(path)
+        self._library = openslide
+        self._cache: Any = None
+        self._path = path
+        self._slide: Any = self._open()
         self._renewing = threading.Lock()
-        super().__init__(_info(path, self._slide, facts))
+        super().__init__(replace(_info(path, self._slide, facts), reader_reason=reason))
+
+    def band(self, level: int, asked: Sequence[tuple[Int64, int]]) -> TileBand:
+        """See `SlideReader.band`: OpenSlide's own cache, made to hold a row of source tiles."""
+        wide, tile = self._info.level_dimensions[level][0], self._info.level_tile_sizes[level][1]
+        rows = max((size for _, size in asked), default=0) + 2 * max(tile, 256)
+        size = min(MAX_BAND_BYTES, 4 * wide * rows)
+        with self._renewing:
+            if size > OPENSLIDE_CACHE_BYTES and self._cache is None:
+                self._cache = self._library.OpenSlideCache(size)
+                self._slide.set_cache(self._cache)
+        return _OpenSlideBand(self, level)
 
     def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
         """See `SlideReader.read`."""
@@ -43,6 +61,12 @@ class OpenSlideReader(BaseReader):
         """Free the file."""
         self._slide.close()
 
+    def _open(self) -> Any:
+        slide = self._library.OpenSlide(self._path)
+        if self._cache is not None:
+            slide.set_cache(self._cache)
+        return slide
+
     def _read_one(self, level: int, corner: tuple[int, int], size: int, out: UInt8) -> bool:
         slide = self._slide
         try:
@@ -54,10 +78,10 @@ class OpenSlideReader(BaseReader):
         # the error may be another thread's, on the shared handle: only a fresh one can tell
         with self._renewing:
             try:
-                fresh = self._open(self._info.path)
+                fresh = self._open()
                 if self._slide is slide:
                     self._slide = fresh
-                    fresh = self._open(self._info.path)
+                    fresh = self._open()
                 self._paint(fresh, level, corner, size, out)
             except self._error:
                 return False
@@ -81,6 +105,17 @@ class OpenSlideReader(BaseReader):
             region = Image.alpha_composite(white, region)
         inside = out[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
         inside[:] = np.asarray(region)[..., :3]
+
+
+class _OpenSlideBand:
+    """Reads that share OpenSlide's cache."""
+
+    def __init__(self, reader: OpenSlideReader, level: int) -> None:
+        self._reader, self._level = reader, level
+
+    def read(self, xy: Int64, size: int, out: UInt8) -> UInt8:
+        """See `TileBand.read`."""
+        return self._reader.read(self._level, xy, size, out)
 
 
 def _info(path: Path, slide: Any, facts: TiffFacts | None) -> SlideInfo:

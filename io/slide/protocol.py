@@ -1,6 +1,7 @@
 """What a slide says about itself and how its pixels are asked for."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -33,7 +34,8 @@ class SlideInfo:
 
     Attributes:
         path: The file.
-        reader: "cucim" or "openslide".
+        reader: "nvimagecodec", "nvimagecodec-gpu", "cucim", "raw" (pixels lie in the file as they
+            are) or "openslide".
         vendor: "aperio", "generic-tiff", "hamamatsu", …
         codec: "jpeg", "jpeg2000", "lzw", "deflate", "none" or "unknown".
         level_dimensions: (width, height) of the pyramid's levels in px, finest first.
@@ -41,6 +43,7 @@ class SlideInfo:
         mpp: µm per level-0 px, or None where nothing states it.
         mpp_source: Where `mpp` was read, or why it is None.
         objective_power: Magnification of the scan, where stated.
+        reader_reason: Why this reader, in a sentence.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class SlideInfo:
     mpp: float | None
     mpp_source: str
     objective_power: float | None
+    reader_reason: str = ""
 
     def level_mpp(self, level: int) -> float:
         """µm per px of a level: mpp of level 0 × W0 / Wl.
@@ -60,6 +64,14 @@ class SlideInfo:
             SlideError: The slide states no plausible mpp.
         """
         return require_mpp(self) * self.level_dimensions[0][0] / self.level_dimensions[level][0]
+
+
+class TileBand(Protocol):
+    """Reads of one level that share what the file's own tiles hold."""
+
+    def read(self, xy: Int64, size: int, out: UInt8) -> UInt8:
+        """As `SlideReader.read`, for tiles that were announced; from several threads at once."""
+        ...
 
 
 class SlideReader(Protocol):
@@ -82,6 +94,16 @@ class SlideReader(Protocol):
 
         Returns:
             uint8 [n] of `TileStatus`. A bad tile never raises.
+        """
+        ...
+
+    def band(self, level: int, asked: Sequence[tuple[Int64, int]]) -> TileBand:
+        """Announce tiles, so that each of the file's own tiles is decoded once for all of them.
+
+        Args:
+            level: Pyramid level.
+            asked: One or several grids as (xy, size), see `read`. Read each tile once, all grids
+                from the top down together: what is decoded is kept until its last tile is read.
         """
         ...
 

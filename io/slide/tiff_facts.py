@@ -35,6 +35,8 @@ class TiffLevel:
     plain_rgb: bool  # 8 bits, three interleaved channels, RGB or YCbCr, tiled
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
+    ycbcr: bool = False  # Photometric says YCbCr
+    tables: bytes = b""  # JPEGTables, which abbreviated streams leave out
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -144,6 +146,8 @@ def _level(page: Any) -> TiffLevel:
         plain,
         np.asarray(page.dataoffsets, np.int64),
         np.asarray(page.databytecounts, np.int64),
+        page.photometric == 6,
+        bytes(page.jpegtables or b"") if page.compression == 7 else b"",
     )
 
 
