@@ -36,6 +36,7 @@ _TREE = LabelTree.from_nested(
 )
 _DIM = 1024
 _BAGS_ON_CPU = {500: 32, 5_000: 8, 50_000: 1}
+_MOST_STEPS = 1000
 _FORMS = ("packed", "loop", "padded", "released")
 
 
@@ -111,14 +112,15 @@ def make_step(
     targets = torch.from_numpy(_TREE.ancestors()).T[torch.arange(count) % 7].to(device)
     # an order in which few bags are neighbours, as after a shuffle
     order = np.random.default_rng(1).permutation(count).tolist()
+    # as the training loop asks for them: into memory that the batch before has left
+    features = cache.batches([order] * _MOST_STEPS, device)
 
     def forward() -> tuple[HmilOutput, Tensor]:
-        if form == "packed":
-            x, bags = next(cache.batches([order], device))
-            return model(x, bags), bags
         if form == "padded":
             return padded_forward(model, [cache.batch([i], device)[0] for i in order])
-        x, bags = cache.batch(order, device)
+        x, bags = next(features)
+        if form == "packed":
+            return model(x, bags), bags
         if form == "released":
             return released_forward(model, x, bags), bags
         return model.forward_unfolded(x, bags), bags
