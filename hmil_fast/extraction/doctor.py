@@ -57,6 +57,7 @@ class SlideReport:
     error: str | None = None
     fix: str | None = None
     reader: str = ""
+    reader_reason: str = ""
     codec: str = ""
     size: tuple[int, int] = (0, 0)
     levels: int = 0
@@ -107,7 +108,8 @@ def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, s
 
 def tile_spec(args: argparse.Namespace) -> TileSpec:
     """The tiles that a command line asks for."""
-    return TileSpec(args.tile, args.mpp, args.min_tissue, args.allow_upsample)
+    mpp, *coarser = sorted(args.mpp or [0.5])
+    return TileSpec(args.tile, mpp, args.min_tissue, args.allow_upsample, tuple(coarser))
 
 
 def _exit_code(findings: Sequence[Finding], slides: Sequence[SlideReport]) -> int:
@@ -142,6 +144,7 @@ def machine_findings() -> list[Finding]:
         )
     found.append(Finding("ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)))
     for what, names in (
+        ("slide reader nvImageCodec", ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")),
         ("slide reader cuCIM", ("cucim-cu13", "cucim-cu12")),
         ("tile pipelines DALI", ("nvidia-dali-cuda130", "nvidia-dali-cuda120")),
     ):
@@ -194,7 +197,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
         return SlideReport(task.slide_id, first_line(error), "report this as a bug")
     with ready.reader:
         info, grid = ready.reader.info, ready.grid
-        n = len(grid.coords)
+        n, every = len(grid.coords), sum(len(scale.coords) for scale in ready.grids)
         decode_s = 0.0
         if n:
             middle = max(0, n // 2 - PROBE_TILES // 2)
@@ -212,6 +215,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
         return SlideReport(
             task.slide_id,
             reader=info.reader,
+            reader_reason=info.reader_reason,
             codec=info.codec,
             size=info.level_dimensions[0],
             levels=len(info.level_dimensions),
@@ -219,9 +223,9 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
             mpp_source=info.mpp_source,
             level=grid.level,
             mpp_effective=grid.mpp_effective,
-            tiles=n,
-            bytes=n * (2 * dim + 9),
-            seconds=None if encode_s is None else n * (max(encode_s, decode_s)),
+            tiles=every,
+            bytes=every * (2 * dim + 9),
+            seconds=None if encode_s is None else every * (max(encode_s, decode_s)),
             note=note,
         )
 
@@ -255,7 +259,7 @@ def _print_slides(slides: Sequence[SlideReport]) -> None:
             f"{s.slide_id}: {s.reader}, {s.codec}, {s.size[0]}×{s.size[1]} px in {s.levels} "
             f"level{'s' * (s.levels > 1)}, {s.mpp:.4g} µm/px from {s.mpp_source}; reads level "
             f"{s.level}, tiles of {s.mpp_effective:.4g} µm/px: {s.tiles:,} tiles, "
-            f"{_size(s.bytes)}{time_left}"
+            f"{_size(s.bytes)}{time_left}; {s.reader_reason}"
         )
         note = f" ({s.note})" if s.note else ""
         _print_findings([Finding("note" if note else "ok", text + note)])

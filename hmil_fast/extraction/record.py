@@ -10,21 +10,35 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.extraction.prepare import Prepared
+from hmil_fast.io.tiles.grid import TileGrid
 
 STORED_THUMBNAIL_PX = 1024
 
 
 def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
-    """Facts about a slide and how its tiles were read, as strict JSON."""
-    info, grid = ready.reader.info, ready.grid
+    """Facts about a slide and how its finest tiles were read, as strict JSON."""
+    info = ready.reader.info
     return {
         "source": {"file": info.path.name, "bytes": info.path.stat().st_size},
         "reader": info.reader,
+        "reader_reason": info.reader_reason,
         "codec": info.codec,
         "level0_size": list(info.level_dimensions[0]),
+        **scale_attributes(ready, ready.grid),
+        "coords_convention": "level0_px_topleft_xy",
+        "order": "raster",
+        "tissue_note": ready.tissue.note,
+        "precision": precision,
+        "software": _software(),
+    }
+
+
+def scale_attributes(ready: Prepared, grid: TileGrid) -> dict[str, Any]:
+    """How the tiles of one scale were read, as strict JSON."""
+    return {
         "mpp": {
             "level0": grid.slide_mpp,
-            "source": info.mpp_source,
+            "source": ready.reader.info.mpp_source,
             "requested": grid.mpp_requested,
             "read": grid.mpp_read,
             "effective": grid.mpp_effective,
@@ -33,11 +47,6 @@ def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
         "tile_px": grid.tile_px,
         "read_px": grid.read_px,
         "tile_px_level0": grid.tile_px_level0,
-        "coords_convention": "level0_px_topleft_xy",
-        "order": "raster",
-        "tissue_note": ready.tissue.note,
-        "precision": precision,
-        "software": _software(),
     }
 
 

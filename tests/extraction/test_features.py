@@ -109,7 +109,7 @@ def test_what_the_slide_was_is_stored(
     store = make_store(tmp_path / "store", encoder, mpp=2.0)
     extract(store, encoder, path)
     attrs = store.record(path.stem).attrs
-    assert attrs["reader"] == "cucim"
+    assert attrs["reader"] == "nvimagecodec"
     assert attrs["level"] == 2
     assert attrs["mpp"]["effective"] == pytest.approx(1.996, abs=1e-3)
     assert attrs["source"] == {"file": path.name, "bytes": path.stat().st_size}

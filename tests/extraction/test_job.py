@@ -195,7 +195,7 @@ def test_doctor_as_json(table: Table, capsys: pytest.CaptureFixture[str]) -> Non
         assert word in slides[slide_id]["error"]
         assert slides[slide_id]["fix"]
     cmu = slides["cmu1_small_pyramid"]
-    assert (cmu["reader"], cmu["codec"], cmu["level"], cmu["tiles"]) == ("cucim", "jpeg", 2, 5)
+    assert (cmu["reader"], cmu["codec"], cmu["level"], cmu["tiles"]) == ("nvimagecodec", "jpeg", 2, 5)
     assert cmu["bytes"] == 5 * (2 * 1280 + 9)
     assert cmu["error"] is None
     assert {finding["state"] for finding in found["machine"]} <= {"ok", "note", "bad"}
