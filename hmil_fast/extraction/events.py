@@ -7,15 +7,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from hmil_fast.errors import HmilError
-from hmil_fast.io.store import slide_dirname
-from hmil_fast.io.store.disk import create_exclusive
+from hmil_fast.errors import HmilError, StoreError
+from hmil_fast.io.store import files, slide_dirname
+from hmil_fast.io.store.files import Stamp
+from hmil_fast.io.store.location import Location, ObjectUrl
 
 EVENTS, FAILED, JOBS = "events", "failed", "jobs"
 _MAX_BYTES = 64 * 2**20
+_PIECE_BYTES = 2**17
 
 
 class EventLog:
@@ -23,70 +24,80 @@ class EventLog:
 
     Every line holds `time` (seconds since the epoch), `event`, and `tiles`, those encoded so far.
     `silent_s`, of "job start" and "beat", says after how long without a line the process is dead.
-    Each process has its own file: appends by several machines to one file get mixed up.
+    Each process has its own file: appends by several machines to one file get mixed up. Objects
+    cannot be appended to: there the file is written anew with every event, and followed by another
+    one, `<host>-<pid>-1.jsonl`, when its last event is "continued".
     """
 
-    def __init__(self, store: Path) -> None:
-        self.path = store / EVENTS / f"{socket.gethostname()}-{os.getpid()}.jsonl"
-        self.path.parent.mkdir(exist_ok=True)
+    def __init__(self, store: Location) -> None:
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self.path = store / EVENTS / f"{self._name}.jsonl"
+        files.make_folder(self.path.parent)
         self.tiles = 0
         self._lock = threading.Lock()
+        self._piece, self._pieces = b"", 0
 
     def write(self, event: str, **facts: Any) -> None:
         """Append an event."""
-        line = {"time": round(time.time(), 3), "event": event, "tiles": self.tiles, **facts}
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._lock:
+            line = {"time": round(time.time(), 3), "event": event, "tiles": self.tiles, **facts}
+            text = json.dumps(line) + "\n"
+            if not isinstance(self.path, ObjectUrl):
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+                return
+            self._piece += text.encode()
+            full = len(self._piece) > _PIECE_BYTES
+            if full:
+                self._piece += json.dumps({**line, "event": "continued"}).encode() + b"\n"
+            files.replace(self.path, self._piece)
+            if full:
+                self._piece, self._pieces = b"", self._pieces + 1
+                self.path = self.path.with_name(f"{self._name}-{self._pieces}.jsonl")
 
 
-def read_json(path: Path) -> tuple[Any, int] | None:
-    """A small JSON file and its time in ns; None where it is gone or no JSON."""
+def read_json(path: Location) -> tuple[Any, Stamp] | None:
+    """A small JSON file and its stamp; None where it is gone or no JSON."""
     try:
-        with path.open("rb") as file:
-            changed = os.fstat(file.fileno()).st_mtime_ns
-            return json.loads(file.read(_MAX_BYTES)), changed
-    except (OSError, ValueError):
+        text, stamp = files.read_stamped(path, _MAX_BYTES)
+        return json.loads(text), stamp
+    except (OSError, StoreError, ValueError):
         return None
 
 
 class Failures:
     """The latest failure of each slide, `failed/<slide>.json`, so that one job tries it once."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Location) -> None:
         self.folder = store / FAILED
-        self.folder.mkdir(exist_ok=True)
-        self._old = {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.json")}
+        files.make_folder(self.folder)
+        self._old = {name: stamp.tag for name, stamp in files.stamps(self.folder).items()}
 
     def record(self, slide_id: str, error: HmilError) -> None:
         """Say why a slide failed."""
         facts = {"slide_id": slide_id, "error": error.what, "fix": error.fix, "time": time.time()}
-        path = self._path(slide_id)
-        temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
-        temporary.replace(path)
+        files.replace(self._path(slide_id), json.dumps(facts).encode())
 
     def forget(self, slide_id: str) -> None:
         """The slide is in the store after all."""
-        self._path(slide_id).unlink(missing_ok=True)
+        files.unlink(self._path(slide_id))
 
     def since_start(self, slide_id: str) -> HmilError | None:
         """Why a slide failed elsewhere while this job runs."""
         path = self._path(slide_id)
         found = read_json(path)
-        if found is None or self._old.get(path.name) == found[1]:
+        if found is None or self._old.get(path.name) == found[1].tag:
             return None
         facts = found[0] if isinstance(found[0], dict) else {}
         return HmilError(str(facts.get("error")), str(facts.get("fix")))
 
-    def _path(self, slide_id: str) -> Path:
+    def _path(self, slide_id: str) -> Location:
         return self.folder / f"{slide_dirname(slide_id)}.json"
 
 
-def save_job(store: Path, slide_ids: Iterable[str]) -> None:
-    """Keep what a job is to extract, once for all its processes."""
+def save_job(store: Location, slide_ids: Iterable[str]) -> None:
+    """Keep what a job is to extract, once for all its processes; the newest list is what runs."""
     text = json.dumps(sorted(slide_ids)).encode()
-    name = hashlib.sha256(text).hexdigest()[:16]
-    path = store / JOBS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    if not create_exclusive(path, text):
-        os.utime(path)  # the newest list is the one that runs
+    path = store / JOBS / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
+    files.make_folder(path.parent)
+    files.replace(path, text)

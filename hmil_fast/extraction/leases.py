@@ -3,9 +3,10 @@
 Only a saving: what makes a slide exist is the store's exclusive commit, with leases or without.
 
 The lease of a slide is the file `leases/<slide>.<deaths>`, created exclusively. Its holder touches
-it while it works. A lease that stood still for its time, or whose process is gone from this
-machine, is dead, and who creates `<slide>.<deaths + 1>` succeeds it: of several takers one can.
-No clock of another machine is read, and a taker that dies leaves a lease that dies like any other.
+it while it works; in an object store it writes it anew, if it is still the version that it read.
+A lease that stood still for its time, or whose process is gone from this machine, is dead, and who
+creates `<slide>.<deaths + 1>` succeeds it: of several takers one can. No clock of another machine
+is read, and a taker that dies leaves a lease that dies like any other.
 """
 
 import json
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmil_fast.errors import SlideError
-from hmil_fast.io.store import slide_dirname
-from hmil_fast.io.store.disk import exists
+from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.io.store import files, slide_dirname
+from hmil_fast.io.store.files import Stamp
+from hmil_fast.io.store.location import Location
 
 LEASES = "leases"
 MAX_DEATHS = 3
@@ -35,7 +37,7 @@ class Lease:
     """The right to work on a slide; `deaths` processes died on it before."""
 
     slide_id: str
-    path: Path
+    path: Location
     deaths: int
 
 
@@ -43,20 +45,20 @@ class Leases:
     """The leases that this process holds and those it sees others hold.
 
     Args:
-        store: Folder of the feature store.
+        store: The feature store.
         seconds: A lease untouched for so long is dead.
         on_beat: Called every quarter of that time, by the thread that touches the leases.
     """
 
-    def __init__(self, store: Path, seconds: float, on_beat: Callable[[], None]) -> None:
+    def __init__(self, store: Location, seconds: float, on_beat: Callable[[], None]) -> None:
         self.folder = store / LEASES
-        self.folder.mkdir(exist_ok=True)
+        files.make_folder(self.folder)
         self.seconds = seconds
         self._on_beat = on_beat
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         self._me |= {"machine": _machine(), "seconds": seconds}
         self._held: dict[str, Lease] = {}
-        self._seen: dict[Path, tuple[int, float]] = {}
+        self._seen: dict[Location, tuple[int | str, float]] = {}
         self._closing = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
         self._heart.start()
@@ -82,9 +84,9 @@ class Leases:
             if found is None:
                 # held before it is there: a signal between the two would leave it behind
                 lease = self._held[slide_id] = Lease(slide_id, path, deaths)
-                if self._create(path, text):
+                if files.create_exclusive(path, text, lasting=False):
                     # where its holder gave up in between, one who came later may be further
-                    if not exists(self.folder / f"{name}.{deaths + 1}"):
+                    if not files.exists(self.folder / f"{name}.{deaths + 1}"):
                         return lease
                     self.release(slide_id)
                     return None
@@ -99,20 +101,8 @@ class Leases:
         raise SlideError(
             f"slide {slide_id!r}: {MAX_DEATHS} processes died while they worked on it, {where}",
             "look at it with `hmil-fast doctor`, give the job more memory or a smaller --batch; "
-            f"to have it tried again delete {self.folder / name}.*",
+            "to have it tried again run the same command with --retry-failed",
         )
-
-    def _create(self, path: Path, text: bytes) -> bool:
-        """Create a file whole, or not where it is there; unlike a commit it may not outlive us."""
-        temporary = self.folder / f".{self._me['owner']}.tmp"
-        try:
-            temporary.write_bytes(text)
-            os.link(temporary, path)
-        except FileExistsError:  # over NFS with two names: ours, whose reply was lost
-            return temporary.stat().st_nlink == 2
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
 
     def release(self, slide_id: str) -> None:
         """Give a lease back, with those of the dead before it."""
@@ -120,10 +110,9 @@ class Leases:
         if lease is None:
             return
         for deaths in range(lease.deaths):
-            lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}").unlink(missing_ok=True)
-        found = read_lease(lease.path)
-        if found is not None and found[0].get("owner") == self._me["owner"]:
-            lease.path.unlink(missing_ok=True)
+            files.unlink(lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}"))
+        if self._is_ours(read_lease(lease.path)):
+            files.unlink(lease.path)
 
     def held(self) -> list[Lease]:
         """What this process holds."""
@@ -140,11 +129,18 @@ class Leases:
         while not self._closing.wait(self.seconds / 4):
             for lease in self.held():
                 with suppress(OSError):
-                    os.utime(lease.path)
+                    found = read_lease(lease.path)
+                    if found is not None and self._is_ours(found):
+                        beats = {"beats": int(found[0].get("beats", 0)) + 1}
+                        text = json.dumps(found[0] | beats).encode()
+                        files.renew(lease.path, found[1], text)
             with suppress(OSError):
                 self._on_beat()
 
-    def _alive(self, path: Path, lease: dict[str, Any], changed_ns: int) -> bool:
+    def _is_ours(self, found: tuple[dict[str, Any], Stamp] | None) -> bool:
+        return found is not None and found[0].get("owner") == self._me["owner"]
+
+    def _alive(self, path: Location, lease: dict[str, Any], stamp: Stamp) -> bool:
         if lease.get("machine") == self._me["machine"] and not _runs(lease.get("pid")):
             return False
         stated = lease.get("seconds")
@@ -152,37 +148,41 @@ class Leases:
         if isinstance(stated, (int, float)) and math.isfinite(stated):
             seconds = stated
         now = time.monotonic()
-        before, since = self._seen.get(path, (0, 0.0))
-        if before != changed_ns:
-            self._seen[path] = (changed_ns, now)
+        before, since = self._seen.get(path, ("", 0.0))
+        if before != stamp.tag:
+            self._seen[path] = (stamp.tag, now)
             return True
         return now - since < seconds
 
 
-def read_lease(path: Path) -> tuple[dict[str, Any], int] | None:
-    """A lease's text and when it was touched, in ns; None where it is gone.
-
-    Opened, not merely looked up: on NFS only that asks the server.
-    """
+def read_lease(path: Location) -> tuple[dict[str, Any], Stamp] | None:
+    """A lease's text and when it was touched; None where it is gone."""
     try:
-        with path.open("rb") as file:
-            changed = os.fstat(file.fileno()).st_mtime_ns
-            found = json.loads(file.read(_MAX_BYTES))
-    except OSError:
+        text, stamp = files.read_stamped(path, _MAX_BYTES)
+        found = json.loads(text)
+    except (OSError, StoreError):
         return None
     except ValueError:
         found = {}
-    return found if isinstance(found, dict) else {}, changed
+    return found if isinstance(found, dict) else {}, stamp
 
 
-def held_by(store: Path, pid: int) -> list[str]:
+def read_leases(store: Location) -> list[tuple[str, dict[str, Any], Stamp]]:
+    """All leases, by name: those of the dead come first."""
+    folder = store / LEASES
+    names = sorted(name for name in files.stamps(folder) if not name.startswith("."))
+    found = files.each(store, lambda name: read_lease(folder / name), names)
+    return [(name, *lease) for name, lease in zip(names, found, strict=True) if lease]
+
+
+def held_by(store: Location, pid: int) -> list[str]:
     """Slides whose leases name a process of this host."""
-    host, slides = socket.gethostname(), []
-    for path in (store / LEASES).glob("[!.]*"):
-        lease, _ = read_lease(path) or ({}, 0)
-        if (lease.get("host"), lease.get("pid")) == (host, pid):
-            slides.append(str(lease.get("slide_id")))
-    return sorted(slides)
+    here = (socket.gethostname(), pid)
+    return sorted(
+        str(lease.get("slide_id"))
+        for _, lease, _ in read_leases(store)
+        if (lease.get("host"), lease.get("pid")) == here
+    )
 
 
 def _machine() -> str:

@@ -3,14 +3,15 @@
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from hmil_fast.extraction.events import EVENTS, FAILED, JOBS, read_json
-from hmil_fast.extraction.leases import LEASES, read_lease
-from hmil_fast.io.store import open_store
+from hmil_fast.extraction.leases import read_leases
+from hmil_fast.io.store import files, open_store
+from hmil_fast.io.store.location import Location, location
 
 WINDOW_SECONDS = 300.0
 _TAIL_BYTES = 2**18
@@ -26,7 +27,7 @@ def status(args: argparse.Namespace) -> int:
     return 1 if found["failed"] else 0
 
 
-def read_status(path: Path) -> dict[str, Any]:
+def read_status(path: str | Location) -> dict[str, Any]:
     """How far the jobs on a store are.
 
     Returns:
@@ -37,16 +38,19 @@ def read_status(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: No store there.
     """
+    path = location(path)
     committed = set(open_store(path).slide_ids())
     failed = {}
-    for file in sorted((path / FAILED).glob("*.json")):
-        facts = read_json(file)
-        if facts and isinstance(facts[0], dict) and facts[0].get("slide_id") not in committed:
-            failed[facts[0].get("slide_id")] = facts[0]
-    lists = sorted((path / JOBS).glob("*.json"), key=lambda file: file.stat().st_mtime)
-    newest = read_json(lists[-1]) if lists else None
+    for facts in _read_all(path, FAILED):
+        if isinstance(facts, dict) and facts.get("slide_id") not in committed:
+            failed[facts.get("slide_id")] = facts
+    lists = files.stamps(path / JOBS)
+    newest = (
+        read_json(path / JOBS / max(lists, key=lambda name: lists[name].time)) if lists else None
+    )
     left = len(set(newest[0]) - committed - failed.keys()) if newest else None
-    rates = [_rate(file) for file in (path / EVENTS).glob("*.jsonl")]
+    logs = [name for name in files.stamps(path / EVENTS) if name.endswith(".jsonl")]
+    rates = list(files.each(path, lambda name: _rate(path / EVENTS / name), logs))
     running = [rate for rate in rates if rate is not None]
     return {
         "store": str(path),
@@ -59,32 +63,35 @@ def read_status(path: Path) -> dict[str, Any]:
     }
 
 
-def _in_work(path: Path) -> list[dict[str, Any]]:
+def _read_all(path: Location, folder: str) -> list[Any]:
+    names = [name for name in files.stamps(path / folder) if name.endswith(".json")]
+    found = files.each(path, lambda name: read_json(path / folder / name), names)
+    return [facts[0] for facts in found if facts]
+
+
+def _in_work(path: Location) -> list[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
-    for file in sorted((path / LEASES).glob("[!.]*")):  # those of the dead come first
-        found = read_lease(file)
-        if found is None:
-            continue
-        lease, touched_ns = found
-        silent = max(0.0, time.time() - touched_ns / 1e9)
+    for name, lease, stamp in read_leases(path):  # those of the dead come first
+        silent = max(0.0, time.time() - stamp.time)
         facts = {key: lease.get(key) for key in ("slide_id", "host", "pid", "since")}
         seconds = lease.get("seconds")
         dead = isinstance(seconds, (int, float)) and silent > seconds
-        latest[file.stem] = {**facts, "silent_s": round(silent, 1), "dead": dead}
+        latest[name.rpartition(".")[0]] = {**facts, "silent_s": round(silent, 1), "dead": dead}
     return list(latest.values())
 
 
-def _rate(file: Path) -> float | None:
+def _rate(file: Location) -> float | None:
     """Tiles a second of a process in its last minutes; None where it has ended or is silent."""
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
-        lines = stream.read().splitlines()
+    with files.open_read(file) as stream:
+        tail = np.empty(min(stream.size, _TAIL_BYTES), np.uint8)
+        stream.read_into(stream.size - len(tail), [tail])
+    lines = tail.tobytes().splitlines()
     events: list[dict[str, Any]] = []
     silent = None
     for line in reversed(lines):
         try:
             event = json.loads(line)
-            if not events and event["event"] == "job end":
+            if not events and event["event"] in ("job end", "continued"):
                 return None
             if events and events[0]["time"] - event["time"] > WINDOW_SECONDS:
                 break

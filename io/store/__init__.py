@@ -6,6 +6,7 @@ from hmil_fast.io.store.scales import at_scale
 from hmil_fast.io.store.schema import SlideRecord, StoredObject, StoreSpec
 from hmil_fast.io.store.store import FeatureStore
 from hmil_fast.io.store.verify import Finding
+from hmil_fast.io.store.views import at_view
 from hmil_fast.io.store.writer import SlideWriter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "StoreSpec",
     "StoredObject",
     "at_scale",
+    "at_view",
     "create_store",
     "open_store",
     "slide_dirname",

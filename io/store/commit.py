@@ -5,6 +5,7 @@ Of two writers one wins; the other deletes its own attempt.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
     if files.create_exclusive(path, record.to_json().encode()):
         if files.tree(attempt) == {stored.key: stored.bytes for stored in record.objects}:
             return record
-        files.remove(path)
+        files.unlink(path)
         raise StoreError(
             f"slide {record.slide_id!r}: files of {attempt} vanished while it was committed",
             "Extract this slide again; run `store sweep` only on attempts older than any job.",
@@ -87,26 +88,35 @@ def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
     """Read every row back, a block at a time.
 
     Returns:
-        The content digest over (dtype, shape, features, coords, status), and the rows of
-        features that are not finite although their status is 0.
+        The content digest over (dtype, shape, features, coords, status) and the features of
+        further views, and the rows that are not finite in a view although their status is 0.
 
     Raises:
         StoreError: a file is missing, truncated or fails its checksum.
     """
     record = reader.record
-    layout = reader.features_layout()
     status = reader.status()
     header = {"dtype": record.dtype, "shape": [record.num_tiles, record.dim]}
     digest = hashlib.sha256(canonical_json(header, "header").encode())
+    bad = [_scan_features(reader, digest.update)]
+    digest.update(reader.coords().data)
+    digest.update(status.data)
+    bad += [_scan_features(view, digest.update) for view in reader.views()]
+    rows = np.unique(np.concatenate(bad))
+    return f"sha256:{digest.hexdigest()}", rows[status[rows] == 0]
+
+
+def _scan_features(
+    reader: AttemptReader, update: Callable[[memoryview], None]
+) -> npt.NDArray[np.int64]:
+    """Rows of one view that are not finite."""
+    record, layout = reader.record, reader.features_layout()
     buffer = np.empty((min(layout.block, record.num_tiles), record.dim), layout.dtype)
     bad = [np.empty(0, np.int64)]
     for block in range(layout.blocks):
         rows = layout.rows(block)
         features = buffer[: rows.stop - rows.start]
         reader.read_block(reader.features, block, features)
-        digest.update(features.data)
-        found = nonfinite_rows(features, record.dtype) + rows.start
-        bad.append(found[status[found] == 0])
-    digest.update(reader.coords().data)
-    digest.update(status.data)
-    return f"sha256:{digest.hexdigest()}", np.concatenate(bad)
+        update(features.data)
+        bad.append(nonfinite_rows(features, record.dtype) + rows.start)
+    return np.concatenate(bad)

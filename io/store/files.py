@@ -138,6 +138,14 @@ def remove(path: Location) -> None:
         disk.remove(path)
 
 
+def unlink(path: Location) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(path, ObjectUrl):
+        objects.unlink(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_stamped(path: Location, most: int) -> tuple[bytes, Stamp]:
     """A small file whole, and its stamp.
 
@@ -195,7 +203,9 @@ def make_workplace(folder: Path, attempt: Location) -> None:
 def settle(folder: Path, attempt: Location) -> None:
     """Bring a finished attempt from its workplace to where it is to be, lastingly."""
     if isinstance(attempt, ObjectUrl):
-        objects.upload(folder, attempt)
+        keys = disk.objects(folder)
+        for _ in each(attempt, lambda key: objects.upload(folder / key, attempt / key), keys):
+            pass
         shutil.rmtree(folder, ignore_errors=True)
         return
     disk.sync_tree(attempt)

@@ -246,24 +246,29 @@ def renew(path: ObjectUrl, stamp: Stamp, data: bytes) -> None:
         obstore.put(_client(path.root), path.key, data, mode=mode)  # type: ignore[arg-type]
 
 
-def upload(folder: Path, to: ObjectUrl) -> None:
-    """Write every file of a folder as an object."""
+def upload(file: Path, path: ObjectUrl) -> None:
+    """Write a file as an object."""
     import obstore
 
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            path = to / file.relative_to(folder).as_posix()
-            with _explained(path):
-                obstore.put(_client(path.root), path.key, file)
+    with _explained(path):
+        obstore.put(_client(path.root), path.key, file)
 
 
 def remove(path: ObjectUrl) -> None:
-    """Remove an object and all below it."""
+    """Remove all objects below a prefix, or the one of that name."""
     import obstore
 
-    keys = [path.key, *((path / key).key for key, _ in _all(path))]
-    with _explained(path), suppress(FileNotFoundError):
+    keys = [(path / key).key for key, _ in _all(path)] or [path.key]
+    with suppress(FileNotFoundError), _explained(path):
         obstore.delete(_client(path.root), keys)
+
+
+def unlink(path: ObjectUrl) -> None:
+    """Remove an object, if it is there."""
+    import obstore
+
+    with suppress(FileNotFoundError), _explained(path):
+        obstore.delete(_client(path.root), path.key)
 
 
 def read_stamped(path: ObjectUrl, most: int) -> tuple[bytes, Stamp]:

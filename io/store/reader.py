@@ -19,7 +19,7 @@ from hmil_fast.io.store import files
 from hmil_fast.io.store.files import OpenFile, OpenObject, Run
 from hmil_fast.io.store.layout import CRC_BYTES, MAX_FILE_BYTES
 from hmil_fast.io.store.location import Location
-from hmil_fast.io.store.schema import SlideRecord, parse_json
+from hmil_fast.io.store.schema import SlideRecord, features_name, parse_json
 
 _INDEX_ENTRY = 16
 _DTYPES = ("float16", "float32", "uint16", "int32", "uint8")
@@ -107,15 +107,25 @@ class AttemptReader:
         record: What its commit says; sizes on disk must agree with it before anything is
             allocated.
         prefix: What the names of a coarser scale's arrays begin with; `record` is then of it.
+        view: Which features are read, 0 being those of the tiles as they are.
     """
 
-    def __init__(self, folder: Location, record: SlideRecord, prefix: str = "") -> None:
+    def __init__(
+        self, folder: Location, record: SlideRecord, prefix: str = "", view: int = 0
+    ) -> None:
         self.folder = folder
         self.record = record
-        self.features = f"{prefix}features"
-        self._prefix = prefix
+        self.features = f"{prefix}{features_name(view)}"
+        self.prefix = prefix
         self._sizes = {stored.key: stored.bytes for stored in record.objects}
         self._layouts: dict[str, ArrayLayout] = {}
+
+    def views(self) -> list["AttemptReader"]:
+        """Readers of the slide's further views, the first one first."""
+        found = []
+        while f"{self.prefix}{features_name(len(found) + 1)}/zarr.json" in self._sizes:
+            found.append(AttemptReader(self.folder, self.record, self.prefix, len(found) + 1))
+        return found
 
     def layout(self, name: str) -> ArrayLayout:
         """Layout of an array whose objects are all there, in sizes that can hold its rows."""
@@ -159,15 +169,15 @@ class AttemptReader:
 
     def coords(self) -> npt.NDArray[np.int32]:
         """Coordinates [N, 2]."""
-        return self._rows(f"{self._prefix}coords", (2,), np.int32)
+        return self._rows(f"{self.prefix}coords", (2,), np.int32)
 
     def status(self) -> npt.NDArray[np.uint8]:
         """Status [N]."""
-        return self._rows(f"{self._prefix}status", (), np.uint8)
+        return self._rows(f"{self.prefix}status", (), np.uint8)
 
     def parent(self) -> npt.NDArray[np.int32]:
         """Parent [N]: the row of the next coarser scale's tile that each tile lies in."""
-        return self._rows(f"{self._prefix}parent", (), np.int32)
+        return self._rows(f"{self.prefix}parent", (), np.int32)
 
     def _rows(self, name: str, tail: tuple[int, ...], dtype: type[Any]) -> npt.NDArray[Any]:
         layout = self.layout(name)

@@ -1,13 +1,9 @@
 """One scale of a store that holds several, read as if the store had no other."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-from hmil_fast.errors import StoreError, UsageError
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store.part import StorePart
 from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.store import FeatureStore
-from hmil_fast.io.store.verify import Finding
-from hmil_fast.io.store.writer import SlideWriter
 
 _SAME_MPP = 0.01
 
@@ -42,38 +38,13 @@ def at_scale(store: FeatureStore, mpp: float | None = None) -> FeatureStore:
     return store if len(scales) == 1 else _Scale(store, scale)
 
 
-class _Scale(FeatureStore):
-    """A store of several scales, seen at one; writing and checking are of whole slides."""
+class _Scale(StorePart):
+    """A store of several scales, seen at one."""
 
     def __init__(self, whole: FeatureStore, scale: int) -> None:
-        super().__init__(whole.path, whole.spec.at(scale), whole.uuid)
-        self._whole, self._scale = whole, scale
+        super().__init__(whole, whole.spec.at(scale))
+        self._scale = scale
 
-    def _reader(self, slide_id: str) -> AttemptReader:
-        reader = self._readers.get(slide_id)
-        if reader is None:
-            whole = self._whole._reader(slide_id)
-            record = whole.record
-            prefix = "" if not self._scale else record.scales[self._scale - 1].prefix
-            reader = AttemptReader(whole.folder, record.at(self._scale), prefix)
-            self._readers[slide_id] = reader
-        return reader
-
-    def writer(
-        self,
-        slide_id: str,
-        num_tiles: int,
-        attrs: dict[str, Any],
-        coarser: Sequence[tuple[int, dict[str, Any]]] = (),
-    ) -> SlideWriter:
-        raise StoreError(
-            f"slide {slide_id!r} would be written at one of the store's scales",
-            "Write through the store itself, all scales at once.",
-        )
-
-    def verify(self, slide_ids: Iterable[str] | None = None) -> Iterator[Finding]:
-        return self._whole.verify(slide_ids)
-
-    def drop(self, slide_id: str) -> None:
-        self._readers.pop(slide_id, None)
-        self._whole.drop(slide_id)
+    def _part(self, whole: AttemptReader) -> AttemptReader:
+        prefix = "" if not self._scale else whole.record.scales[self._scale - 1].prefix
+        return AttemptReader(whole.folder, whole.record.at(self._scale), prefix)

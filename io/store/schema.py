@@ -14,6 +14,7 @@ from hmil_fast.io.store.layout import (
     ATTEMPT_NAME,
     MAX_DIM,
     MAX_TILES,
+    MAX_VIEWS,
     SCHEMA_VERSION,
     STORED_AS,
     safe_key,
@@ -95,7 +96,8 @@ class StoreSpec:
             bits in uint16 (`tensor.view(torch.uint16).numpy()` and back, without a copy).
         encoder: Encoder card and sha256 of the weights; strict JSON.
         tiling: Tile size, mpp and what else decides which pixels a row stands for; strict JSON.
-            `coarser` is a list of the mpp of further scales.
+            `coarser` is a list of the mpp of further scales, `views.count` the number of
+            augmented views of every tile beside the plain one, 0 to 64.
 
     Raises:
         StoreError: a field is out of range or not JSON.
@@ -123,6 +125,10 @@ class StoreSpec:
         coarser = self.tiling.get("coarser", [])
         if not isinstance(coarser, list) or not all(isinstance(m, float | int) for m in coarser):
             raise StoreError(f"tiling.coarser is {coarser!r}"[:200], "Give a list of mpp.")
+        views = self.tiling.get("views", {"count": 0})
+        count = views.get("count") if isinstance(views, dict) else None
+        if not isinstance(count, int) or not 0 <= count <= MAX_VIEWS:
+            raise StoreError(f"{count!r} views of every tile"[:200], f"Ask for 0 to {MAX_VIEWS}.")
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
@@ -138,6 +144,11 @@ class StoreSpec:
     def scales(self) -> tuple[float | None, ...]:
         """µm per px of each scale, the finest first; None where nobody knows."""
         return (self.tiling.get("mpp"), *self.tiling.get("coarser", ()))
+
+    @property
+    def views(self) -> int:
+        """Augmented views of every tile beside the plain one."""
+        return int(self.tiling.get("views", {"count": 0})["count"])
 
     def at(self, scale: int) -> "StoreSpec":
         """What the slides share at one scale: for the finest, the spec of a store of it alone.
@@ -199,11 +210,17 @@ def scale_prefix(mpp: float) -> str:
     return f"mpp-{mpp:g}/"
 
 
+def features_name(view: int) -> str:
+    """Name of the array of a view: 0 is the plain one."""
+    return f"views/{view}" if view else "features"
+
+
 @dataclass(frozen=True)
 class SlideRecord:
     """What commit.json says of a slide: it exists because this record does.
 
-    `content_digest` is over the logical rows (features, coords, status), whatever the layout.
+    `content_digest` is over the logical rows (features, coords, status, and the features of further
+    views), whatever the layout.
     Where there are `scales` coarser than the finest one, all else is of the finest, but `objects`
     are the files of all.
     """

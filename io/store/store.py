@@ -259,7 +259,7 @@ class FeatureStore:
         with suppress(StoreError):
             record = read_record(slide_dir)
         try:
-            files.remove(slide_dir / COMMIT_FILE)
+            files.unlink(slide_dir / COMMIT_FILE)
             if record:
                 files.remove(slide_dir / record.attempt)
         except OSError as error:
@@ -283,7 +283,8 @@ class FeatureStore:
     def info(self) -> dict[str, Any]:
         """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path.
 
-        Where there are several scales, `tiles` are those of all and `scales` tells them apart.
+        Where there are several scales, `tiles` are those of all and `scales` tells them apart;
+        `views` are those of every tile beside the plain one.
         """
         records = [self.record(slide_id) for slide_id in self.slide_ids()]
         counts = [[r.num_tiles, *(scale.num_tiles for scale in r.scales)] for r in records]
@@ -298,5 +299,6 @@ class FeatureStore:
             "tiles": sum(map(sum, counts)),
             "bytes": sum(record.bytes for record in records),
             **({"scales": scales} if len(scales) > 1 else {}),
+            **({"views": self.spec.views} if self.spec.views else {}),
             **asdict(self.spec),
         }

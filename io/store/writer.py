@@ -20,6 +20,7 @@ from hmil_fast.io.store.commit import publish, read_record, scan
 from hmil_fast.io.store.layout import (
     FILE_NAME,
     MAX_FILE_BYTES,
+    MAX_SHARD_BYTES,
     MAX_SHARD_ROWS,
     MAX_TILES,
     SCHEMA_VERSION,
@@ -35,6 +36,7 @@ from hmil_fast.io.store.schema import (
     StoredObject,
     StoreSpec,
     canonical_json,
+    features_name,
     scale_prefix,
 )
 
@@ -44,8 +46,8 @@ _COUNTS = ("appended", "num_tiles")
 class SlideWriter:
     """Takes a slide's rows in order and commits them all at once; use it in a `with` block.
 
-    Leaving the block without `commit` deletes everything written. Memory: one shard (≤ 256 MiB) a
-    scale, twice that again while it is written.
+    Leaving the block without `commit` deletes everything written. Memory: one shard a scale and
+    view (those of all views together ≤ 256 MiB), twice that again while it is written.
 
     Args:
         store: The store's folder, or its URL.
@@ -94,10 +96,16 @@ class SlideWriter:
         try:
             files.make_workplace(self._folder, self._attempt)
             self._group = self._create()
-            self._rows = [
-                FeatureRows(self._group, f"{prefix}features", n, spec, most_shard_rows)
-                for prefix, n in zip(self._prefixes, tiles, strict=True)
-            ]
+            if spec.views:
+                most = MAX_SHARD_BYTES // (spec.row_bytes * (1 + spec.views))
+                most_shard_rows = min(most_shard_rows, most)
+            self._rows, *self._views = (
+                [
+                    FeatureRows(self._group, prefix + features_name(view), n, spec, most_shard_rows)
+                    for prefix, n in zip(self._prefixes, tiles, strict=True)
+                ]
+                for view in range(1 + spec.views)
+            )
         except OSError as error:
             raise self._fail(error, "starting") from error
 
@@ -117,12 +125,13 @@ class SlideWriter:
             }
         return arrays.create_group(self._folder, about)
 
-    def append(self, features: npt.NDArray[Any], scale: int = 0) -> None:
+    def append(self, features: npt.NDArray[Any], scale: int = 0, view: int = 0) -> None:
         """Add rows; any number of them at a time.
 
         Args:
             features: [n, D] in the store's dtype (bfloat16 as its bits in uint16). Copied.
             scale: Which scale they are of, 0 being the finest.
+            view: Which view they are of, 0 being the tiles as they are.
 
         Raises:
             StoreError: wrong shape or dtype, more rows than num_tiles, or the disk refuses.
@@ -138,7 +147,7 @@ class SlideWriter:
                 f"features are {features.dtype}, the store holds {self.spec.dtype}",
                 f"Convert them to {self.spec.stored_dtype.name} before appending.",
             )
-        rows = self._rows[scale]
+        rows = (self._rows, *self._views)[view][scale]
         if rows.appended + len(features) > rows.num_tiles:
             raise self._misuse(
                 f"{rows.appended + len(features)} rows appended of {rows.num_tiles} announced",
@@ -181,6 +190,9 @@ class SlideWriter:
             appended, n = (sum(getattr(rows, what) for rows in self._rows) for what in _COUNTS)
             if appended != n:
                 raise self._misuse(f"{appended} rows appended of {n}", "Append every row.")
+            for k, view in enumerate(self._views, 1):
+                if (there := sum(rows.appended for rows in view)) != n:
+                    raise self._misuse(f"{there} rows of view {k} of {n}", "Append every view.")
             small = {
                 "coords": self._integers("coords", coords, (n, 2), np.dtype(np.int32)),
                 "status": self._integers("status", status, (n,), np.dtype(np.uint8)),
@@ -222,9 +234,11 @@ class SlideWriter:
         disk.touch(self._folder)
         extra: dict[str, npt.NDArray[Any]] = {}
         start = 0
-        for prefix, rows in zip(self._prefixes, self._rows, strict=True):
-            stop = start + rows.num_tiles
-            rows.finish(np.flatnonzero(small["status"][start:stop]))
+        for prefix, *views in zip(self._prefixes, self._rows, *self._views, strict=True):
+            stop = start + views[0].num_tiles
+            bad = np.flatnonzero(small["status"][start:stop])
+            for rows in views:
+                rows.finish(bad)
             last = prefix == self._prefixes[-1]
             for name, values in small.items():
                 if not (last and name == "parent"):
