@@ -104,7 +104,12 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=tile_px, default=256, metavar="PX", help="edge of a tile (256)"
     )
-    parser.add_argument("--mpp", type=positive, default=0.5, help="µm/px of the tiles (0.5)")
+    parser.add_argument(
+        "--mpp",
+        type=positive,
+        action="append",
+        help="µm/px of the tiles (0.5); repeated, features at several scales",
+    )
     parser.add_argument(
         "--min-tissue",
         type=share,
@@ -174,6 +179,18 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         default=120.0,
         metavar="S",
         help="after which the slide of a process that died elsewhere is taken over (120)",
+    )
+    parser.add_argument(
+        "--slide-timeout",
+        type=positive,
+        default=30.0,
+        metavar="MIN",
+        help="minutes without a tile after which a process at a slide is ended (30)",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try slides again that were given up because processes died on them",
     )
     parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
 

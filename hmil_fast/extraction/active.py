@@ -1,6 +1,7 @@
 """A slide between its opening and its commit."""
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ class ActiveSlide:
     Attributes:
         task: The slide.
         reader: Open until its last tile is decoded.
-        grid: Its tiles; row i of the features is tile i.
-        num_tiles: N.
+        grids: Its tiles, a grid for each scale; row i of a scale's features is tile i of its grid.
+        num_tiles: Tiles of all scales.
         error: Why the slide has failed, or None.
         ended: Whether no more of its tiles will come.
         added: Rows that were put into batches so far.
@@ -36,8 +37,9 @@ class ActiveSlide:
     ) -> None:
         self.task: SlideTask = ready.task
         self.reader = ready.reader
-        self.grid = ready.grid
-        self.num_tiles = len(ready.grid.coords)
+        self.grids = ready.grids
+        self._starts = np.cumsum([0, *(len(grid.coords) for grid in ready.grids)])
+        self.num_tiles = int(self._starts[-1])
         self.error: HmilError | None = None
         self.ended = False
         self.added = 0
@@ -47,19 +49,22 @@ class ActiveSlide:
         self._files = dict(files)
         self._start = start
         self._status = np.zeros(self.num_tiles, np.uint8)
+        self._coming: deque[tuple[int, int]] = deque()  # scale and rows, in the order of decoding
 
     def fail(self, error: Exception) -> None:
         """Give the slide up; the first error stays."""
         if self.error is None:
             self.error = explained(error, self.task.path)
 
-    def decoded(self, first: int, status: NDArray[np.uint8]) -> None:
-        """Keep the status of tiles from row `first` on.
+    def decoded(self, scale: int, first: int, status: NDArray[np.uint8]) -> None:
+        """Keep the status of a scale's tiles from row `first` on; their features come in order.
 
         Raises:
             SlideError: More than a tenth of the slide's tiles are bad.
         """
-        self._status[first : first + len(status)] = status
+        start = int(self._starts[scale]) + first
+        self._status[start : start + len(status)] = status
+        self._coming.append((scale, len(status)))
         if status.any() and self.bad_tiles > MAX_BAD_SHARE * self.num_tiles:
             raise SlideError(
                 f"slide {self.task.path}: at least {self.bad_tiles} of {self.num_tiles} tiles "
@@ -85,13 +90,21 @@ class ActiveSlide:
                 f"features of encoder {spec.encoder.get('name')!r} are not finite in {spec.dtype}",
                 "extract into a new --store with --dtype float32, or check the --weights",
             )
-        self._writer.append(rows)
+        while len(rows):
+            scale, count = self._coming.popleft()
+            self._writer.append(rows[:count], scale)
+            if count > len(rows):
+                self._coming.appendleft((scale, count - len(rows)))
+            rows = rows[count:]
 
     def finish(self) -> SlideResult:
         """Commit the slide unless it has failed, and say what became of it; never raises."""
         if self.error is None:
             try:
-                self._writer.commit(self.grid.coords, self._status, self._files)
+                coords = np.concatenate([grid.coords for grid in self.grids])
+                parents = [grid.parent for grid in self.grids if grid.parent is not None]
+                parent = np.concatenate(parents) if parents else None
+                self._writer.commit(coords, self._status, self._files, parent)
             except Exception as error:  # noqa: BLE001  # the other slides of the job go on
                 self.fail(error)
         if self.error is not None:

@@ -20,12 +20,15 @@ _QUEUED = 2  # batches that wait for the consumer; others fill the ring of the d
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Tiles of a slide: row `first` and the next ones of it."""
+    """Tiles of a slide, of one of its scales."""
 
     slide: ActiveSlide
-    grid: TileGrid
-    first: int
     tiles: TileBatch
+
+    @property
+    def grid(self) -> TileGrid:
+        """The scale's grid."""
+        return self.slide.grids[self.tiles.grid]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +143,12 @@ class TileFeed:
             return
         stats = DecodeStats()
         decoder = decode_tiles(
-            slide.reader, slide.grid, batch=self._batch, threads=self._threads, stats=stats
+            slide.reader, slide.grids, batch=self._batch, threads=self._threads, stats=stats
         )
         # closed whatever happens: its threads read the slide, which is closed next
         with closing(decoder) as batches:
             for tiles in batches:
-                self._out.put(Decoded(slide, slide.grid, tiles.rows, tiles))
+                self._out.put(Decoded(slide, tiles))
                 if self._stopped or slide.error is not None:
                     break
         self._timings.add("decode (threads)", stats.busy_s)

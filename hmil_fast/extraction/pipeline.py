@@ -118,7 +118,7 @@ class Pipeline:
         self._active[id(slide)] = slide
         self._last_slide = slide.num_tiles
         try:
-            slide.decoded(decoded.first, tiles.status)
+            slide.decoded(tiles.grid, tiles.rows, tiles.status)
             at = 0
             while at < len(tiles.pixels) and slide.error is None:
                 part = slice(at, min(at + self._batch.room, len(tiles.pixels)))

@@ -1,4 +1,4 @@
-"""Before a slide's first tile: open it, find its tissue, lay its grid."""
+"""Before a slide's first tile: open it, find its tissue, lay its grids."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,28 @@ from numpy.typing import NDArray
 from hmil_fast.errors import SlideError
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.io.slide import SlideReader, open_slide, require_mpp
-from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grid
+from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An open slide with its tissue and its grid."""
+    """An open slide with its tissue and a grid for each scale, the finest first."""
 
     task: SlideTask
     reader: SlideReader
     thumbnail: NDArray[np.uint8]
     tissue: TissueMask
-    grid: TileGrid
+    grids: list[TileGrid]
+
+    @property
+    def grid(self) -> TileGrid:
+        """The finest scale's."""
+        return self.grids[0]
 
 
 def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
-    """Open a slide, find its tissue and lay its grid.
+    """Open a slide, find its tissue and lay its grids.
 
     Raises:
         SlideError: The slide cannot be opened, states no usable mpp, or has no level fine enough.
@@ -39,7 +44,7 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
         thumbnail = reader.thumbnail(THUMBNAIL_PX)
         width = reader.info.level_dimensions[0][0]
         tissue = find_tissue(thumbnail, reader.info.level_mpp(0) * width / thumbnail.shape[1])
-        return Prepared(task, reader, thumbnail, tissue, plan_grid(reader.info, spec, tissue))
+        return Prepared(task, reader, thumbnail, tissue, plan_grids(reader.info, spec, tissue))
     except BaseException:
         reader.close()
         raise

@@ -17,7 +17,7 @@ from hmil_fast.extraction.pictures import save_overlay
 from hmil_fast.extraction.pipeline import Pipeline
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import prepare_slide
-from hmil_fast.extraction.record import jpeg, slide_attributes
+from hmil_fast.extraction.record import jpeg, scale_attributes, slide_attributes
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.timings import Timings
 from hmil_fast.io.store import FeatureStore, StoreSpec
@@ -98,7 +98,10 @@ class Extractor:
                 save_overlay(self.store, ready)
                 attributes = slide_attributes(ready, self.encoder.precision)
                 files = {"thumbnail.jpg": jpeg(ready.thumbnail)}
-                writer = self.store.writer(task.slide_id, len(ready.grid.coords), attributes)
+                n, *coarser = (len(grid.coords) for grid in ready.grids)
+                facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
+                others = list(zip(coarser, facts, strict=True))
+                writer = self.store.writer(task.slide_id, n, attributes, others)
                 return ActiveSlide(ready, writer, files, start)
             except BaseException:
                 ready.reader.close()
