@@ -122,7 +122,7 @@ class AttemptReader:
 
     def views(self) -> list["AttemptReader"]:
         """Readers of the slide's further views, the first one first."""
-        found = []
+        found: list[AttemptReader] = []
         while f"{self.prefix}{features_name(len(found) + 1)}/zarr.json" in self._sizes:
             found.append(AttemptReader(self.folder, self.record, self.prefix, len(found) + 1))
         return found

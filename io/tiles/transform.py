@@ -60,9 +60,9 @@ def build_transform(
     0.27 ms against 0.63 and lies nearer to Pillow, which most encoders were trained with. The rule
     is the same on a GPU, so that a tile's features do not hang on the device.
 
-    Tiles that are changed (`params`) go to torch: flips, turns, blur, stain and colour take 1.5 CPU-ms
-    a 256-px tile there against 5.2 in DALI. What changes them is the same in both, to a thousandth of a
-    grey level.
+    Tiles that are changed (`params`) go to torch: flips, turns, blur, stain and colour take 1.5
+    CPU-ms a 256-px tile there against 5.2 in DALI. Both do the same, to a thousandth of a grey
+    level.
 
     Both round to uint8 after the resize. They differ by float rounding where nothing is resized,
     else by a quarter of a grey level on average (single pixels by more: their filters differ).

@@ -154,5 +154,5 @@ def test_a_slide_without_all_its_scales_is_not_written(store: FeatureStore) -> N
         with pytest.raises(StoreError, match="names rows that do not exist"):
             writer.commit(np.zeros((1, 2), int), np.zeros(1, int), parent=np.zeros(1, int))
     assert store.slide_ids() == ["s"]
-    with pytest.raises(StoreError, match="all scales at once"):
+    with pytest.raises(StoreError, match="all scales and views at once"):
         at_scale(store, 1.0).writer("t", 0, {})
