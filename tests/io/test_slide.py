@@ -85,30 +85,6 @@ def test_implausible_mpp_is_refused(slide_file: SlideFile) -> None:
         assert require_mpp(slide.info) == 0.499
 
 
-@pytest.mark.parametrize("name", [CMU, PYRAMID, MOSAIC, TCGA])
-def test_level_0_equals_openslide(slide_file: SlideFile, name: str) -> None:
-    path, size = slide_file(name), 200
-    rng = np.random.default_rng(0)
-    with open_slide(path) as slide:
-        wide, high = slide.info.level_dimensions[0]
-        corners = [(int(rng.integers(wide)), int(rng.integers(high))) for _ in range(12)]
-        corners += [(0, 0), (wide - 90, high - 70), (wide - 200, 0)]
-        ours = read(slide, 0, corners, size)
-    for tile, corner in zip(ours, corners, strict=True):
-        theirs = openslide_level0(path, corner, size)
-        assert np.array_equal(tile, theirs), corner
-
-
-def test_all_levels_equal_openslide_where_sizes_divide(slide_file: SlideFile) -> None:
-    path = slide_file(MOSAIC)
-    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
-        for level, (wide, high) in enumerate(slide.info.level_dimensions):
-            for x, y in [(0, 0), (wide // 3, high // 2), (wide - 200, high - 200)]:
-                theirs = other.read_region((x << level, y << level), level, (200, 200))
-                ours = read(slide, level, [(x, y)], 200)[0]
-                assert np.array_equal(ours, np.asarray(theirs)[..., :3])
-
-
 @pytest.mark.parametrize("name", [PYRAMID, TCGA])
 def test_level_pixels_are_exact_where_sizes_do_not_divide(slide_file: SlideFile, name: str) -> None:
     with open_slide(slide_file(name)) as slide:
@@ -118,34 +94,9 @@ def test_level_pixels_are_exact_where_sizes_do_not_divide(slide_file: SlideFile,
             assert np.array_equal(read(slide, 1, [(x, y)], 64)[0], whole[y : y + 64, x : x + 64])
 
 
-@pytest.mark.parametrize("name", [CMU, DAPI])
-def test_outside_is_white(slide_file: SlideFile, name: str) -> None:
-    with open_slide(slide_file(name)) as slide:
-        wide, high = slide.info.level_dimensions[0]
-        inside = read(slide, 0, [(0, 0)], 100)[0]
-        left, right, gone = read(slide, 0, [(-40, -30), (wide - 10, high - 20), (wide, 0)], 100)
-        last = read(slide, 0, [(wide - 10, high - 20)], 10)[0]
-    assert (left[:30] == 255).all()
-    assert (left[:, :40] == 255).all()
-    assert np.array_equal(left[30:, 40:], inside[:70, :60])
-    assert (right[20:] == 255).all()
-    assert (right[:, 10:] == 255).all()
-    assert np.array_equal(right[:10, :10], last)
-    assert (gone == 255).all()
-
-
-def test_neighbours_read_as_a_strip_equal_single_tiles(slide_file: SlideFile) -> None:
-    with open_slide(slide_file(CMU)) as slide:
-        row = [(x, 700) for x in range(-256, 2600, 256)]
-        strip = read(slide, 0, row, 256)
-        for tile, corner in zip(strip, row, strict=True):
-            assert np.array_equal(tile, read(slide, 0, [corner], 256)[0])
-
-
-@pytest.mark.parametrize("name", [MOSAIC, DAPI])
-def test_two_threads_read_what_one_reads(slide_file: SlideFile, name: str) -> None:
+def test_two_threads_read_what_one_reads(slide_file: SlideFile) -> None:
     rng = np.random.default_rng(1)
-    with open_slide(slide_file(name)) as slide:
+    with open_slide(slide_file(DAPI)) as slide:
         limit = np.array(slide.info.level_dimensions[0]) - 100
         corners = [tuple(map(int, rng.integers(limit))) for _ in range(60)]
         alone = read(slide, 0, corners, 100)
@@ -160,19 +111,6 @@ def test_two_threads_read_what_one_reads(slide_file: SlideFile, name: str) -> No
             thread.join()
     assert len(got) == 2
     assert all(np.array_equal(alone, pixels) for pixels in got)
-
-
-@pytest.mark.parametrize("name", [CMU, DAPI])
-def test_handles_stay_flat(slide_file: SlideFile, name: str) -> None:
-    path = slide_file(name)
-
-    def use() -> int:
-        with open_slide(path) as slide:
-            read(slide, 0, [(300, 300)], 64)
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    first = use()
-    assert [use() for _ in range(100)][-1] == first
 
 
 @pytest.mark.parametrize(("name", "max_px"), [(CMU, 400), (MOSAIC, 1000), (DAPI, 100), (TCGA, 64)])

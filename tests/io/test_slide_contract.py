@@ -1,0 +1,368 @@
+"""What every reader must do alike: pixels, bad tiles, edges, batches, threads, handles."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from PIL import Image
+
+from hmil_fast.errors import SlideError, UsageError
+from hmil_fast.io.slide import SlideReader, TileStatus, band, open_slide
+from hmil_fast.io.slide.tiled_reader import TiledReader
+from hmil_fast.io.tiles.decode import decode_tiles
+from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grid
+from hmil_fast.io.tiles.tissue import TissueMask
+
+SlideFile = Callable[[str], Path]
+PYRAMID = "cmu1_small_pyramid.tif"
+GPU = pytest.param("nvimagecodec-gpu", marks=pytest.mark.gpu)
+READERS = ["nvimagecodec", "cucim", "openslide"]
+EVERYWHERE = TissueMask(np.ones((8, 10), np.bool_), 300.0, None)
+
+
+def read(
+    slide: SlideReader, xy: Sequence[tuple[int, int]], size: int, level: int = 0
+) -> np.ndarray:
+    out = np.full((len(xy), size, size, 3), 7, np.uint8)
+    assert not slide.read(level, np.array(xy, np.int64), size, out).any()
+    return out
+
+
+def truth(path: Path, xy: Sequence[tuple[int, int]], size: int, level: int = 0) -> np.ndarray:
+    """OpenSlide's pixels on white; for levels whose downsample is a power of two."""
+    tiles = []
+    with openslide.OpenSlide(path) as slide:
+        for x, y in xy:
+            tile = np.asarray(slide.read_region((x << level, y << level), level, (size, size)))
+            tiles.append(np.where(tile[..., 3:] == 0, 255, tile[..., :3]))
+    return np.stack(tiles)
+
+
+def corners_of(slide: SlideReader, level: int, size: int) -> list[tuple[int, int]]:
+    """The four corners, past two of them, and some anywhere."""
+    wide, high = slide.info.level_dimensions[level]
+    some = np.random.default_rng(level).integers((wide, high), size=(6, 2)).tolist()
+    ends = [(0, 0), (wide - size, high - size), (wide - 90, 0), (3, high - 70)]
+    return [(int(x), int(y)) for x, y in [*ends, *some]]
+
+
+def stain(wide: int, high: int) -> np.ndarray:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(5)
+    small = Image.fromarray(rng.integers(60, 250, (9, 9, 3), np.uint8))
+    smooth = np.asarray(small.resize((wide, high), Image.Resampling.BICUBIC), np.int64)
+    return (smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def jpeg_files(pixels: np.ndarray, tile: int, *, rgb: bool) -> Iterator[bytes]:
+    jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    high, wide = (-(-side // tile) * tile for side in pixels.shape[:2])
+    padded = np.zeros((high, wide, 3), np.uint8)
+    padded[: len(pixels), : pixels.shape[1]] = pixels
+    for y in range(0, high, tile):
+        for x in range(0, wide, tile):
+            buffer = io.BytesIO()
+            picture = Image.fromarray(padded[y : y + tile, x : x + tile])
+            picture.save(buffer, "JPEG", quality=85, subsampling=0 if rgb else 2, keep_rgb=rgb)
+            made = buffer.getvalue()
+            yield made if b"JFIF" in made[:20] else made[:2] + jfif + made[2:]
+
+
+def write(path: Path, kind: str, tile: int = 256) -> np.ndarray:
+    """A slide of 700 × 900 px, its tiles written as some scanners do; returns its content."""
+    pixels = stain(700, 900)
+    options: dict[str, Any] = {"tile": (tile, tile), "resolution": (20_000, 20_000)}
+    if kind in ("jfif", "rgb-jfif"):  # each tile a JPEG file of its own with a JFIF segment
+        streams = list(jpeg_files(pixels, tile, rgb=kind == "rgb-jfif"))
+        options |= {"shape": pixels.shape, "dtype": np.uint8}
+        if kind == "jfif":
+            options["subsampling"] = (2, 2)
+        colour = "ycbcr" if kind == "jfif" else "rgb"
+        tifffile.imwrite(path, iter(streams), compression=7, photometric=colour, **options)
+    elif kind == "uncompressed":
+        tifffile.imwrite(path, pixels, photometric="rgb", **options)
+    else:
+        options["compressionargs"] = {"level": 85}
+        options["photometric"] = "rgb" if kind == "rgb" else "ycbcr"
+        if kind == "444":
+            options["subsampling"] = (1, 1)
+        tifffile.imwrite(path, pixels, compression="jpeg", **options)
+    return pixels
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [("CMU-1-Small-Region.svs", 1), (PYRAMID, 1), ("brca_m2c_mosaic.tif", 4)],
+)
+def test_pixels_of_real_slides(slide_file: SlideFile, reader: str, name: str, levels: int) -> None:
+    path = slide_file(name)
+    with open_slide(path, reader=reader) as slide:
+        assert slide.info.reader == reader
+        assert slide.info.reader_reason
+        for level in range(levels):
+            corners = corners_of(slide, level, 200)
+            assert np.array_equal(
+                read(slide, corners, 200, level), truth(path, corners, 200, level)
+            )
+
+
+@pytest.mark.parametrize(("reader", "most"), [("nvimagecodec", 0), ("cucim", 1), ("openslide", 0)])
+def test_jpeg2000(slide_file: SlideFile, reader: str, most: int) -> None:
+    path = slide_file("TCGA-CR-7395-01A-01-TS1.svs")
+    corners = [(0, 0), (1000, 900), (4300, 3400), (2560, 1792)]
+    with open_slide(path, reader=reader) as slide:
+        ours = read(slide, corners, 256)
+    assert np.abs(ours.astype(int) - truth(path, corners, 256)).max() <= most
+
+
+@pytest.mark.parametrize("tile", [128, 240, 512])
+@pytest.mark.parametrize("kind", ["420", "444", "rgb", "jfif", "rgb-jfif"])
+def test_pixels_of_written_slides(tmp_path: Path, kind: str, tile: int) -> None:
+    write(path := tmp_path / "written.tif", kind, tile)
+    for reader in READERS:
+        with open_slide(path, reader=reader) as slide:
+            corners = corners_of(slide, 0, 256)
+            assert np.array_equal(read(slide, corners, 256), truth(path, corners, 256)), reader
+
+
+@pytest.mark.parametrize("reader", ["raw", "cucim", "openslide"])
+def test_uncompressed(tmp_path: Path, reader: str) -> None:
+    pixels = write(path := tmp_path / "raw.tif", "uncompressed")
+    with open_slide(path) as slide:
+        assert slide.info.reader == "raw"
+    with open_slide(path, reader=reader) as slide:
+        whole = read(slide, [(0, 0)], 900)[0]
+    assert np.array_equal(whole[:, :700], pixels)
+    assert (whole[:, 700:] == 255).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_decodes_nearly_the_same(slide_file: SlideFile) -> None:
+    path = slide_file(PYRAMID)
+    with open_slide(path, reader="nvimagecodec-gpu") as slide:
+        corners = corners_of(slide, 0, 256)
+        ours = read(slide, corners, 256).astype(int)
+    assert np.abs(ours - truth(path, corners, 256)).mean() < 1
+
+
+@pytest.mark.parametrize("reader", [*READERS, GPU])
+def test_outside_is_white(slide_file: SlideFile, reader: str) -> None:
+    with open_slide(slide_file(PYRAMID), reader=reader) as slide:
+        wide, high = slide.info.level_dimensions[0]
+        inside = read(slide, [(0, 0)], 100)[0]
+        far = [(wide, 0), (0, high), (-100, 5), (10 * wide, 10 * high), (-7000, -7000)]
+        left, right, *gone = read(slide, [(-40, -30), (wide - 10, high - 20), *far], 100)
+        last = read(slide, [(wide - 10, high - 20)], 10)[0]
+    assert (left[:30] == 255).all()
+    assert (left[:, :40] == 255).all()
+    assert np.array_equal(left[30:, 40:], inside[:70, :60])
+    assert (right[20:] == 255).all()
+    assert (right[:, 10:] == 255).all()
+    assert np.array_equal(right[:10, :10], last)
+    assert all((tile == 255).all() for tile in gone)
+
+
+@pytest.mark.parametrize("reader", [*READERS, GPU])
+@pytest.mark.parametrize("size", [256, 224, 600])
+def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
+    slide_file: SlideFile, tmp_path: Path, reader: str, size: int
+) -> None:
+    path = slide_file(PYRAMID)
+    with tifffile.TiffFile(path) as tiff:
+        source = 5 * 9 + 4
+        at, count = tiff.pages[0].dataoffsets[source], tiff.pages[0].databytecounts[source]
+    raw = bytearray(path.read_bytes())
+    noise = np.random.default_rng(3).integers(0, 256, count - count // 4, np.uint8)
+    raw[at + count // 4 : at + count] = noise.tobytes()
+    hurt = tmp_path / "hurt.tif"
+    hurt.write_bytes(raw)
+    xy = np.array([(x, y) for y in range(0, 2967, size) for x in range(0, 2220, size)], np.int64)
+    bad, good = (np.empty((len(xy), size, size, 3), np.uint8) for _ in range(2))
+    with open_slide(hurt, reader=reader) as slide:
+        status = slide.read(0, xy, size, bad)
+    with open_slide(path, reader=reader) as slide:
+        slide.read(0, xy, size, good)
+    x, y = xy.T
+    touches = (x < 5 * 256) & (x + size > 4 * 256) & (y < 6 * 256) & (y + size > 5 * 256)
+    assert np.array_equal(status != 0, touches)
+    kind = TileStatus.FAILED if reader == "openslide" else TileStatus.CORRUPT
+    assert set(status[touches].tolist()) == {kind}
+    assert (bad[touches] == 255).all()
+    assert np.array_equal(bad[~touches], good[~touches])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_cut_off_file_is_refused(slide_file: SlideFile, tmp_path: Path, reader: str) -> None:
+    whole = slide_file(PYRAMID).read_bytes()
+    for share in (0.3, 0.9):
+        cut = tmp_path / f"{share}.tif"
+        cut.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(SlideError, match="damaged or cut off"):
+            open_slide(cut, reader=reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("batch", [1, 64, 65, 128])
+def test_batches_and_threads_change_nothing(slide_file: SlideFile, reader: str, batch: int) -> None:
+    with open_slide(slide_file(PYRAMID), reader=reader) as slide:
+        grid = plan_grid(slide.info, TileSpec(200, 0.499, min_tissue=0), EVERYWHERE)
+        expected = np.empty((len(grid.xy), 200, 200, 3), np.uint8)
+        slide.read(0, grid.xy, 200, expected)
+        at = 0
+        for tiles in decode_tiles(slide, grid, batch=batch, threads=2):
+            assert not tiles.status.any()
+            assert np.array_equal(tiles.pixels, expected[at : at + len(tiles.pixels)])
+            at += len(tiles.pixels)
+            tiles.release()
+    assert at == len(grid.xy) == 180
+
+
+@pytest.mark.parametrize("reader", [*READERS, GPU])
+def test_two_threads_read_what_one_reads(slide_file: SlideFile, reader: str) -> None:
+    rng = np.random.default_rng(1)
+    with open_slide(slide_file(PYRAMID), reader=reader) as slide:
+        xy = rng.integers((2100, 2800), size=(80, 2))
+        alone = read(slide, xy.tolist(), 100)
+        shared = slide.band(0, [(xy, 100), (xy, 100)])
+        got: list[np.ndarray] = []
+
+        def work() -> None:
+            out = np.empty_like(alone)
+            assert not shared.read(xy, 100, out).any()
+            got.append(out)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(got) == 2
+    assert all(np.array_equal(alone, pixels) for pixels in got)
+
+
+def resident_kib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_handles_and_memory_stay_flat_over_500_opens(slide_file: SlideFile, reader: str) -> None:
+    path = slide_file("brca_m2c_mosaic.tif")
+
+    def use() -> int:
+        with open_slide(path, reader=reader) as slide:
+            read(slide, [(300, 300)], 64)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    for _ in range(30):
+        first = use()
+    before = resident_kib()
+    assert {use() for _ in range(500)} == {first}
+    assert resident_kib() - before < 16 * 1024  # 33 KiB an open
+
+
+def test_a_reader_is_asked_for_by_name(slide_file: SlideFile) -> None:
+    with pytest.raises(UsageError, match="no reader 'fastslide'"):
+        open_slide(slide_file(PYRAMID), reader="fastslide")
+    with pytest.raises(SlideError, match="hamamatsu"):
+        open_slide(slide_file("test3-DAPI-2-387.ndpi"), reader="nvimagecodec")
+
+
+class Counting:
+    """Counts what a reader's source decodes."""
+
+    def __init__(self, slide: SlideReader) -> None:
+        assert isinstance(slide, TiledReader)
+        self.decoded: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+        self._source, slide._source = slide._source, self
+        self.at_once = self._source.at_once
+
+    def decode(
+        self, level: int, tiles: Sequence[int], data: Sequence[bytes], spare: list[Any]
+    ) -> list[Any]:
+        with self._lock:
+            self.decoded += [(level, tile) for tile in tiles]
+        return self._source.decode(level, tiles, data, spare)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+@pytest.fixture(params=["nvimagecodec", "cucim"])
+def counted(
+    slide_file: SlideFile, request: pytest.FixtureRequest
+) -> Iterator[tuple[SlideReader, Counting]]:
+    with open_slide(slide_file("brca_m2c_mosaic.tif"), reader=request.param) as slide:
+        yield slide, Counting(slide)
+
+
+def run(slide: SlideReader, grids: TileGrid | list[TileGrid], threads: int = 3) -> None:
+    for tiles in decode_tiles(slide, grids, batch=50, threads=threads):
+        assert not tiles.status.any()
+        tiles.release()
+
+
+def shifted(grid: TileGrid, by: int) -> TileGrid:
+    object.__setattr__(grid, "xy", grid.xy + by)
+    return grid
+
+
+@pytest.mark.parametrize(("size", "shift"), [(256, 0), (256, 100), (224, 0), (512, 30), (900, 5)])
+def test_each_source_tile_is_decoded_once(
+    counted: tuple[SlideReader, Counting], size: int, shift: int
+) -> None:
+    slide, count = counted
+    spec = TileSpec(size, 0.5, min_tissue=0)
+    run(slide, shifted(plan_grid(slide.info, spec, EVERYWHERE), shift))
+    assert len(count.decoded) == len(set(count.decoded)) == 25 * 20
+
+
+def test_two_scales_of_one_level_share_what_is_decoded(
+    counted: tuple[SlideReader, Counting],
+) -> None:
+    slide, count = counted
+    grids = [
+        shifted(plan_grid(slide.info, TileSpec(size, 0.5, min_tissue=0), EVERYWHERE), 9)
+        for size in (256, 900)
+    ]
+    run(slide, grids)
+    assert len(count.decoded) == len(set(count.decoded)) == 25 * 20
+
+
+def test_only_touched_source_tiles_are_decoded(counted: tuple[SlideReader, Counting]) -> None:
+    slide, count = counted
+    mask = np.zeros((8, 10), np.bool_)
+    mask[2, 3] = True
+    grid = plan_grid(slide.info, TileSpec(224, 0.5, min_tissue=0.9), TissueMask(mask, 300.0, None))
+    assert len(grid.xy) == 4
+    run(slide, grid)
+    touched = {
+        y // 256 * 25 + x // 256
+        for left, top in grid.xy.tolist()
+        for y in range(top, top + 224)
+        for x in range(left, left + 224)
+    }
+    assert sorted(count.decoded) == sorted((0, tile) for tile in touched)
+
+
+def test_little_memory_costs_time_and_nothing_else(
+    counted: tuple[SlideReader, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, count = counted
+    grid = shifted(plan_grid(slide.info, TileSpec(256, 0.5, min_tissue=0), EVERYWHERE), 100)
+    expected = np.empty((len(grid.xy), 256, 256, 3), np.uint8)
+    slide.read(0, grid.xy, 256, expected)
+    once = len(count.decoded)
+    monkeypatch.setattr(band, "MAX_BAND_BYTES", 5 * 256 * 256 * 3)
+    for tiles in decode_tiles(slide, grid, batch=50, threads=2):
+        pixels = expected[tiles.rows : tiles.rows + len(tiles.pixels)]
+        assert np.array_equal(tiles.pixels, pixels)
+        tiles.release()
+    assert once < len(count.decoded) - once
