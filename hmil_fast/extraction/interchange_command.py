@@ -21,7 +21,7 @@ from hmil_fast.io.interchange import (
     import_file,
     likely_spec,
 )
-from hmil_fast.io.store import create_store, disk, open_store
+from hmil_fast.io.store import at_scale, create_store, files, open_store
 from hmil_fast.io.store.layout import STORE_FILE
 
 
@@ -35,17 +35,18 @@ def import_features(args: argparse.Namespace) -> int:
     """
     form = FORMATS[args.format]
     hints = Hints(args.coords, args.encoder, _resolutions(args), args.dtype)
-    files = find_files(form, args.source)
-    if disk.exists(args.store / STORE_FILE):
+    sources = find_files(form, args.source)
+    files.check(args.store, writing=True)
+    if files.exists(args.store / STORE_FILE):
         store = open_store(args.store)
     else:
-        store = create_store(args.store, likely_spec(files, form, hints))
+        store = create_store(args.store, likely_spec(sources, form, hints))
     work = [
         (
             slide_id,
             lambda slide_id=slide_id, path=path: import_file(store, form, slide_id, path, hints),
         )
-        for slide_id, path in files
+        for slide_id, path in sources
     ]
     return _each(work, "imported", f"Store: {store.path}")
 
@@ -55,9 +56,10 @@ def export_features(args: argparse.Namespace) -> int:
 
     Raises:
         StoreError: There is no store, or it holds nothing.
+        UsageError: It has no such scale.
     """
     form, mpp = FORMATS[args.format], _resolutions(args)
-    store = open_store(args.store)
+    store = at_scale(open_store(args.store), args.mpp)
     slides = store.slide_ids()
     if not slides:
         raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")

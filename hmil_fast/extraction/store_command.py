@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -13,11 +14,16 @@ from hmil_fast.io.store import open_store
 def info(args: argparse.Namespace) -> int:
     """Print what the store holds, as JSON: what all slides share, then tiles and mpp of each."""
     store = open_store(args.store)
-    slides = {}
+    slides: dict[str, dict[str, Any]] = {}
     for slide_id in store.slide_ids():
         record = store.record(slide_id)
         mpp = record.attrs.get("mpp", {})
-        slides[slide_id] = {"tiles": record.num_tiles, "mpp": mpp.get("level0")}
+        counts = [record.num_tiles, *(scale.num_tiles for scale in record.scales)]
+        slides[slide_id] = {"tiles": sum(counts), "mpp": mpp.get("level0")}
+        if record.scales:
+            slides[slide_id]["scales"] = [
+                {"mpp": at, "tiles": n} for at, n in zip(store.spec.scales, counts, strict=True)
+            ]
     print(json.dumps({**store.info(), "slide_ids": slides}, indent=1))
     return 0
 

@@ -1,5 +1,6 @@
 """Several scales in one pass are what a pass for each would have made."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,3 +80,27 @@ def test_the_command_takes_scales_and_resumes(
     assert "1 were done before" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "tiling.coarser: [2.0] in the store, None asked for" in capsys.readouterr().err
+
+
+def test_a_scale_is_exported(
+    tmp_path: Path,
+    encoder: Encoder,
+    tasks: list[SlideTask],
+    capsys: pytest.CaptureFixture[str],
+    own_signals: None,
+) -> None:
+    spec = TileSpec(224, 2.0, coarser=(4.0,))
+    store = extract(tmp_path / "store", encoder, spec, tasks[:1])
+    slide_id = tasks[0].slide_id
+    sizes = [at_scale(store, mpp).record(slide_id).num_tiles for mpp in spec.scales]
+    assert main(["store", "info", str(store.path)]) == 0
+    said = json.loads(capsys.readouterr().out)["slide_ids"][slide_id]
+    assert [scale["tiles"] for scale in said["scales"]] == sizes
+    for mpp, more in ((2.0, []), (4.0, ["--mpp", "4"])):
+        out = tmp_path / f"npy-{mpp}"
+        assert main(["store", "export", str(store.path), str(out), "--format", "npy", *more]) == 0
+        features = np.load(next(out.rglob(f"{slide_id}.npy")))
+        np.testing.assert_array_equal(features, at_scale(store, mpp).features(slide_id))
+    where = [str(store.path), str(tmp_path / "x"), "--format", "npy", "--mpp", "1"]
+    assert main(["store", "export", *where]) == 2
+    assert "its scales are 2 and 4" in capsys.readouterr().err
