@@ -3,7 +3,13 @@
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from hmil_fast.errors import UsageError
+
+if TYPE_CHECKING:  # it imports numpy, which --help does without
+    from hmil_fast.io.store.location import Location
 
 Command = Callable[[argparse.Namespace], int]
 N = TypeVar("N", int, float)
@@ -47,6 +53,18 @@ def shard(text: str) -> tuple[int, int]:
         if 1 <= index <= parts:
             return index, parts
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4 to 4/4")
+
+
+def store(text: str) -> "Location":
+    """A feature store: a folder, or a URL such as s3://bucket/prefix."""
+    if "://" not in text:
+        return Path(text)
+    from hmil_fast.io.store.location import location
+
+    try:
+        return location(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}: {error.fix}") from None
 
 
 def tile_px(text: str) -> int:

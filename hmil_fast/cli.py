@@ -24,6 +24,7 @@ from hmil_fast.arguments import (
     positive,
     shard,
     share,
+    store,
     tile_px,
 )
 from hmil_fast.cli_results import add_compare, add_export, add_results, add_splits
@@ -121,6 +122,22 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-upsample", action="store_true", help="take slides that are coarser than --mpp too"
     )
     parser.add_argument(
+        "--views",
+        type=count,
+        default=0,
+        metavar="K",
+        help="augmented views of every tile, stored beside the plain one (0)",
+    )
+    parser.add_argument(
+        "--view-seed", type=int, default=0, metavar="N", help="seed of what makes them differ (0)"
+    )
+    parser.add_argument(
+        "--stain-norm",
+        choices=("none", "macenko"),
+        default="none",
+        help="bring the stains of every slide to the same (none)",
+    )
+    parser.add_argument(
         "--encoder",
         default="efficientnet-lite0",
         metavar="NAME",
@@ -152,7 +169,7 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
     text = "Extract features of slides into a store; run again, it resumes."
     parser = add_command(commands, "extract", text, run)
     _slide_arguments(parser)
-    parser.add_argument("--store", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--store", type=store, required=True, metavar="STORE")
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
@@ -203,7 +220,7 @@ def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Say how far the extraction into a store is, on any machine, while it runs."
     parser = add_command(commands, "status", text, run)
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", type=store, metavar="STORE")
     parser.add_argument("--json", action="store_true", help="the same as JSON on stdout")
 
 
@@ -215,7 +232,7 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Train and evaluate by cross-validation; run again, it resumes."
     parser = add_command(commands, "train", text, run)
-    parser.add_argument("--store", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--store", type=store, required=True, metavar="STORE")
     parser.add_argument(
         "--labels",
         type=Path,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hmil_fast.arguments import Command, Commands, add_command, count, risk
+from hmil_fast.arguments import Command, Commands, add_command, count, risk, store
 
 
 def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -58,8 +58,8 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     evaluate.add_argument("run_path", type=Path, metavar="RUN")
     evaluate.add_argument(
         "--store",
-        type=Path,
-        metavar="DIR",
+        type=store,
+        metavar="STORE",
         help="features of the other cohort, or of the run's own",
     )
     evaluate.add_argument("--labels", type=Path, metavar="CSV", help="labels of the other cohort")
@@ -74,7 +74,7 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
     )
     predict.add_argument("run_path", type=Path, metavar="RUN")
-    predict.add_argument("--store", type=Path, required=True, metavar="DIR")
+    predict.add_argument("--store", type=store, required=True, metavar="STORE")
     predict.add_argument(
         "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
     )
@@ -91,7 +91,7 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     heatmap.add_argument("run_path", type=Path, metavar="RUN")
     heatmap.add_argument("slide", metavar="SLIDE_ID")
-    heatmap.add_argument("--store", type=Path, required=True, metavar="DIR")
+    heatmap.add_argument("--store", type=store, required=True, metavar="STORE")
     heatmap.add_argument("--out", type=Path, required=True, metavar="PNG")
     heatmap.add_argument(
         "--node",
@@ -111,7 +111,7 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     report.add_argument("run_path", type=Path, metavar="RUN")
     report.add_argument(
-        "--store", type=Path, metavar="DIR", help="show the slides under their attention"
+        "--store", type=store, metavar="STORE", help="show the slides under their attention"
     )
     report.add_argument(
         "--heatmaps", type=int, default=100, metavar="N", help="show at most N more slides (100)"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hmil_fast.arguments import Command, Commands, add_command, positive
+from hmil_fast.arguments import Command, Commands, add_command, positive, store
 
 _FORMATS = ("trident", "clam", "stamp", "atlaspatch", "npy", "pt")
 
@@ -22,7 +22,7 @@ def add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
             return int(getattr(store_command, name)(args))
 
         action = add_command(actions, name, text, run)
-        action.add_argument("store", type=Path, metavar="STORE")
+        action.add_argument("store", type=store, metavar="STORE")
         return action
 
     look_after("info", "What it holds, as JSON.")
@@ -55,7 +55,7 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
     text = "Import features of other tools; run again, it resumes."
     take = add_command(actions, "import", text, command("import_features"))
     take.add_argument("source", type=Path, metavar="SOURCE", help="a file, or a folder of them")
-    take.add_argument("store", type=Path, metavar="STORE", help="made if there is none")
+    take.add_argument("store", type=store, metavar="STORE", help="made if there is none")
     take.add_argument(
         "--coords",
         type=Path,
@@ -72,8 +72,11 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
     )
     text = "Export all slides as files of another tool; run again, it resumes."
     put = add_command(actions, "export", text, command("export_features"))
-    put.add_argument("store", type=Path, metavar="STORE")
+    put.add_argument("store", type=store, metavar="STORE")
     put.add_argument("target", type=Path, metavar="FOLDER")
+    put.add_argument(
+        "--mpp", type=positive, metavar="X", help="scale of a store that has several (the finest)"
+    )
     for action in (take, put):
         action.add_argument("--format", choices=_FORMATS, required=True)
         action.add_argument(

@@ -26,6 +26,7 @@ from hmil_fast.extraction.encoders import (
 )
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.kernels.dispatch import describe
@@ -98,7 +99,9 @@ def doctor(args: argparse.Namespace) -> int:
     return _exit_code(findings, slides)
 
 
-def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, store: Path) -> int:
+def print_slides(
+    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, store: Location
+) -> int:
     """Look at slides only (`extract --dry-run`); returns 1 where something cannot be used."""
     slides, findings = slide_reports(tasks, spec, encoder, store)
     _print_findings(findings)
@@ -109,7 +112,16 @@ def print_slides(tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, s
 def tile_spec(args: argparse.Namespace) -> TileSpec:
     """The tiles that a command line asks for."""
     mpp, *coarser = sorted(args.mpp or [0.5])
-    return TileSpec(args.tile, mpp, args.min_tissue, args.allow_upsample, tuple(coarser))
+    return TileSpec(
+        args.tile,
+        mpp,
+        args.min_tissue,
+        args.allow_upsample,
+        tuple(coarser),
+        args.views,
+        args.view_seed,
+        args.stain_norm,
+    )
 
 
 def _exit_code(findings: Sequence[Finding], slides: Sequence[SlideReport]) -> int:
@@ -164,7 +176,7 @@ def machine_findings() -> list[Finding]:
 
 
 def slide_reports(
-    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder | None, store: Path
+    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder | None, store: Location
 ) -> tuple[list[SlideReport], list[Finding]]:
     """Open every slide, lay its grid, and time a sample of tiles.
 
@@ -180,6 +192,8 @@ def slide_reports(
         return reports, []
     need = sum(report.bytes for report in reports)
     findings = [Finding("ok", f"features of all slides: {_size(need)} (float16)")]
+    if isinstance(store, ObjectUrl):
+        return reports, findings
     existing = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if need > free:
@@ -209,7 +223,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
                 bad += int(np.count_nonzero(batch.status))
                 batch.release()
             decode_s = (time.perf_counter() - start) / (sample.stop - sample.start)
-        note = ready.tissue.note
+        note = ready.note
         if n and bad:
             note = f"{bad} of {sample.stop - sample.start} sampled tiles cannot be decoded"
         return SlideReport(
@@ -224,7 +238,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
             level=grid.level,
             mpp_effective=grid.mpp_effective,
             tiles=every,
-            bytes=every * (2 * dim + 9),
+            bytes=every * (2 * dim * (1 + spec.views) + 9),
             seconds=None if encode_s is None else every * (max(encode_s, decode_s)),
             note=note,
         )
