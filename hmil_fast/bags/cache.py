@@ -17,7 +17,7 @@ from torch import Tensor
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.bags.tiers import choose_tier, gb
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore
+from hmil_fast.io.store import FeatureStore, files
 from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 
 _CPU = torch.device("cpu")
@@ -62,10 +62,10 @@ class FeatureCache:
         self._store = store
         self._dtype: torch.dtype = getattr(torch, store.spec.dtype)
         self._good: dict[int, NDArray[np.intp]] = {}
-        self._tiles = [store.record(slide_id).num_tiles for slide_id in self.slide_ids]
+        records = files.each(store.path, store.record, self.slide_ids)
+        self._tiles = [record.num_tiles for record in records]
         self.lengths = np.array(self._tiles, np.int64)
-        for i, slide_id in enumerate(self.slide_ids):
-            status = store.status(slide_id)
+        for i, status in enumerate(files.each(store.path, store.status, self.slide_ids)):
             if status.any():
                 self._good[i] = np.flatnonzero(status == 0)
                 self.lengths[i] = len(self._good[i])

@@ -13,7 +13,7 @@ from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.progress import JobProgress
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
-from hmil_fast.io.store import FeatureStore
+from hmil_fast.io.store import FeatureStore, files
 
 
 class Report:
@@ -89,14 +89,21 @@ def _split_done(
     done: list[SlideTask] = []
     todo: list[SlideTask] = []
     failed: list[SlideResult] = []
-    for task in tasks:
+
+    def look(task: SlideTask) -> bool | StoreError:
         try:
             finished = store.is_done(task.slide_id)
             if finished:
                 _check_mpp(store, task)
-            (done if finished else todo).append(task)
         except StoreError as error:
-            failed.append(SlideResult(task.slide_id, error=error))
+            return error
+        return finished
+
+    for task, finished in zip(tasks, files.each(store.path, look, tasks), strict=True):
+        if isinstance(finished, StoreError):
+            failed.append(SlideResult(task.slide_id, error=finished))
+        else:
+            (done if finished else todo).append(task)
     return done, todo, failed
 
 

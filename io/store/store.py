@@ -1,6 +1,6 @@
 """The store as its users see it: committed slides in, committed slides out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -49,13 +49,10 @@ class FeatureStore:
     def slide_ids(self) -> list[str]:
         """Ids of the committed slides, sorted."""
         found = []
-        for name in files.names(self.path / SLIDES):
-            slide_dir = self.path / SLIDES / name
-            if not files.exists(slide_dir / COMMIT_FILE):
-                continue
+        for name in files.holders(self.path / SLIDES, COMMIT_FILE):
             slide_id = slide_id_of(name)
             if slide_id is None:
-                record = read_record(slide_dir)
+                record = read_record(self.path / SLIDES / name)
                 slide_id = record.slide_id if record else ""
             if slide_id and slide_dirname(slide_id) == name:
                 found.append(slide_id)
@@ -202,8 +199,7 @@ class FeatureStore:
         Raises:
             StoreError: a slide is missing or damaged, or `out` does not fit.
         """
-        readers = [self._features(slide_id) for slide_id in slide_ids]
-        lengths = np.array([reader.record.num_tiles for reader in readers], np.int64)
+        lengths = np.array([self.record(slide_id).num_tiles for slide_id in slide_ids], np.int64)
         bags = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
         total = int(lengths.sum())
         if out is None:
@@ -217,8 +213,8 @@ class FeatureStore:
             )
         work = [
             task
-            for reader, (start, length) in zip(readers, bags.tolist(), strict=True)
-            for task in reader.work(reader.features, out[start : start + length])
+            for slide_id, (start, length) in zip(slide_ids, bags.tolist(), strict=True)
+            for task in self._work(slide_id, out[start : start + length])
         ]
         if threads > 1 and len(work) > 1:
             with ThreadPoolExecutor(min(threads, len(work))) as pool:
@@ -228,6 +224,11 @@ class FeatureStore:
             for task in work:
                 task()
         return out[:total], bags
+
+    def _work(self, slide_id: str, out: npt.NDArray[Any]) -> Iterator[Callable[[], None]]:
+        """The reads that fill `out` with a slide's features."""
+        reader = self._features(slide_id)
+        return reader.work(reader.features, out)
 
     def verify(self, slide_ids: Iterable[str] | None = None) -> Iterator[Finding]:
         """Check sizes, existence, every checksum, content digest and finite features.
@@ -286,7 +287,7 @@ class FeatureStore:
         Where there are several scales, `tiles` are those of all and `scales` tells them apart;
         `views` are those of every tile beside the plain one.
         """
-        records = [self.record(slide_id) for slide_id in self.slide_ids()]
+        records = list(files.each(self.path, self.record, self.slide_ids()))
         counts = [[r.num_tiles, *(scale.num_tiles for scale in r.scales)] for r in records]
         scales = [
             {"mpp": mpp, "tiles": sum(count[i] for count in counts)}

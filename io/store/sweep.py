@@ -13,19 +13,25 @@ from hmil_fast.io.store.location import Location
 
 def litter(store: Location, older_than_s: float) -> Iterator[Location]:
     """Attempts no commit names and temporary files, untouched for that many seconds."""
-    for folder, file in (
-        (store, STORE_FILE),
-        *((store / SLIDES / name, COMMIT_FILE) for name in files.names(store / SLIDES)),
-    ):
-        for name in files.names(folder):
-            temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
-            if not temporary and not ATTEMPT_NAME.fullmatch(name):
-                continue
-            path = folder / name
-            with suppress(FileNotFoundError):  # its own writer was quicker
-                old = time.time() - files.newest_change(path) >= older_than_s
-                if old and (temporary or _abandoned(folder, name)):
-                    yield path
+
+    def look(at: tuple[Location, str]) -> list[Location]:
+        return list(_litter(*at, older_than_s))
+
+    slides = [(store / SLIDES / name, COMMIT_FILE) for name in files.names(store / SLIDES)]
+    for found in files.each(store, look, [(store, STORE_FILE), *slides]):
+        yield from found
+
+
+def _litter(folder: Location, file: str, older_than_s: float) -> Iterator[Location]:
+    for name in files.names(folder):
+        temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
+        if not temporary and not ATTEMPT_NAME.fullmatch(name):
+            continue
+        path = folder / name
+        with suppress(FileNotFoundError):  # its own writer was quicker
+            old = time.time() - files.newest_change(path) >= older_than_s
+            if old and (temporary or _abandoned(folder, name)):
+                yield path
 
 
 def _abandoned(slide_dir: Location, attempt: str) -> bool:
