@@ -32,7 +32,8 @@ class Extractor:
         store: Where features go.
         encoder: What makes them.
         spec: The tiles asked for.
-        batch: Tiles a forward pass, always so many: a last batch is filled up.
+        batch: Tiles a forward pass, always so many: a last batch is filled up. None chooses by
+            the memory of the device.
         threads: Threads that decode.
     """
 
@@ -42,13 +43,13 @@ class Extractor:
         encoder: Encoder,
         spec: TileSpec,
         *,
-        batch: int = 64,
+        batch: int | None = None,
         threads: int | None = None,
     ) -> None:
         self.store = store
         self.encoder = encoder
         self.spec = spec
-        self.batch = batch
+        self.batch = encoder.prepare(batch)
         self.threads = threads or max(2, min(16, cpus()))
         self.timings = Timings()
         self._transforms: dict[int, TileTransform] = {}
@@ -97,6 +98,9 @@ class Extractor:
             try:
                 save_overlay(self.store, ready)
                 attributes = slide_attributes(ready, self.encoder.precision)
+                # last bits of a feature depend on them
+                attributes["batch"] = min(self.batch, self.encoder.limit or self.batch)
+                attributes["compiled"] = self.encoder.compiled
                 files = {"thumbnail.jpg": jpeg(ready.thumbnail)}
                 n, *coarser = (len(grid.coords) for grid in ready.grids)
                 facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
