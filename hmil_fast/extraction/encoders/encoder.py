@@ -119,21 +119,22 @@ class Encoder(nn.Module):
         return torch.as_tensor(model(tiles))
 
     def prepare(self, batch: int | None = None) -> int:
-        """Tiles a batch: as asked, or by the memory of the device; one such batch is tried.
+        """Tiles a batch: as asked, or by the memory of the device.
 
-        So a compiler compiles, and a plugin that gives another vector than its card says is found,
-        before a slide is opened.
+        What is chosen or compiled is tried at once, before a slide is opened.
 
         Args:
             batch: Tiles; None chooses.
 
         Raises:
-            UsageError: The encoder does not run, or not as its card says.
+            UsageError: The encoder does not run here, or not as its card says.
         """
-        size = batch or self._fitting_batch()
-        tried = size if self.compiled else 1
+        if batch is not None and not self.compiled:
+            return batch
         px = self.card.resize_px
         try:
+            size = batch or self._fitting_batch()
+            tried = size if self.compiled else 1
             shape = self(torch.zeros(tried, 3, px, px, device=self.device)).shape
         except (torch.OutOfMemoryError, MemoryError):
             raise UsageError(
