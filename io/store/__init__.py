@@ -2,7 +2,7 @@
 
 from hmil_fast.io.store.layout import slide_dirname
 from hmil_fast.io.store.opening import create_store, open_store
-from hmil_fast.io.store.scales import at_scale
+from hmil_fast.io.store.scales import at_scale, join_scales
 from hmil_fast.io.store.schema import SlideRecord, StoredObject, StoreSpec
 from hmil_fast.io.store.store import FeatureStore
 from hmil_fast.io.store.verify import Finding
@@ -19,6 +19,7 @@ __all__ = [
     "at_scale",
     "at_view",
     "create_store",
+    "join_scales",
     "open_store",
     "slide_dirname",
 ]

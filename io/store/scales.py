@@ -1,4 +1,11 @@
-"""One scale of a store that holds several, read as if the store had no other."""
+"""One scale of a store that holds several, or all of them joined, read as a store of its own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store.part import StorePart
@@ -48,3 +55,57 @@ class _Scale(StorePart):
     def _part(self, whole: AttemptReader) -> AttemptReader:
         prefix = "" if not self._scale else whole.record.scales[self._scale - 1].prefix
         return AttemptReader(whole.folder, whole.record.at(self._scale), prefix)
+
+
+def join_scales(store: FeatureStore) -> FeatureStore:
+    """A store's finest tiles, each with the features of the tiles that it lies in behind its own.
+
+    So a vector has D values a scale, as in the multiscale bags of DSMIL (Li et al., CVPR 2021). A
+    tile is bad where one of these is.
+
+    Raises:
+        UsageError: The store has one scale.
+    """
+    if len(store.spec.scales) == 1:
+        raise UsageError(
+            f"the store {store.path} has one scale, there is nothing to join",
+            "leave out scales=all, or extract into a new --store with several --mpp",
+        )
+    return _Joined(store)
+
+
+class _Joined(StorePart):
+    """A store of several scales, all at once; read in rows, since parents lie anywhere."""
+
+    def __init__(self, whole: FeatureStore) -> None:
+        count = len(whole.spec.scales)
+        super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count))
+        self._scales = [_Scale(whole, scale) for scale in range(count)]
+
+    def _part(self, whole: AttemptReader) -> AttemptReader:
+        return AttemptReader(whole.folder, whole.record.at(0))
+
+    def _rows(self, slide_id: str, start: int, stop: int) -> list[npt.NDArray[np.int64]]:
+        """Per scale the row of each tile, or of the tile it lies in."""
+        rows = [np.arange(start, stop)]
+        for scale in self._scales[:-1]:
+            rows.append(scale.parent(slide_id)[rows[-1]].astype(np.int64))
+        return rows
+
+    def status(self, slide_id: str) -> npt.NDArray[np.uint8]:
+        rows = self._rows(slide_id, 0, self.record(slide_id).num_tiles)
+        scales = zip(self._scales, rows, strict=True)
+        return np.maximum.reduce([scale.status(slide_id)[at] for scale, at in scales])
+
+    def read_rows(self, slide_id: str, start: int, stop: int) -> npt.NDArray[Any]:
+        parts = []
+        for scale, rows in zip(self._scales, self._rows(slide_id, start, stop), strict=True):
+            first, last = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+            parts.append(scale.read_rows(slide_id, first, last)[rows - first])
+        return np.concatenate(parts, axis=1)
+
+    def _work(self, slide_id: str, out: npt.NDArray[Any]) -> Iterator[Callable[[], None]]:
+        def work() -> None:
+            out[...] = self.read_rows(slide_id, 0, len(out))
+
+        yield work

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.errors import StoreError, UsageError
-from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store, open_store
+from hmil_fast.io.store import (
+    FeatureStore,
+    StoreSpec,
+    at_scale,
+    create_store,
+    join_scales,
+    open_store,
+)
 
 BEFORE = Path(__file__).parent.parent / "data" / "store-of-one-scale"
 ENCODER = {"name": "e", "weights_sha256": "0" * 64}
@@ -156,3 +163,31 @@ def test_a_slide_without_all_its_scales_is_not_written(store: FeatureStore) -> N
     assert store.slide_ids() == ["s"]
     with pytest.raises(StoreError, match="all scales and views at once"):
         at_scale(store, 1.0).writer("t", 0, {})
+
+
+def test_joined_scales_are_each_tile_with_those_it_lies_in(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    joined = join_scales(store)
+    assert joined.spec.dim == 24
+    assert joined.record("s").num_tiles == SIZES[0]
+    middle = np.arange(1500) % 700
+    at = (np.arange(1500), middle, (np.arange(700) % 3)[middle])
+    scales = [at_scale(store, mpp) for mpp in SCALES]
+    features = np.concatenate(
+        [scale.features("s")[rows] for scale, rows in zip(scales, at, strict=True)], axis=1
+    )
+    np.testing.assert_array_equal(joined.features("s"), features)
+    np.testing.assert_array_equal(joined.read_packed(["s", "s"])[0][1500:], features)
+    np.testing.assert_array_equal(joined.read_rows("s", 600, 900), features[600:900])
+    assert joined.read_rows("s", 5, 5).shape == (0, 24)
+    good = np.logical_and.reduce(
+        [scale.status("s")[rows] == 0 for scale, rows in zip(scales, at, strict=True)]
+    )
+    for tier in ("host", "stream"):
+        cache = FeatureCache(joined, ["s"], tmp_path, tier)
+        np.testing.assert_array_equal(cache.bag(0).numpy(), features[good])
+    chunks = np.concatenate([chunk.numpy() for chunk in StoredBag(joined, "s", rows=100)])
+    np.testing.assert_array_equal(chunks, features[good])
+    with pytest.raises(UsageError, match="has one scale"):
+        join_scales(open_store(BEFORE))
