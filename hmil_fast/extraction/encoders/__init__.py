@@ -7,7 +7,12 @@ from hmil_fast.extraction.encoders.cards import (
     EncoderCard,
     encoder_names,
 )
-from hmil_fast.extraction.encoders.encoder import PRECISIONS, Encoder, load_encoder
+from hmil_fast.extraction.encoders.encoder import (
+    PRECISIONS,
+    Encoder,
+    EncoderChoice,
+    load_encoder,
+)
 from hmil_fast.extraction.encoders.find import PLUGINS, find_card, plugins
 
 __all__ = [
@@ -17,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "Encoder",
     "EncoderCard",
+    "EncoderChoice",
     "encoder_names",
     "find_card",
     "first_line",

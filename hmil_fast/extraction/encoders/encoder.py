@@ -1,6 +1,7 @@
 """A frozen encoder at work: precision, compilation, and batches that fit the memory."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ class Encoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Card and weights hash, as they go into the store."""
         return {**self.card.to_dict(), "weights_sha256": self.weights_sha256}
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """What is asked for, as it travels to other processes; fields as `load_encoder`'s arguments."""
+
+    name: str
+    weights: Path | None = None
+    precision: str = "auto"
+    compiled: bool = False
+
+    def load(self, device: torch.device) -> Encoder:
+        """The encoder on a device; raises as `load_encoder` does."""
+        return load_encoder(self.name, self.weights, device, self.precision, self.compiled)
 
 
 def load_encoder(
