@@ -46,6 +46,11 @@ def count(text: str) -> int:
     return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
 
 
+def batch(text: str) -> int | None:
+    """A whole number from 1 up, or "auto", which is None."""
+    return None if text == "auto" else count(text)
+
+
 def shard(text: str) -> tuple[int, int]:
     """I/N: the I-th of N parts, from 1 up."""
     with suppress(ValueError):

@@ -20,6 +20,7 @@ from hmil_fast.arguments import (
     Command,
     Commands,
     add_command,
+    batch,
     count,
     positive,
     shard,
@@ -177,7 +178,19 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="of the stored features (float16)",
     )
     parser.add_argument(
-        "--batch", type=count, default=64, metavar="N", help="tiles a forward pass (64)"
+        "--batch",
+        type=batch,
+        metavar="N",
+        help="tiles a forward pass (auto: by the memory; halved where it runs out)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the encoder's layers (auto: bf16 on a GPU that has it, else fp32)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the encoder first (torch.compile)"
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")

@@ -9,7 +9,7 @@ from rich.console import Console
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.doctor import print_slides, tile_spec
-from hmil_fast.extraction.encoders import Encoder, load_encoder
+from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.run import Extractor, store_spec
@@ -30,7 +30,8 @@ def extract(args: argparse.Namespace) -> int:
     devices = _devices(args.device, args.workers)
     # with workers it is here only for what the store says of it
     here = args.device if len(devices) == 1 else "cpu"
-    encoder = load_encoder(args.encoder, args.weights, pick_device(here))
+    choice = EncoderChoice(args.encoder, args.weights, args.precision, args.compile)
+    encoder = choice.load(pick_device(here))
     if args.dry_run:
         return print_slides(tasks, spec, encoder, args.store)
     if not any(task.path.exists() for task in tasks):  # before a store is made with these tiles
@@ -46,8 +47,7 @@ def extract(args: argparse.Namespace) -> int:
     job = Job(
         store.path,
         report.todo,
-        args.encoder,
-        args.weights,
+        choice,
         spec,
         args.batch,
         args.threads,

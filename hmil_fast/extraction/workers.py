@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from hmil_fast.device import pick_device
 from hmil_fast.errors import HmilError, Stopped, StoreError
-from hmil_fast.extraction.encoders import load_encoder
+from hmil_fast.extraction.encoders import EncoderChoice
 from hmil_fast.extraction.leases import held_by
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.report import Report
@@ -34,10 +34,9 @@ class Job:
 
     store: Path
     tasks: Sequence[SlideTask]
-    encoder: str
-    weights: Path | None
+    encoder: EncoderChoice
     spec: TileSpec
-    batch: int
+    batch: int | None
     threads: int | None
     lease_seconds: float
 
@@ -125,7 +124,7 @@ def _worker(job: Job, device: str, workers: int, pipe: Connection) -> None:
     threads = job.threads or max(2, min(16, cpus() // workers))
     try:
         store = open_store(job.store)
-        encoder = load_encoder(job.encoder, job.weights, pick_device(device))
+        encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
         work(extractor, job.tasks, job.lease_seconds, emit)
     except HmilError as error:
