@@ -1,7 +1,12 @@
 """`hmil-fast extract`: the job as a person sees it, with progress, summary and timings."""
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Sequence
+from functools import partial
+from types import FrameType
 
 import torch
 from rich.console import Console
@@ -12,6 +17,7 @@ from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.report import Report
+from hmil_fast.extraction.retry import forget_deaths
 from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.extraction.workers import Job, run_workers
 from hmil_fast.extraction.worklist import LEASE_SECONDS, in_order, work
@@ -28,8 +34,10 @@ def extract(args: argparse.Namespace) -> int:
     tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
     spec = tile_spec(args)
     devices = _devices(args.device, args.workers)
+    # a GPU is worth a process of its own, which is replaced when a slide kills or hangs it
+    in_process = args.workers is None and not devices[0].startswith("cuda")
     # with workers it is here only for what the store says of it
-    here = args.device if len(devices) == 1 else "cpu"
+    here = args.device if in_process else "cpu"
     choice = EncoderChoice(args.encoder, args.weights, args.precision, args.compile)
     encoder = choice.load(pick_device(here))
     if args.dry_run:
@@ -38,9 +46,13 @@ def extract(args: argparse.Namespace) -> int:
         raise UsageError(f"{tasks[0].path} does not exist", "check the path")
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
     tasks = in_order(tasks, args.shard)
-    if len(devices) == 1:
+    if args.retry_failed:
+        forget_deaths(store.path, [task.slide_id for task in tasks])
+    timeout = 60 * args.slide_timeout
+    if in_process:
         extractor = Extractor(store, encoder, spec, batch=args.batch, threads=args.threads)
-        return run_job(tasks, extractor, args.lease_seconds)
+        signal.signal(signal.SIGALRM, partial(_end_hung, args.slide_timeout))
+        return run_job(tasks, extractor, args.lease_seconds, timeout)
     err = Console(stderr=True)
     _warn_of_mpp(err, encoder, spec.mpp)
     report = Report(err, store, tasks)
@@ -52,6 +64,7 @@ def extract(args: argparse.Namespace) -> int:
         args.batch,
         args.threads,
         args.lease_seconds,
+        timeout,
     )
     with report:
         run_workers(job, devices[: len(report.todo)], report)
@@ -59,9 +72,18 @@ def extract(args: argparse.Namespace) -> int:
 
 
 def run_job(
-    tasks: Sequence[SlideTask], extractor: Extractor, lease_seconds: float = LEASE_SECONDS
+    tasks: Sequence[SlideTask],
+    extractor: Extractor,
+    lease_seconds: float = LEASE_SECONDS,
+    slide_timeout: float | None = None,
 ) -> int:
     """Extract what is not done yet, in this order, with progress and summary.
+
+    Args:
+        tasks: The slides.
+        extractor: The warm encoder with its store.
+        lease_seconds: After which the lease of a dead process ends.
+        slide_timeout: Seconds without a tile after which this process is sent SIGALRM.
 
     Returns:
         The exit code: 0 when all slides are in the store.
@@ -70,8 +92,19 @@ def run_job(
     _warn_of_mpp(err, extractor.encoder, extractor.spec.mpp)
     report = Report(err, extractor.store, tasks)
     with report:
-        work(extractor, report.todo, lease_seconds, report)
+        work(extractor, report.todo, lease_seconds, report, slide_timeout)
     return report.print(1)
+
+
+def _end_hung(minutes: float, number: int, frame: FrameType | None) -> None:
+    """End a job of one process, whose threads can only be left by ending it."""
+    sys.stderr.write(
+        f"\nhmil-fast: no tile was done for {minutes:g} minutes: a slide, or its disk, hangs\n"
+        "Fix: run the same command with --workers 1: a worker that hangs is replaced, and the "
+        "slide comes last\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _devices(device: str, workers: int | None) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -23,6 +22,7 @@ from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.run import Extractor, cpus
 from hmil_fast.extraction.worklist import Message, work
 from hmil_fast.io.store import open_store
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.tiles.grid import TileSpec
 
 _DRAIN_SECONDS = 60.0
@@ -32,13 +32,14 @@ _DRAIN_SECONDS = 60.0
 class Job:
     """What every worker is to do, and how."""
 
-    store: Path
+    store: Location
     tasks: Sequence[SlideTask]
     encoder: EncoderChoice
     spec: TileSpec
     batch: int | None
     threads: int | None
     lease_seconds: float
+    slide_timeout: float
 
 
 def run_workers(job: Job, devices: Sequence[str], report: Report) -> None:
@@ -98,7 +99,10 @@ def _start(
 def _report_death(job: Job, process: SpawnProcess, report: Report) -> bool:
     """Say that a worker died; whether it is worth starting another one."""
     code = process.exitcode or 0
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if code == -signal.SIGALRM:
+        how = f"was ended, no tile was done for {job.slide_timeout / 60:g} minutes"
+    else:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     slides = held_by(job.store, process.pid or 0)
     at = f" while it worked on {', '.join(slides)}" if slides else ""
     report.note(f"[yellow]worker {process.pid} {how}{escape(at)}")
@@ -126,7 +130,7 @@ def _worker(job: Job, device: str, workers: int, pipe: Connection) -> None:
         store = open_store(job.store)
         encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
-        work(extractor, job.tasks, job.lease_seconds, emit)
+        work(extractor, job.tasks, job.lease_seconds, emit, job.slide_timeout)
     except HmilError as error:
         emit(error)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The slides of a job as one of its processes sees them: which to take next, which others have."""
 
 import hashlib
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hmil_fast.extraction.run import Extractor
 from hmil_fast.io.store import FeatureStore
 
 LEASE_SECONDS = 120.0
+SLIDE_MINUTES = 30.0
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,16 @@ class WorkList:
         if ahead and any(lease.deaths for lease in self.leases.held()):
             return None
         while True:
-            for task in list(self._left.values()):
-                if self._claimed(task, ahead):
-                    del self._left[task.slide_id]
-                    self.log.write("slide start", slide_id=task.slide_id)
-                    return task
+            # those on which a process died come last, so that they keep no other one waiting
+            for fresh in (True,) if ahead else (True, False):
+                for task in list(self._left.values()):
+                    if self._claimed(task, fresh):
+                        del self._left[task.slide_id]
+                        self.log.write("slide start", slide_id=task.slide_id)
+                        return task
             if ahead or not self._left:
                 return None
+            self._emit({})  # says nothing, but may stop us
             time.sleep(min(1.0, self.leases.seconds / 4))
 
     def finish(self, result: SlideResult) -> None:
@@ -170,19 +175,36 @@ def work(
     tasks: Sequence[SlideTask],
     lease_seconds: float,
     emit: Callable[[Message], None],
+    slide_timeout: float | None = None,
 ) -> None:
     """Do slides of a job, beside whatever other processes do, until all are done or failed.
+
+    A process that holds slides and encodes none of their tiles for `slide_timeout` is sent SIGALRM,
+    whose default action ends it, whatever hangs: no Python has to run for it. The slides count one
+    death more, as after any other end, and whoever started the process starts another one.
 
     Args:
         extractor: The warm encoder with its store.
         tasks: The job's slides, in the order to take them.
         lease_seconds: After which the lease of a dead process ends.
         emit: Told what happens.
+        slide_timeout: Seconds; None to wait for ever.
     """
     log = EventLog(extractor.store.path)
     before: dict[str, int] = {}
 
+    def wind_up(busy: bool) -> None:
+        if slide_timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, slide_timeout if busy else 0)
+
+    def take(ahead: bool) -> SlideTask | None:
+        task = slides.take(ahead)
+        if not ahead:
+            wind_up(task is not None)
+        return task
+
     def on_tiles(task: SlideTask, done: int, total: int) -> None:
+        wind_up(True)
         log.tiles += done - before.get(task.slide_id, 0)
         before[task.slide_id] = done
         emit(TilesDone(task.slide_id, done, total))
@@ -191,12 +213,14 @@ def work(
     log.write("job start", slides=len(tasks), device=device, silent_s=lease_seconds)
     slides = WorkList(extractor.store, tasks, lease_seconds, log, emit)
     try:
-        for result in extractor.run_from(slides.take, on_tiles):
+        for result in extractor.run_from(take, on_tiles):
             slides.finish(result)
+            wind_up(bool(slides.leases.held()))
             before.pop(result.slide_id, None)
             emit(result)
         emit(dict(extractor.timings.seconds))
     finally:
+        wind_up(False)
         slides.close()
         log.write("job end")
 

@@ -159,15 +159,40 @@ def test_a_poison_slide_and_a_broken_one_are_named(
     assert main(["status", str(store), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["committed"], found["left"]) == (1, 0)
-    said = {slide["slide_id"]: slide["error"] for slide in found["failed"]}
-    assert "3 processes died" in said["s0"]
-    assert "s1.tif" in said["s1"]
-    for file in (store / "leases").glob("s0.*"):  # as the fix says
-        file.unlink()
+    said = {slide["slide_id"]: (slide["error"], slide["fix"]) for slide in found["failed"]}
+    assert "3 processes died" in said["s0"][0]
+    assert "s1.tif" in said["s1"][0]
+    assert "--retry-failed" in said["s0"][1]
     (slides / "s1.tif").unlink()
-    assert main(args) == 0
+    assert main(args) == 1
+    assert "3 processes died" in capsys.readouterr().out
+    assert main([*args, "--retry-failed"]) == 0
     assert main(["status", str(store)]) == 1  # s1 failed and was never done
     assert "2 slides in the store, 0 left, 1 failed" in capsys.readouterr().out
+
+
+def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
+    start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
+) -> None:
+    store, mrxs = tmp_path / "store", slides / "hangs.mrxs"
+    for number in range(1, SLIDES):
+        (slides / f"s{number}.tif").unlink()
+    mrxs.write_bytes(b"\xff\xd8")
+    mrxs.with_suffix("").mkdir()
+    os.mkfifo(mrxs.with_suffix("") / "Slidedat.ini")  # whoever opens it waits for ever
+    (store / "leases").mkdir(parents=True)
+    for deaths in range(2):
+        (store / "leases" / f"hangs.{deaths}").write_text('{"host": "gone", "seconds": 0}')
+    args = [*command(slides, store)[:-1], 1, "--slide-timeout", 0.2]
+    out, err = start(*args).communicate(timeout=100)
+    assert "was ended, no tile was done for 0.2 minutes while it worked on hangs" in err
+    assert out.startswith("1 slides extracted"), err
+    assert "hangs: slide 'hangs': 3 processes died while they worked on it" in out
+    assert list(check_store(store)) == ["s0"]
+    mrxs.unlink()
+    shutil.copy(slides / "s0.tif", mrxs.with_suffix(".tif"))
+    assert main([*map(str, args[:-4]), "--retry-failed"]) == 0
+    assert list(check_store(store)) == ["hangs", "s0"]
 
 
 def test_shards_are_the_same_in_any_order(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""`hmil-fast extract --retry-failed`: slides that were given up are tried once more."""
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+
+from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, read_lease
+from hmil_fast.io.store import files, slide_dirname
+from hmil_fast.io.store.location import Location
+
+
+def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
+    """Delete the leases of slides on which as many processes died as may.
+
+    Unlike the takers of leases this goes by the clock: where it is wrong by minutes, two processes
+    may do the same slide, of which one loses.
+
+    Args:
+        store: The store.
+        slide_ids: Slides of the job.
+    """
+    given_up = {name.rsplit(".", 1)[0] for name in files.stamps(store / LEASES)}
+    for slide_id in slide_ids:
+        name = slide_dirname(slide_id)
+        paths = [store / LEASES / f"{name}.{deaths}" for deaths in range(MAX_DEATHS)]
+        last = read_lease(paths[-1]) if name in given_up else None
+        if last is None:
+            continue
+        lease, stamp = last
+        gone = lease.get("host") == socket.gethostname() and not _runs(lease.get("pid"))
+        seconds = lease.get("seconds")
+        known = isinstance(seconds, (int, float))
+        if gone or not known or time.time() - stamp.time > seconds:
+            for path in reversed(paths):
+                files.unlink(path)
+
+
+def _runs(pid: object) -> bool:
+    try:
+        os.kill(int(str(pid)), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
