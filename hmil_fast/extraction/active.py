@@ -14,6 +14,7 @@ from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.extraction.result import SlideResult, explained
 from hmil_fast.io.store import SlideWriter
 from hmil_fast.io.store.commit import nonfinite_rows
+from hmil_fast.io.tiles.stain import IDENTITY
 
 MAX_BAD_SHARE = 0.1  # a slide with more undecodable tiles is refused
 
@@ -28,6 +29,8 @@ class ActiveSlide:
         num_tiles: Tiles of all scales.
         error: Why the slide has failed, or None.
         ended: Whether no more of its tiles will come.
+        density: What is done to the optical densities of all its tiles, affine [3, 4].
+        views: Views of every tile beside the plain one; each has a row of its own.
         added: Rows that were put into batches so far.
         passed: Rows that have left the encoder so far, also those dropped after a failure.
     """
@@ -44,12 +47,15 @@ class ActiveSlide:
         self.ended = False
         self.added = 0
         self.passed = 0
-        self._note = ready.tissue.note
+        self.density = ready.stain.matrix if ready.stain else IDENTITY
+        self.views = writer.spec.views
+        self._note = ready.note
         self._writer = writer
         self._files = dict(files)
         self._start = start
         self._status = np.zeros(self.num_tiles, np.uint8)
-        self._coming: deque[tuple[int, int]] = deque()  # scale and rows, in the order of decoding
+        # scale, view and rows, in the order of decoding
+        self._coming: deque[tuple[int, int, int]] = deque()
 
     def fail(self, error: Exception) -> None:
         """Give the slide up; the first error stays."""
@@ -59,12 +65,14 @@ class ActiveSlide:
     def decoded(self, scale: int, first: int, status: NDArray[np.uint8]) -> None:
         """Keep the status of a scale's tiles from row `first` on; their features come in order.
 
+        Those of the plain tiles come first, then view by view.
+
         Raises:
             SlideError: More than a tenth of the slide's tiles are bad.
         """
         start = int(self._starts[scale]) + first
         self._status[start : start + len(status)] = status
-        self._coming.append((scale, len(status)))
+        self._coming.extend((scale, view, len(status)) for view in range(1 + self.views))
         if status.any() and self.bad_tiles > MAX_BAD_SHARE * self.num_tiles:
             raise SlideError(
                 f"slide {self.task.path}: at least {self.bad_tiles} of {self.num_tiles} tiles "
@@ -91,10 +99,10 @@ class ActiveSlide:
                 "extract into a new --store with --dtype float32, or check the --weights",
             )
         while len(rows):
-            scale, count = self._coming.popleft()
-            self._writer.append(rows[:count], scale)
+            scale, view, count = self._coming.popleft()
+            self._writer.append(rows[:count], scale, view)
             if count > len(rows):
-                self._coming.appendleft((scale, count - len(rows)))
+                self._coming.appendleft((scale, view, count - len(rows)))
             rows = rows[count:]
 
     def finish(self) -> SlideResult:

@@ -30,8 +30,8 @@ class Steps(Protocol):
         """Open a slide and its writer; in a thread."""
         ...
 
-    def transform(self, decoded: Decoded, part: slice) -> Tensor:
-        """Encoder input [n, 3, px, px] of some of the tiles."""
+    def transform(self, decoded: Decoded, part: slice, view: int) -> Tensor:
+        """Encoder input [n, 3, px, px] of some of the tiles, in one of their views."""
         ...
 
     def encode(self, tiles: Tensor) -> Callable[[], NDArray[Any]]:
@@ -119,14 +119,15 @@ class Pipeline:
         self._last_slide = slide.num_tiles
         try:
             slide.decoded(tiles.grid, tiles.rows, tiles.status)
-            at = 0
-            while at < len(tiles.pixels) and slide.error is None:
-                part = slice(at, min(at + self._batch.room, len(tiles.pixels)))
-                with self._timings.of("transform"):
-                    self._batch.add(slide, self._steps.transform(decoded, part))
-                at = part.stop
-                if not self._batch.room:
-                    self._encode()
+            for view in range(1 + slide.views):
+                at = 0
+                while at < len(tiles.pixels) and slide.error is None:
+                    part = slice(at, min(at + self._batch.room, len(tiles.pixels)))
+                    with self._timings.of("transform"):
+                        self._batch.add(slide, self._steps.transform(decoded, part, view))
+                    at = part.stop
+                    if not self._batch.room:
+                        self._encode()
         except Exception as error:  # noqa: BLE001  # one slide's, not the job's
             slide.fail(error)
         finally:
@@ -182,7 +183,7 @@ class Pipeline:
         for slide, count in parts:
             slide.passed += count
             if slide.error is None:
-                self._on_tiles(slide.task, slide.passed, slide.num_tiles)
+                self._on_tiles(slide.task, slide.passed // (1 + slide.views), slide.num_tiles)
             self._commit_if_done(slide)
 
     def _commit_if_done(self, slide: ActiveSlide) -> None:

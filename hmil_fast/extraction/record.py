@@ -17,7 +17,8 @@ STORED_THUMBNAIL_PX = 1024
 
 def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
     """Facts about a slide and how its finest tiles were read, as strict JSON."""
-    info = ready.reader.info
+    info, fit = ready.reader.info, ready.stain
+    stain = fit and {"od_matrix": fit.matrix.tolist(), "note": fit.note}
     return {
         "source": {"file": info.path.name, "bytes": info.path.stat().st_size},
         "reader": info.reader,
@@ -28,6 +29,7 @@ def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
         "coords_convention": "level0_px_topleft_xy",
         "order": "raster",
         "tissue_note": ready.tissue.note,
+        **({"stain": stain} if stain else {}),
         "precision": precision,
         "software": _software(),
     }

@@ -21,6 +21,7 @@ from hmil_fast.extraction.record import jpeg, scale_attributes, slide_attributes
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.timings import Timings
 from hmil_fast.io.store import FeatureStore, StoreSpec
+from hmil_fast.io.tiles.augment import Augmentation, PixelParams, plain_params
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.io.tiles.transform import TileTransform, build_transform
 
@@ -111,8 +112,8 @@ class Extractor:
                 ready.reader.close()
                 raise
 
-    def transform(self, decoded: Decoded, part: slice) -> Tensor:
-        """Encoder input [n, 3, resize_px, resize_px] of some of the tiles."""
+    def transform(self, decoded: Decoded, part: slice, view: int = 0) -> Tensor:
+        """Encoder input [n, 3, resize_px, resize_px] of some of the tiles, in one view of them."""
         read_px = decoded.grid.read_px
         if read_px not in self._transforms:
             card = self.encoder.card
@@ -125,7 +126,21 @@ class Extractor:
                 batch=self.batch,
                 device=self.encoder.device,
             )
-        return self._transforms[read_px](decoded.tiles.pixels[part])
+        params = self._params(decoded, part, view)
+        return self._transforms[read_px](decoded.tiles.pixels[part], params=params)
+
+    def _params(self, decoded: Decoded, part: slice, view: int) -> PixelParams | None:
+        slide, first = decoded.slide, decoded.tiles.rows
+        coords = decoded.grid.coords[first + part.start : first + part.stop]
+        if not view:
+            return plain_params(len(coords), slide.density)
+        return Augmentation().params(
+            coords,
+            slide_id=slide.task.slide_id,
+            view=view,
+            seed=self.spec.view_seed,
+            density=slide.density,
+        )
 
     def encode(self, tiles: Tensor) -> Callable[[], NDArray[Any]]:
         """Start a batch; the result gives its features when called."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from hmil_fast.errors import SlideError, UsageError
 from hmil_fast.io.slide import SlideInfo, require_mpp
+from hmil_fast.io.tiles.augment import Augmentation
+from hmil_fast.io.tiles.stain import REFERENCE_AMOUNTS, REFERENCE_STAINS, STAIN_NORMS
 from hmil_fast.io.tiles.tissue import TissueMask
 
 SAME_MPP = 0.01  # scales closer than 1 % count as equal: the spread of scanners' own calibration
@@ -27,6 +29,9 @@ class TileSpec:
         min_tissue: Least share of a tile's area that must be tissue; 0 keeps every tile.
         allow_upsample: Whether a slide scanned coarser than `mpp` may be enlarged.
         coarser: µm per px of further scales, each coarser than the one before.
+        views: Augmented views of every tile that are made beside the plain one.
+        view_seed: Seed of what makes them differ.
+        stain_norm: "none", or "macenko" to bring every slide's stains to the same.
     """
 
     tile_px: int = 256
@@ -34,6 +39,9 @@ class TileSpec:
     min_tissue: float = 0.25
     allow_upsample: bool = False
     coarser: tuple[float, ...] = ()
+    views: int = 0
+    view_seed: int = 0
+    stain_norm: str = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.tile_px <= MAX_READ_PX:
@@ -49,6 +57,10 @@ class TileSpec:
                 )
         if not 0 <= self.min_tissue <= 1:
             raise UsageError(f"a tissue share of {self.min_tissue}", "pass one between 0 and 1")
+        if self.stain_norm not in ("none", *STAIN_NORMS):
+            raise UsageError(f"stain_norm {self.stain_norm!r}", "use none or macenko")
+        if self.views < 0 or self.view_seed < 0:
+            raise UsageError(f"{self.views} views, seed {self.view_seed}", "pass 0 or more")
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -56,10 +68,22 @@ class TileSpec:
         return (self.mpp, *self.coarser)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the configuration's hash; no `coarser` where there is one scale."""
+        """Plain values, for the configuration's hash, without what is not asked for."""
         values = asdict(self)
-        coarser = values.pop("coarser")
-        return values | ({"coarser": list(coarser)} if coarser else {})
+        for name in ("coarser", "views", "view_seed", "stain_norm"):
+            del values[name]
+        if self.coarser:
+            values["coarser"] = list(self.coarser)
+        if self.views:
+            how = asdict(Augmentation())
+            values["views"] = {"count": self.views, "seed": self.view_seed, "augmentation": how}
+        if self.stain_norm != "none":
+            values["stain_norm"] = {
+                "method": self.stain_norm,
+                "stains": REFERENCE_STAINS.tolist(),
+                "amounts": REFERENCE_AMOUNTS.tolist(),
+            }
+        return values
 
 
 @dataclass(frozen=True, slots=True)
