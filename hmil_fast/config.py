@@ -32,6 +32,8 @@ class TrainConfig:
             `loss_settings` fills them in.
         folds: Folds of the patient-grouped cross-validation; ignored for official splits.
         mpp: µm per px of the features, where the store has several scales; 0 is the finest.
+        scales: "one", that of mpp, or "all": the finest tiles, each with the features of the
+            coarser tiles that it lies in behind its own.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
         patience: Epochs without a better validation score (balanced accuracy of the leaves; then
@@ -56,6 +58,7 @@ class TrainConfig:
     preset: str = "best"
     folds: int = 5
     mpp: float = 0.0
+    scales: str = "one"
     seed: int = 0
     epochs: int = 200
     patience: int = 30
@@ -103,6 +106,10 @@ class TrainConfig:
             "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
             "folds": (self.folds >= 2, "give at least 2"),
             "mpp": (0 <= self.mpp < float("inf"), "give µm per px, or 0 for the finest scale"),
+            "scales": (
+                self.scales == "one" or (self.scales == "all" and not self.mpp),
+                "choose one, or all and leave out mpp",
+            ),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
             "patience": (self.patience >= 1, "give at least 1"),

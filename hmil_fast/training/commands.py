@@ -17,7 +17,7 @@ from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, at_scale, open_store
+from hmil_fast.io.store import FeatureStore, at_scale, join_scales, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
@@ -66,7 +66,7 @@ def train_and_evaluate(
     Under torchrun every process calls this; the first one writes.
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
-    store = at_scale(store, config.mpp or None)
+    store = join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
     present = _with_features(store, slides, err)
     if all(slide.patient_id == slide.slide_id for slide in present):
         err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")

@@ -23,7 +23,7 @@ from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, at_scale
+from hmil_fast.io.store import FeatureStore, at_scale, join_scales
 from hmil_fast.labels import LabelTree
 
 
@@ -77,13 +77,15 @@ class Run:
         return all((self.fold_path(fold) / name).exists() for name in names)
 
     def fitting(self, store: FeatureStore) -> FeatureStore:
-        """The store, at the run's scale where it has several.
+        """The store, where it has several scales at the run's, or all if the run was on all.
 
         Raises:
             UsageError: Its vectors mean something else than those trained on: another encoder,
                 other weights, other tiles or no such scale.
         """
-        if len(store.spec.scales) > 1:
+        if self.store["tiling"].get("coarser"):
+            store = join_scales(store)
+        elif len(store.spec.scales) > 1:
             store = at_scale(store, self.store["tiling"].get("mpp"))
         unlike = _unlike(store_identity(store), self.store)
         if unlike:

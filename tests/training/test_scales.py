@@ -62,7 +62,7 @@ def test_a_run_is_of_the_scale_it_asks_for(
 ) -> None:
     tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
     slides = read_labels(cohort.path / "labels.csv", tree)
-    config = load_config(None, [*settings, "mpp=1", "epochs=3", "baseline=none"], {})
+    config = load_config(None, [*settings, "mpp=1", "epochs=2", "baseline=none"], {})
     run = train_and_evaluate(several, slides, tree, config, tmp_path / "run")
     assert run.store["tiling"]["mpp"] == 1.0
     card = json.loads((tmp_path / "run/fold-0/model_card.json").read_text())
@@ -80,13 +80,38 @@ def test_a_run_is_of_the_scale_it_asks_for(
         assert main(["predict", str(run.path), *ids, *where, str(tmp_path / "p.csv")]) == 0
         assert main(["heatmap", str(run.path), "s00", *where, str(tmp_path / "h.png")]) == 0
         made.append([(tmp_path / name).read_bytes() for name in ("p.csv", "h.png")])
-        assert main(["report", str(run.path), "--store", str(store.path), "--heatmaps", "1"]) == 0
+    assert main(["report", str(run.path), "--store", str(several.path), "--heatmaps", "1"]) == 0
     assert made[0] == made[1]
 
     capsys.readouterr()
     elsewhere = ["--store", str(cohort.path / "store")]  # of 0.5 µm per px alone
     assert main(["predict", str(run.path), *elsewhere]) == 2
     assert "tiling.mpp is 0.5, was 1.0" in capsys.readouterr().err
+
+
+def test_a_run_on_all_scales(
+    several: FeatureStore,
+    cohort: Any,
+    settings: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
+    slides = read_labels(cohort.path / "labels.csv", tree)
+    config = load_config(None, [*settings, "scales=all", "epochs=2", "baseline=none"], {})
+    run = train_and_evaluate(several, slides, tree, config, tmp_path / "run")
+    assert run.store["dim"] == 2 * several.spec.dim
+    assert run.store["tiling"]["coarser"] == [1.0]
+    where = ["--store", str(several.path), "--out"]
+    assert main(["predict", str(run.path), "s00", *where, str(tmp_path / "p.csv")]) == 0
+    told = {line.split(",")[0]: line for line in (run.path / "predictions.csv").open()}
+    ours = (tmp_path / "p.csv").read_text().splitlines()[1].split(",")
+    np.testing.assert_allclose(
+        np.array(ours[6:], float), np.array(told["s00"].split(",")[6:], float), atol=1e-6
+    )
+    assert main(["heatmap", str(run.path), "s06", *where, str(tmp_path / "h.png")]) == 0
+    assert main(["predict", str(run.path), "--store", str(cohort.path / "store")]) == 2
+    assert "has one scale, there is nothing to join" in capsys.readouterr().err
 
 
 def test_the_finest_scale_is_the_default(
