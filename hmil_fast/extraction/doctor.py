@@ -23,6 +23,7 @@ from hmil_fast.extraction.encoders import (
     encoder_names,
     first_line,
     load_encoder,
+    plugins,
 )
 from hmil_fast.extraction.plan import SlideTask, collect_slides
 from hmil_fast.extraction.prepare import prepare_slide
@@ -172,6 +173,11 @@ def machine_findings() -> list[Finding]:
     found.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))
     text = f"encoders with weights from the hub or --weights: {others}, and any timm model"
     found.append(Finding("ok", text))
+    cards, broken = plugins()
+    if cards:
+        names = ", ".join(card.name for card in cards)
+        found.append(Finding("ok", f"encoders of plugins: {names}"))
+    found += [Finding("note", error.what, error.fix) for error in broken]
     return found
 
 
