@@ -54,7 +54,7 @@ def extract(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGALRM, partial(_end_hung, args.slide_timeout))
         return run_job(tasks, extractor, args.lease_seconds, timeout)
     err = Console(stderr=True)
-    _warn_of_mpp(err, encoder, spec.mpp)
+    _warn_of_mpp(err, encoder, spec.scales)
     report = Report(err, store, tasks)
     job = Job(
         store.path,
@@ -89,7 +89,7 @@ def run_job(
         The exit code: 0 when all slides are in the store.
     """
     err = Console(stderr=True)
-    _warn_of_mpp(err, extractor.encoder, extractor.spec.mpp)
+    _warn_of_mpp(err, extractor.encoder, extractor.spec.scales)
     report = Report(err, extractor.store, tasks)
     with report:
         work(extractor, report.todo, lease_seconds, report, slide_timeout)
@@ -115,8 +115,9 @@ def _devices(device: str, workers: int | None) -> list[str]:
     return [f"cuda:{i % gpus}" for i in range(workers or gpus)]
 
 
-def _warn_of_mpp(err: Console, encoder: Encoder, mpp: float) -> None:
+def _warn_of_mpp(err: Console, encoder: Encoder, scales: Sequence[float]) -> None:
     card = encoder.card
-    if card.mpp and not any(abs(mpp / stated - 1) < 0.1 for stated in card.mpp):
-        stated = ", ".join(map(str, card.mpp))
-        err.print(f"[yellow]{card.name} was made for {stated} µm/px, you ask for {mpp}")
+    odd = [mpp for mpp in scales if not any(abs(mpp / stated - 1) < 0.1 for stated in card.mpp)]
+    if card.mpp and odd:
+        stated, asked = (", ".join(map(str, values)) for values in (card.mpp, odd))
+        err.print(f"[yellow]{card.name} was made for {stated} µm/px, you ask for {asked}")
