@@ -12,6 +12,7 @@ import torch
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.io.slide import open_slide
@@ -19,7 +20,6 @@ from hmil_fast.io.store import FeatureStore, at_scale, at_view, create_store, op
 from hmil_fast.io.tiles.augment import Augmentation
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.io.tiles.stain import fit_macenko
-from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, find_tissue
 from hmil_fast.io.tiles.transform import build_transform
 
 SlideFile = Callable[[str], Path]
@@ -128,10 +128,9 @@ def test_stain_norm_is_the_slides_own_and_kept(
     plain, *_ = extract(tmp_path / "p", encoder, [tasks[0], dark], TileSpec(mpp=4.0))
     kept = store.record("a").attrs["stain"]
     assert kept["note"] is None
-    with open_slide(tasks[0].path, mpp=0.5) as slide:
-        thumbnail = slide.thumbnail(THUMBNAIL_PX)
-    um_per_px = 0.5 * 2220 / thumbnail.shape[1]
-    fit = fit_macenko(thumbnail, find_tissue(thumbnail, um_per_px).mask)
+    ready = prepare_slide(tasks[0], TileSpec(mpp=4.0))
+    with ready.reader:
+        fit = fit_macenko(ready.thumbnail, ready.tissue.mask)
     assert np.array_equal(kept["od_matrix"], fit.matrix)
     assert np.abs(store.features("a") - plain.features("a")).mean() > 0.01
     # nothing to fit: as it is, and said so
