@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmil_fast.io.store import arrays
+from hmil_fast.io.store.arrays import Group
 from hmil_fast.io.store.layout import shard_rows
 from hmil_fast.io.store.schema import StoreSpec
 
@@ -26,12 +26,12 @@ class FeatureRows:
     """
 
     def __init__(
-        self, group: Any, name: str, num_tiles: int, spec: StoreSpec, most_shard_rows: int
+        self, group: Group, name: str, num_tiles: int, spec: StoreSpec, most_shard_rows: int
     ) -> None:
         self.num_tiles = num_tiles
         self.appended = 0
         self._shard = shard_rows(num_tiles, spec.row_bytes, most_shard_rows)
-        self._array = arrays.create_features(group, name, num_tiles, self._shard, spec)
+        self._array = group.features(name, num_tiles, self._shard, spec)
         self._buffer = np.empty((min(self._shard, num_tiles), spec.dim), spec.stored_dtype)
         self._filled = 0
 
@@ -57,12 +57,11 @@ class FeatureRows:
             self._flush()
         del self._buffer
         for block in np.unique(bad[bad < start] // self._shard):
-            rows = slice(block * self._shard, (block + 1) * self._shard)
-            features = self._array[rows]
-            features[bad[bad // self._shard == block] - rows.start] = 0
-            self._array[rows] = features
+            first = block * self._shard
+            features = self._array.read(first, first + self._shard)
+            features[bad[bad // self._shard == block] - first] = 0
+            self._array.write(first, features)
 
     def _flush(self) -> None:
-        start = self.appended - self._filled
-        self._array[start : self.appended] = self._buffer[: self._filled]
+        self._array.write(self.appended - self._filled, self._buffer[: self._filled])
         self._filled = 0

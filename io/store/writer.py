@@ -2,7 +2,6 @@
 
 import json
 import operator
-import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import arrays, disk, files
+from hmil_fast.io.store import disk, files
+from hmil_fast.io.store.arrays import Group
 from hmil_fast.io.store.commit import publish, read_record, scan
 from hmil_fast.io.store.layout import (
     FILE_NAME,
@@ -109,7 +109,7 @@ class SlideWriter:
         except OSError as error:
             raise self._fail(error, "starting") from error
 
-    def _create(self) -> Any:
+    def _create(self) -> Group:
         about = {
             "schema_version": SCHEMA_VERSION,
             "slide_id": self.slide_id,
@@ -123,7 +123,7 @@ class SlideWriter:
                 prefix.rstrip("/"): attrs
                 for prefix, attrs in zip(self._prefixes[1:], self._coarser, strict=True)
             }
-        return arrays.create_group(self._folder, about)
+        return Group(self._folder, about)
 
     def append(self, features: npt.NDArray[Any], scale: int = 0, view: int = 0) -> None:
         """Add rows; any number of them at a time.
@@ -252,7 +252,7 @@ class SlideWriter:
                 )
             extra[f"files/{name}"] = np.frombuffer(data, np.uint8)
         for name, array in extra.items():
-            arrays.create_small(self._group, name, array)
+            self._group.small(name, array)
 
     def _publish(self) -> SlideRecord:
         found = disk.objects(self._folder)
@@ -313,10 +313,7 @@ class SlideWriter:
 
     def _fail(self, error: OSError, doing: str) -> StoreError:
         explained = files.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
-        # where one of zarr's parallel writes failed, the others may still be making folders
-        for pause in (0.0, 0.05, 0.2):
-            time.sleep(pause)
-            self.abort()
+        self.abort()
         return explained
 
     def _misuse(self, what: str, fix: str) -> StoreError:
