@@ -66,13 +66,14 @@ class BaseReader:
         block = BLOCK_PX // shrink * shrink
         canvas = np.full((-(-high // shrink), -(-wide // shrink), 3), WHITE, np.uint8)
         buffer = np.empty((1, block, block, 3), np.uint8)
-        for y in range(0, high, block):
-            for x in range(0, wide, block):
-                if self.read(level, np.array([[x, y]], np.int64), block, buffer)[0]:
-                    self._read_pieces(level, (x, y), buffer[0])
-                inside = Image.fromarray(buffer[0, : high - y, : wide - x])
-                small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
-                canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
+        corners = [(x, y) for y in range(0, high, block) for x in range(0, wide, block)]
+        band = self.band(level, [(np.array(corners, np.int64), block)])
+        for x, y in corners:
+            if band.read(np.array([[x, y]], np.int64), block, buffer)[0]:
+                self._read_pieces(level, (x, y), buffer[0])
+            inside = Image.fromarray(buffer[0, : high - y, : wide - x])
+            small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
+            canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
         covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
         return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))
 

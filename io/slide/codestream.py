@@ -67,15 +67,11 @@ def full_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:
     Args:
         data: The tile's bytes, seen to be whole.
         tables: The TIFF's JPEGTables, or nothing.
-        ycbcr: Whether Photometric says YCbCr. Otherwise the channels are RGB, whatever a JFIF
-            segment makes a decoder believe.
+        ycbcr: Whether Photometric says YCbCr; otherwise the channels are RGB, which no decoder
+            guesses of three channels.
     """
-    at, colour = 2, b""
-    if not ycbcr:
-        colour = _ADOBE_RGB
-        while data[at : at + 2] in (b"\xff\xe0", b"\xff\xee"):
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return b"".join((b"\xff\xd8", tables[2:-2], colour, memoryview(data)[at:]))
+    colour = b"" if ycbcr else _ADOBE_RGB
+    return b"".join((b"\xff\xd8", tables[2:-2], colour, memoryview(data)[2:]))
 
 
 def whole_jpeg2000(data: bytes, size: tuple[int, int]) -> bool:
