@@ -51,6 +51,7 @@ class SlideReport:
     """What a job has to expect of one slide; fields after `error` are empty where it is set.
 
     Attributes:
+        coarser: Level and effective mpp of further scales; `tiles` and what follows are of all.
         seconds: Expected time to decode and encode all tiles here; None where nobody can tell.
         bytes: Expected size of the features (float16) and coords in the store.
     """
@@ -67,6 +68,7 @@ class SlideReport:
     mpp_source: str = ""
     level: int = 0
     mpp_effective: float = 0.0
+    coarser: tuple[tuple[int, float], ...] = ()
     tiles: int = 0
     bytes: int = 0
     seconds: float | None = None
@@ -243,6 +245,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
             mpp_source=info.mpp_source,
             level=grid.level,
             mpp_effective=grid.mpp_effective,
+            coarser=tuple((scale.level, scale.mpp_effective) for scale in ready.grids[1:]),
             tiles=every,
             bytes=every * (2 * dim * (1 + spec.views) + 9),
             seconds=None if encode_s is None else every * (max(encode_s, decode_s)),
@@ -275,10 +278,14 @@ def _print_slides(slides: Sequence[SlideReport]) -> None:
             _print_findings([Finding("bad", f"{s.slide_id}: {s.error}", s.fix or "")])
             continue
         time_left = "" if s.seconds is None else f", about {max(s.seconds, 1):.0f} s"
+        scales = ((s.level, s.mpp_effective), *s.coarser)
+        levels, mpps = (
+            " and ".join(f"{each:.4g}" for each in x) for x in zip(*scales, strict=True)
+        )
         text = (
             f"{s.slide_id}: {s.reader}, {s.codec}, {s.size[0]}×{s.size[1]} px in {s.levels} "
             f"level{'s' * (s.levels > 1)}, {s.mpp:.4g} µm/px from {s.mpp_source}; reads level "
-            f"{s.level}, tiles of {s.mpp_effective:.4g} µm/px: {s.tiles:,} tiles, "
+            f"{levels}, tiles of {mpps} µm/px: {s.tiles:,} tiles, "
             f"{_size(s.bytes)}{time_left}; {s.reader_reason}"
         )
         note = f" ({s.note})" if s.note else ""
