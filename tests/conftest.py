@@ -1,7 +1,14 @@
 """Fixtures shared by all tests: where the real slides lie, and the marks' conditions."""
 
 import os
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +33,50 @@ def find_slide(name: str) -> Path:
 @pytest.fixture(scope="session")
 def slide_file() -> Callable[[str], Path]:
     return find_slide
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server on a free port of this machine, and the environment that leads to it."""
+    for name in ("moto", "obstore"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed; it comes with the extra `test`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    said = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, "127.0.0.1")
+        until = time.monotonic() + 60
+        while True:
+            try:
+                bucket = HTTPConnection("127.0.0.1", port, timeout=5)
+                bucket.request("PUT", "/cohort")
+                assert bucket.getresponse().status == 200
+                break
+            except OSError:
+                assert time.monotonic() < until
+                assert server.poll() is None
+                time.sleep(0.05)
+        yield url
+    server.kill()
+    server.wait()
+    said.close()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> str:
+    """The URL of a place for one store in a bucket that exists."""
+    return f"s3://cohort/of µ/{uuid.uuid4().hex[:8]}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

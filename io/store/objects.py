@@ -7,7 +7,6 @@ AZURE_STORAGE_ACCOUNT_NAME and so on. What fails for a moment is tried again by 
 
 import errno
 import re
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,8 +24,7 @@ from hmil_fast.io.store.disk import Run, Stamp
 from hmil_fast.io.store.location import ObjectUrl
 
 _PIECE = 16 * 2**20
-# creating is not safe to repeat for obstore, which cannot know whether a lost reply said yes
-_CREATE_PAUSES = (0.2, 1.0, 4.0)
+_MOST = 64 * 2**20
 _FIXES = {
     r"NoSuchBucket|ContainerNotFound|bucket does not exist": (
         "Create the bucket, or correct its name."
@@ -53,12 +51,14 @@ class ObjectError(OSError):
 
 
 @contextmanager
-def _explained(path: ObjectUrl) -> Iterator[None]:
-    """Turn obstore's errors into OSErrors; one that is not there stays FileNotFoundError."""
+def _explained(path: ObjectUrl, *expected: type[Exception]) -> Iterator[None]:
+    """Turn obstore's errors into OSErrors; what is not there is a FileNotFoundError."""
     from obstore.exceptions import BaseError
 
     try:
         yield
+    except expected:
+        raise
     except (BaseError, FileNotFoundError, PermissionError) as error:
         text = str(error)
         if isinstance(error, FileNotFoundError) and not re.search("NoSuchBucket", text):
@@ -206,25 +206,17 @@ def _stamp(meta: Any) -> Stamp:
 def create_exclusive(path: ObjectUrl, data: bytes) -> bool:
     """Create an object; False when it is there already."""
     import obstore
-    from obstore.exceptions import AlreadyExistsError, GenericError
+    from obstore.exceptions import AlreadyExistsError
 
-    client = _client(path.root)
-    with _explained(path):
-        for pause in (*_CREATE_PAUSES, None):
-            try:
-                obstore.put(client, path.key, data, mode="create")
-            except AlreadyExistsError:
-                # a put may have succeeded and its reply been lost: then it is ours
-                with suppress(FileNotFoundError):
-                    return read_bytes(path, max(len(data), 2**26)) == data
-                return False
-            except GenericError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-            else:
-                return True
-    raise AssertionError
+    try:
+        with _explained(path, AlreadyExistsError):
+            obstore.put(_client(path.root), path.key, data, mode="create")
+    except AlreadyExistsError:
+        # tried again after a lost reply, it meets what it wrote itself
+        with suppress(FileNotFoundError):
+            return read_bytes(path, _MOST) == data
+        return False
+    return True
 
 
 def replace(path: ObjectUrl, data: bytes) -> None:
@@ -242,7 +234,7 @@ def renew(path: ObjectUrl, stamp: Stamp, data: bytes) -> None:
 
     mode = {"e_tag": stamp.e_tag, "version": stamp.version}
     mode = {key: value for key, value in mode.items() if value}
-    with suppress(PreconditionError), _explained(path):
+    with suppress(PreconditionError), _explained(path, PreconditionError):
         obstore.put(_client(path.root), path.key, data, mode=mode)  # type: ignore[arg-type]
 
 
