@@ -98,9 +98,10 @@ class Run:
 
 
 def store_identity(store: FeatureStore) -> dict[str, Any]:
-    """What a run remembers of its store."""
+    """What a run remembers of its store: what the vectors of its plain tiles mean."""
     spec = store.spec
-    return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": dict(spec.tiling)}
+    tiling = {name: value for name, value in spec.tiling.items() if name != "views"}
+    return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": tiling}
 
 
 def _unlike(

@@ -17,11 +17,18 @@ class StorePart(FeatureStore):
     Args:
         whole: The store.
         spec: What the slides share in this part.
+
+    Attributes:
+        whole: The store.
     """
 
     def __init__(self, whole: FeatureStore, spec: StoreSpec) -> None:
         super().__init__(whole.path, spec, whole.uuid)
-        self._whole = whole
+        self.whole = whole
+
+    def of(self, whole: FeatureStore) -> FeatureStore:
+        """The same part of another view of the whole store."""
+        raise NotImplementedError
 
     def _part(self, whole: AttemptReader) -> AttemptReader:
         """A reader of the part, from that of the whole slide."""
@@ -30,7 +37,7 @@ class StorePart(FeatureStore):
     def _reader(self, slide_id: str) -> AttemptReader:
         reader = self._readers.get(slide_id)
         if reader is None:
-            reader = self._readers[slide_id] = self._part(self._whole._reader(slide_id))
+            reader = self._readers[slide_id] = self._part(self.whole._reader(slide_id))
         return reader
 
     def writer(
@@ -52,9 +59,9 @@ class StorePart(FeatureStore):
 
     def verify(self, slide_ids: Iterable[str] | None = None) -> Iterator[Finding]:
         """Of whole slides."""
-        return self._whole.verify(slide_ids)
+        return self.whole.verify(slide_ids)
 
     def drop(self, slide_id: str) -> None:
         """Drop the whole slide."""
         self._readers.pop(slide_id, None)
-        self._whole.drop(slide_id)
+        self.whole.drop(slide_id)

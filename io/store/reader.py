@@ -117,6 +117,7 @@ class AttemptReader:
         self.record = record
         self.features = f"{prefix}{features_name(view)}"
         self.prefix = prefix
+        self.view = view
         self._sizes = {stored.key: stored.bytes for stored in record.objects}
         self._layouts: dict[str, ArrayLayout] = {}
 

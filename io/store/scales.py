@@ -52,9 +52,12 @@ class _Scale(StorePart):
         super().__init__(whole, whole.spec.at(scale))
         self._scale = scale
 
+    def of(self, whole: FeatureStore) -> FeatureStore:
+        return _Scale(whole, self._scale)
+
     def _part(self, whole: AttemptReader) -> AttemptReader:
         prefix = "" if not self._scale else whole.record.scales[self._scale - 1].prefix
-        return AttemptReader(whole.folder, whole.record.at(self._scale), prefix)
+        return AttemptReader(whole.folder, whole.record.at(self._scale), prefix, whole.view)
 
 
 def join_scales(store: FeatureStore) -> FeatureStore:
@@ -82,8 +85,11 @@ class _Joined(StorePart):
         super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count))
         self._scales = [_Scale(whole, scale) for scale in range(count)]
 
+    def of(self, whole: FeatureStore) -> FeatureStore:
+        return _Joined(whole)
+
     def _part(self, whole: AttemptReader) -> AttemptReader:
-        return AttemptReader(whole.folder, whole.record.at(0))
+        return AttemptReader(whole.folder, whole.record.at(0), view=whole.view)
 
     def _rows(self, slide_id: str, start: int, stop: int) -> list[npt.NDArray[np.int64]]:
         """Per scale the row of each tile, or of the tile it lies in."""

@@ -10,7 +10,7 @@ def at_view(store: FeatureStore, view: int) -> FeatureStore:
     """A store's slides with the features of one view; all else is as of the plain tiles.
 
     Args:
-        store: A store, or one of its scales (`at_scale`).
+        store: A store, one of its scales (`at_scale`), or all of them joined (`join_scales`).
         view: 0 for the tiles as they are, which gives the store back; else from 1.
 
     Raises:
@@ -21,6 +21,8 @@ def at_view(store: FeatureStore, view: int) -> FeatureStore:
             f"view {view} of the store {store.path}, which holds {store.spec.views}",
             "choose one that is there, or extract into a new --store with more --views",
         )
+    if isinstance(store, StorePart):
+        return store.of(at_view(store.whole, view))
     return _View(store, view) if view else store
 
 
@@ -30,6 +32,9 @@ class _View(StorePart):
     def __init__(self, whole: FeatureStore, view: int) -> None:
         super().__init__(whole, whole.spec)
         self._view = view
+
+    def of(self, whole: FeatureStore) -> FeatureStore:
+        return whole  # already in the view that is asked for
 
     def _part(self, whole: AttemptReader) -> AttemptReader:
         return AttemptReader(whole.folder, whole.record, whole.prefix, self._view)

@@ -9,7 +9,15 @@ import zarr
 from numpy.typing import NDArray
 
 from hmil_fast.errors import StoreError, UsageError
-from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, at_view, create_store, open_store
+from hmil_fast.io.store import (
+    FeatureStore,
+    StoreSpec,
+    at_scale,
+    at_view,
+    create_store,
+    join_scales,
+    open_store,
+)
 
 ENCODER = {"name": "e", "weights_sha256": "0" * 64}
 TILING = {"tile_px": 256, "mpp": 0.5}
@@ -120,4 +128,10 @@ def test_views_of_several_scales(tmp_path: Path) -> None:
         for view in range(3):
             found = at_view(at_scale(store, mpp), view).features("a")
             np.testing.assert_array_equal(found, rows(n, view, scale))
+    joined = join_scales(store)
+    for view in (2, 0, 1):
+        joined = at_view(joined, view)
+        expected = np.concatenate([rows(40, view), rows(3, view, 1)[np.zeros(40, int)]], axis=1)
+        np.testing.assert_array_equal(joined.features("a"), expected)
+        np.testing.assert_array_equal(joined.read_rows("a", 5, 9), expected[5:9])
     assert [finding.ok for finding in store.verify()] == [True]
