@@ -5,6 +5,7 @@ whose models are where the numbers of "foreign" come from.
 """
 
 import json
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -311,4 +312,6 @@ SWIN_NAMES = {
 
 if __name__ == "__main__":
     cards = {card.name: described(card) for card in DISTINCT}
-    FILE.write_text(json.dumps({"cards": cards, "foreign": foreign()}, indent=1))
+    text = json.dumps({"cards": cards, "foreign": foreign()}, indent=1)
+    flat = re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), text)
+    FILE.write_text(flat + "\n")

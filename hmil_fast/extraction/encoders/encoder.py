@@ -122,7 +122,8 @@ class Encoder(nn.Module):
     def prepare(self, batch: int | None = None) -> int:
         """Tiles a batch: as asked, or by the memory of the device.
 
-        What is chosen or compiled is tried at once, before a slide is opened.
+        What is chosen or compiled is tried at once, before a slide is opened; on a GPU by a whole
+        batch, which costs nothing there and warms it.
 
         Args:
             batch: Tiles; None chooses.
@@ -130,12 +131,13 @@ class Encoder(nn.Module):
         Raises:
             UsageError: The encoder does not run here, or not as its card says.
         """
-        if batch is not None and not self.compiled:
+        whole = self.compiled or self.device.type == "cuda"
+        if batch is not None and not whole:
             return batch
         px = self.card.resize_px
         try:
             size = batch or self._fitting_batch()
-            tried = size if self.compiled else 1
+            tried = size if whole else 1
             shape = self(torch.zeros(tried, 3, px, px, device=self.device)).shape
         except (torch.OutOfMemoryError, MemoryError):
             raise UsageError(
