@@ -4,7 +4,8 @@ import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.bags.tiers import choose_tier, gb
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, files
+from hmil_fast.io.store import FeatureStore, at_view, files
 from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 
 _CPU = torch.device("cpu")
@@ -38,14 +39,16 @@ class FeatureCache:
         scratch: Folder for the scratch file of the tier ``map``; it is unlinked at once.
         tier: One of `config.CACHES`.
         device: Where the batches will be asked for.
+        views: Augmented views of the store that are kept too, from 1 to this.
 
     Attributes:
-        lengths: Instances per bag, int64 [B].
+        lengths: Instances per bag, int64 [S · (1 + views)]: bag v · S + i is slide i of S in view
+            v, and the first S bags are the tiles as they are.
         tier: Where the features lie.
         bytes: Of all features.
 
     Raises:
-        UsageError: No such tier, or no room for the scratch file.
+        UsageError: No such tier or view, or no room for the scratch file.
         StoreError: A slide is missing or damaged.
     """
 
@@ -56,10 +59,12 @@ class FeatureCache:
         scratch: Path,
         tier: str = "auto",
         device: torch.device = _CPU,
+        views: int = 0,
     ) -> None:
         self.slide_ids = list(slide_ids)
+        self.views = views
         self.dim = store.spec.dim
-        self._store = store
+        self._stores = [at_view(store, view) for view in range(1 + views)]
         self._dtype: torch.dtype = getattr(torch, store.spec.dtype)
         self._good: dict[int, NDArray[np.intp]] = {}
         records = files.each(store.path, store.record, self.slide_ids)
@@ -69,6 +74,7 @@ class FeatureCache:
             if status.any():
                 self._good[i] = np.flatnonzero(status == 0)
                 self.lengths[i] = len(self._good[i])
+        self.lengths = np.tile(self.lengths, 1 + views)
         self._starts = np.cumsum(self.lengths) - self.lengths
         self.bytes = int(self.lengths.sum()) * self.dim * self._dtype.itemsize
         self.tier = choose_tier(tier, self.bytes, device, scratch)
@@ -76,7 +82,7 @@ class FeatureCache:
         if self.tier.name != "stream":
             self._rows = self._allocate(device, scratch)
             with ThreadPoolExecutor(4) as pool:
-                list(pool.map(self._load, range(len(self.slide_ids))))
+                list(pool.map(self._load, range(len(self.lengths))))
 
     def describe(self) -> str:
         """One line for people: how much, where, and why there."""
@@ -88,12 +94,20 @@ class FeatureCache:
             "map": "in a mapped scratch file",
             "stream": "in the store, read anew for every batch",
         }
-        count = f"{int(self.lengths.sum()):,} instances of {len(self.slide_ids)} slides"
+        own = self.lengths[: len(self.slide_ids)]
+        count = f"{int(own.sum()):,} instances of {len(self.slide_ids)} slides"
+        if self.views:
+            count += f", in {1 + self.views} views"
         return f"{count}, {gb(self.bytes)}, {places[self.tier.name]} ({self.tier.why})"
 
     def good_tiles(self, index: int) -> NDArray[np.intp] | None:
         """Which tiles of the slide are in its bag, or None for all."""
-        return self._good.get(index)
+        return self._good.get(index % len(self.slide_ids))
+
+    def _source(self, index: int) -> tuple[FeatureStore, str]:
+        """The store of a bag's view, and its slide."""
+        view, slide = divmod(index, len(self.slide_ids))
+        return self._stores[view], self.slide_ids[slide]
 
     def bag(self, index: int) -> Tensor:
         """One bag's features [n, D], where the cache has them."""
@@ -128,7 +142,7 @@ class FeatureCache:
                 return self._batch(indices, device, buffers)
             bags = torch.tensor([[0, int(self.lengths[indices[0]])]])
             if self._rows is None:
-                return StoredBag(self._store, self.slide_ids[indices[0]], rows=whole), bags
+                return StoredBag(*self._source(indices[0]), rows=whole), bags
             return torch.split(self.bag(indices[0]), whole), bags
 
         kept = self._rows is not None and self._rows.device == device
@@ -192,15 +206,21 @@ class FeatureCache:
 
     def _read(self, chosen: NDArray[np.intp], buffers: "_Buffers", device: torch.device) -> Tensor:
         """Bags from the store."""
-        tiles = sum(self._tiles[i] for i in chosen)
-        x = buffers.take(tiles, pinned=device.type == "cuda")
-        ids = [self.slide_ids[i] for i in chosen]
-        _, bags = self._store.read_packed(ids, out=_numpy(x))
-        if not any(i in self._good for i in chosen):
+        slides = (chosen % max(len(self.slide_ids), 1)).tolist()
+        lengths = [self._tiles[i] for i in slides]
+        x = buffers.take(sum(lengths), pinned=device.type == "cuda")
+        starts = np.cumsum(lengths) - lengths
+        # the bags of one view that follow one another in one go
+        at = 0
+        for store, run in groupby(map(self._source, chosen.tolist()), key=itemgetter(0)):
+            ids = [slide_id for _, slide_id in run]
+            store.read_packed(ids, out=_numpy(x[starts[at] :]))
+            at += len(ids)
+        if not any(i in self._good for i in slides):
             return x
         good = [
             start + self._good.get(i, np.arange(length))
-            for i, (start, length) in zip(chosen.tolist(), bags.tolist(), strict=True)
+            for i, start, length in zip(slides, starts.tolist(), lengths, strict=True)
         ]
         return x[torch.from_numpy(np.concatenate(good))]
 
@@ -225,14 +245,15 @@ class FeatureCache:
         """Read a slide to its place."""
         assert self._rows is not None
         start, length = self._starts[index], self.lengths[index]
-        place, slide_id = self._rows[start : start + length], self.slide_ids[index]
-        if index in self._good:
-            x = torch.from_numpy(self._store.features(slide_id)[self._good[index]])
+        place, (store, slide_id) = self._rows[start : start + length], self._source(index)
+        good = self.good_tiles(index)
+        if good is not None:
+            x = torch.from_numpy(store.features(slide_id)[good])
             place.copy_(x.view(self._dtype))
         elif self._rows.is_cuda:
-            place.copy_(torch.from_numpy(self._store.features(slide_id)).view(self._dtype))
+            place.copy_(torch.from_numpy(store.features(slide_id)).view(self._dtype))
         elif length:
-            self._store.features(slide_id, out=_numpy(place))
+            store.features(slide_id, out=_numpy(place))
 
 
 class _Buffers:
