@@ -198,6 +198,15 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--workers", type=count, metavar="N", help="processes (one a GPU; one without a GPU)"
     )
     parser.add_argument(
+        "--engine",
+        choices=("local", "dask"),
+        default="local",
+        help="what runs the workers (local); dask: on the hosts of --scheduler, or else on this one",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDR", help="address or scheduler file of a running dask cluster"
+    )
+    parser.add_argument(
         "--shard",
         type=shard,
         metavar="I/N",

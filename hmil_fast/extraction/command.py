@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
+from hmil_fast.extraction.cluster import run_on_dask
 from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.plan import SlideTask, collect_slides
@@ -31,11 +32,14 @@ def extract(args: argparse.Namespace) -> int:
         UsageError: Nothing to extract, or a wrong encoder, device or manifest.
         StoreError: The store was made with another encoder or other tiles.
     """
+    if args.scheduler is not None and args.engine != "dask":
+        raise UsageError("--scheduler is given without --engine dask", "give both")
     tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
     spec = tile_spec(args)
     devices = _devices(args.device, args.workers)
     # a GPU is worth a process of its own, which is replaced when a slide kills or hangs it
-    in_process = args.workers is None and not devices[0].startswith("cuda")
+    local = args.engine == "local"
+    in_process = local and args.workers is None and not devices[0].startswith("cuda")
     # with workers it is here only for what the store says of it
     here = args.device if in_process else "cpu"
     choice = EncoderChoice(args.encoder, args.weights, args.precision, args.compile)
@@ -66,8 +70,13 @@ def extract(args: argparse.Namespace) -> int:
         args.lease_seconds,
         timeout,
     )
+    devices = devices[: len(report.todo)]
     with report:
-        run_workers(job, devices[: len(report.todo)], report)
+        if local or not report.todo:
+            run_workers(job, devices, report)
+        else:
+            there = [args.device] if args.scheduler else devices
+            run_on_dask(job, there, args.scheduler, report)
     return report.print(len(devices))
 
 

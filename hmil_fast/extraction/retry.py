@@ -30,8 +30,7 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         lease, stamp = last
         gone = lease.get("host") == socket.gethostname() and not _runs(lease.get("pid"))
         seconds = lease.get("seconds")
-        known = isinstance(seconds, (int, float))
-        if gone or not known or time.time() - stamp.time > seconds:
+        if gone or not isinstance(seconds, (int, float)) or time.time() - stamp.time > seconds:
             for path in reversed(paths):
                 files.unlink(path)
 

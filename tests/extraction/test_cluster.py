@@ -1,0 +1,189 @@
+"""Jobs on a dask cluster: real schedulers and workers, killed, stopped, out of reach."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hmil_fast.cli import main
+from hmil_fast.extraction.status import read_status
+
+pytest.importorskip("distributed")
+
+Start = Callable[..., "subprocess.Popen[str]"]
+SlideFile = Callable[[str], Path]
+CheckStore = Callable[[Path], dict[str, bytes]]
+
+pytestmark = pytest.mark.usefixtures("own_signals")
+SLIDES = 5
+
+
+@pytest.fixture
+def slides(slide_file: SlideFile, tmp_path: Path) -> Path:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(SLIDES):
+        shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / f"s{number}.tif")
+    return folder
+
+
+def command(slides: Path, store: Path, *more: object) -> list[object]:
+    args = ["extract", slides, "--store", store, "--mpp", 1, "--batch", 4, "--lease-seconds", 4]
+    return [*args, "--engine", "dask", *more]
+
+
+@pytest.fixture
+def dask() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts `dask ARGS`."""
+    running: list[subprocess.Popen[str]] = []
+    env = os.environ | {"OMP_WAIT_POLICY": "passive"}
+
+    def start(*args: object) -> "subprocess.Popen[str]":
+        said = subprocess.DEVNULL
+        words = [sys.executable, "-m", "dask", *map(str, args)]
+        running.append(subprocess.Popen(words, env=env, stdout=said, stderr=said, text=True))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def soon(holds: Callable[[], object], seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def pids_at_work(store: Path) -> list[int]:
+    if not (store / "store.json").exists():
+        return []
+    return sorted({lease["pid"] for lease in read_status(store)["in_work"]})
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_worker_costs_no_slide(
+    start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
+) -> None:
+    store = tmp_path / "store"
+    job = start(*command(slides, store, "--workers", 2))
+    soon(lambda: len(pids_at_work(store)) == 2)
+    os.kill(pids_at_work(store)[0], signal.SIGKILL)
+    out, err = job.communicate(timeout=150)
+    assert job.returncode == 0, err
+    assert " is gone" in err
+    assert out.startswith((f"{SLIDES} slides extracted", f"{SLIDES - 1} slides extracted"))
+    assert main(["store", "sweep", str(store), "--older-than", "0", "--delete"]) == 0
+    assert len(check_store(store)) == SLIDES
+    assert list((store / "leases").iterdir()) == []
+
+
+def test_nothing_outlives_a_killed_command(start: Start, slides: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    job = start(*command(slides, store, "--workers", 2))
+    soon(lambda: pids_at_work(store))
+    pids = pids_at_work(store)
+    job.kill()
+    soon(lambda: not any(map(alive, pids)), 20)
+
+
+def test_a_cluster_of_several_hosts(
+    start: Start,
+    dask: Callable[..., "subprocess.Popen[str]"],
+    slides: Path,
+    tmp_path: Path,
+    check_store: CheckStore,
+) -> None:
+    store, file = tmp_path / "store", tmp_path / "scheduler.json"
+    where = ["--host", "127.0.0.1", "--port", free_port(), "--no-dashboard"]
+    scheduler = dask("scheduler", *where, "--scheduler-file", file)
+    soon(file.exists)
+    workers = [
+        dask("worker", "--scheduler-file", file, "--no-dashboard", "--nthreads", 1)
+        for _ in range(2)
+    ]
+    args = command(slides, store, "--scheduler", file)
+
+    job = start(*args)
+    soon(lambda: pids_at_work(store))
+    job.kill()  # nobody is left to tell the workers, but dask
+    soon(lambda: not pids_at_work(store), 20)
+    assert all(worker.poll() is None for worker in workers)
+
+    job = start(*args)
+    soon(lambda: pids_at_work(store))
+    job.terminate()
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 143, err
+    assert pids_at_work(store) == []
+    assert list((store / "leases").iterdir()) == []
+    assert len(check_store(store)) < SLIDES
+
+    job = start(*args)
+    soon(lambda: pids_at_work(store))
+    scheduler.kill()
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 1, err
+    assert "the dask scheduler is gone" in err
+    assert "no process was left to do it" in out
+    soon(lambda: not pids_at_work(store), 60)
+
+    dask("scheduler", *where)
+    for _ in range(2):
+        dask("worker", f"127.0.0.1:{where[3]}", "--no-dashboard", "--nthreads", 1)
+    out, err = start(*command(slides, store, "--scheduler", f"127.0.0.1:{where[3]}")).communicate(
+        timeout=150
+    )
+    assert "0 failed" in out, err
+    assert main(["store", "sweep", str(store), "--older-than", "0", "--delete"]) == 0
+    assert len(check_store(store)) == SLIDES
+
+
+def test_what_is_wrong_is_said_in_two_lines(
+    slides: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = list(map(str, command(slides, tmp_path / "store")))
+    monkeypatch.setattr("hmil_fast.extraction.cluster.CONNECT_SECONDS", 0.5)
+    for scheduler, said in (
+        (f"127.0.0.1:{free_port()}", "no dask scheduler at 127.0.0.1"),
+        (f"{tmp_path}/none.json", "there is no file"),
+        ("bad://x", "no dask scheduler at bad://x"),
+    ):
+        assert main([*args, "--scheduler", scheduler]) == 2
+        what, fix = capsys.readouterr().err.strip().splitlines()
+        assert said in what
+        assert fix.startswith("Fix: start one with `dask scheduler")
+    assert main([*args[:-2], "--scheduler", "127.0.0.1:1"]) == 2
+    assert "without --engine dask" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(args) == 2
+    assert 'Fix: run pip install "hmil-fast[cluster]"' in capsys.readouterr().err
