@@ -82,7 +82,9 @@ class _Joined(StorePart):
 
     def __init__(self, whole: FeatureStore) -> None:
         count = len(whole.spec.scales)
-        super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count))
+        # of augmented views only the plain one is joined
+        tiling = {key: value for key, value in whole.spec.tiling.items() if key != "views"}
+        super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count, tiling=tiling))
         self._scales = [_Scale(whole, scale) for scale in range(count)]
 
     def of(self, whole: FeatureStore) -> FeatureStore:

@@ -81,7 +81,7 @@ class SlideWriter:
         if len(tiles) != len(spec.scales):
             raise self._misuse(
                 f"rows of {len(tiles)} scales, the store has {len(spec.scales)}",
-                "Give writer() the rows and facts of each coarser scale of the store.",
+                "Give the rows and facts of every scale of the store, or another --store.",
             )
         self.spec = spec
         self.attrs, *self._coarser = (
