@@ -82,9 +82,7 @@ class _Joined(StorePart):
 
     def __init__(self, whole: FeatureStore) -> None:
         count = len(whole.spec.scales)
-        # of augmented views only the plain one is joined
-        tiling = {key: value for key, value in whole.spec.tiling.items() if key != "views"}
-        super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count, tiling=tiling))
+        super().__init__(whole, replace(whole.spec, dim=whole.spec.dim * count))
         self._scales = [_Scale(whole, scale) for scale in range(count)]
 
     def of(self, whole: FeatureStore) -> FeatureStore:
@@ -102,8 +100,10 @@ class _Joined(StorePart):
 
     def status(self, slide_id: str) -> npt.NDArray[np.uint8]:
         rows = self._rows(slide_id, 0, self.record(slide_id).num_tiles)
-        scales = zip(self._scales, rows, strict=True)
-        return np.maximum.reduce([scale.status(slide_id)[at] for scale, at in scales])
+        status = np.zeros(len(rows[0]), np.uint8)
+        for scale, at in zip(self._scales, rows, strict=True):
+            np.maximum(status, scale.status(slide_id)[at], out=status)
+        return status
 
     def read_rows(self, slide_id: str, start: int, stop: int) -> npt.NDArray[Any]:
         parts = []
