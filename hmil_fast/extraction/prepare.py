@@ -1,9 +1,11 @@
 """Before a slide's first tile: open it, find its tissue, lay its grids."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.extraction.plan import SlideTask
@@ -12,16 +14,21 @@ from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
 
+PICTURE_PX = 1024  # longer side of a small slide's picture
+TISSUE_UM = 4.0  # µm per px that are fine enough to find tissue: a third of what a large slide has
+
 
 @dataclass(frozen=True)
 class Prepared:
     """An open slide with its tissue and a grid for each scale, the finest first.
 
-    `stain` is how its stains become the reference's, where that was asked for.
+    `picture` is for people, 1,024 to 2,048 px long; in `thumbnail`, of the mask's size, tissue was
+    looked for. `stain` is how its stains become the reference's, where that was asked for.
     """
 
     task: SlideTask
     reader: SlideReader
+    picture: NDArray[np.uint8]
     thumbnail: NDArray[np.uint8]
     tissue: TissueMask
     grids: list[TileGrid]
@@ -52,12 +59,29 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
     reader = open_slide(task.path, mpp=task.mpp, fallback_mpp=task.fallback_mpp)
     try:
         require_mpp(reader.info)
-        thumbnail = reader.thumbnail(THUMBNAIL_PX)
-        width = reader.info.level_dimensions[0][0]
-        tissue = find_tissue(thumbnail, reader.info.level_mpp(0) * width / thumbnail.shape[1])
+        picture, thumbnail, um_per_px = _thumbnails(reader)
+        tissue = find_tissue(thumbnail, um_per_px)
         grids = plan_grids(reader.info, spec, tissue)
         stain = fit_macenko(thumbnail, tissue.mask) if spec.stain_norm == "macenko" else None
-        return Prepared(task, reader, thumbnail, tissue, grids, stain)
+        return Prepared(task, reader, picture, thumbnail, tissue, grids, stain)
     except BaseException:
         reader.close()
         raise
+
+
+def _thumbnails(reader: SlideReader) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
+    """The picture, the thumbnail and its µm per px: each pixel of these costs time on every slide.
+
+    Only where a slide is so large that 2,048 px are coarser than `TISSUE_UM` are both the same.
+    """
+    extent = max(reader.info.level_dimensions[0]) * reader.info.level_mpp(0)
+    wanted = max(1, math.ceil(extent / TISSUE_UM))
+    picture = reader.thumbnail(min(THUMBNAIL_PX, max(PICTURE_PX, wanted)))
+    high, wide = picture.shape[:2]
+    scale = min(1.0, wanted / max(high, wide))
+    size = max(1, round(wide * scale)), max(1, round(high * scale))
+    thumbnail = picture
+    if scale < 1:
+        thumbnail = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    width = reader.info.level_dimensions[0][0]
+    return picture, thumbnail, reader.info.level_mpp(0) * width / thumbnail.shape[1]

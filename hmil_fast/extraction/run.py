@@ -102,7 +102,7 @@ class Extractor:
                 # last bits of a feature depend on them
                 attributes["batch"] = min(self.batch, self.encoder.limit or self.batch)
                 attributes["compiled"] = self.encoder.compiled
-                files = {"thumbnail.jpg": jpeg(ready.thumbnail)}
+                files = {"thumbnail.jpg": jpeg(ready.picture)}
                 n, *coarser = (len(grid.coords) for grid in ready.grids)
                 facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
                 others = list(zip(coarser, facts, strict=True))

@@ -71,8 +71,9 @@ class BaseReader:
         for x, y in corners:
             if band.read(np.array([[x, y]], np.int64), block, buffer)[0]:
                 self._read_pieces(level, (x, y), buffer[0])
-            inside = Image.fromarray(buffer[0, : high - y, : wide - x])
-            small = np.asarray(inside.reduce(shrink) if shrink > 1 else inside)
+            small = buffer[0, : high - y, : wide - x]
+            if shrink > 1:
+                small = np.asarray(Image.fromarray(small).reduce(shrink))
             canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
         covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
         return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))

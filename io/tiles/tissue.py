@@ -1,7 +1,7 @@
 """Where the tissue is, seen on a thumbnail: classical, deterministic, no weights."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ DARK_CONTRAST = 24  # grey levels brighter than a dark background
 CLOSE_UM = 8.0  # gaps up to twice this between tissue pixels belong to the tissue
 HOLE_UM2 = 20_000.0  # a smaller hole (a gland, a vessel) belongs to the tissue
 SPECK_UM2 = 2_000.0  # anything smaller is dust
+TISSUE_COLOUR, TILE_COLOUR = (0, 170, 60), (30, 80, 220)
+LEAST_BOX_PX = 8  # smaller tiles are tinted on the overlay: their edges would hide the tissue
 BLACK = 10  # brightfield pixels darker than this in all channels are a scanner's padding
 
 
@@ -47,13 +49,16 @@ def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float) -> TissueMask:
         thumbnail: uint8 [h, w, 3].
         um_per_px: µm per px of the thumbnail; sizes of gaps, holes and dust are in µm.
     """
-    brightest, darkest = _across(np.maximum, thumbnail), _across(np.minimum, thumbnail)
+    # one plane after the other: numpy is ten times as quick on whole planes
+    planes = [np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3)]
+    brightest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+    darkest = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
     glass = (darkest > 190) & (brightest - darkest < 20)
     if (brightest < 64).mean() > 0.3 and glass.mean() < 0.1:
         seen = _on_dark(brightest)
         note = "dark background: only what is brighter than it was taken as tissue"
     else:
-        seen = (_darker_than_glass(thumbnail, glass) > CONTRAST) & (brightest >= BLACK)
+        seen = _darker_than_glass(planes, glass, darkest) & (brightest >= BLACK)
         note = None
     mask = _clean(seen, um_per_px)
     if not mask.any():
@@ -64,37 +69,69 @@ def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float) -> TissueMask:
 def overlay(
     thumbnail: NDArray[np.uint8], tissue: TissueMask, grid: "TileGrid", info: SlideInfo
 ) -> Image.Image:
-    """The thumbnail with the tissue's outline (green) and the tiles' boxes (blue)."""
-    from PIL import ImageDraw
-    from scipy import ndimage
+    """The thumbnail with the tissue's outline (green) and the tiles (blue).
 
+    Tiles are boxes; where a box would be all edge, their area is tinted and outlined as one.
+
+    Args:
+        thumbnail: uint8 [h, w, 3] of the whole slide, at least as large as the mask.
+        tissue: What `find_tissue` saw.
+        grid: The tiles.
+        info: The slide's facts.
+    """
+    high, wide = thumbnail.shape[:2]
     picture = thumbnail.copy()
-    edge = tissue.mask & ~ndimage.binary_erosion(tissue.mask, iterations=2)
-    picture[edge] = (0, 170, 60)
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    wide, high = info.level_dimensions[grid.level]
-    right, down = image.width / wide, image.height / high
-    for x, y in grid.xy.tolist():
-        box = (x * right, y * down, (x + grid.read_px) * right - 1, (y + grid.read_px) * down - 1)
-        draw.rectangle(tuple(map(round, box)), outline=(30, 80, 220))
-    return image
+    mask = tissue.mask
+    if mask.shape != (high, wide):
+        mask = np.asarray(Image.fromarray(mask).resize((wide, high), Image.Resampling.NEAREST))
+    picture[_edge(mask, 2)] = TISSUE_COLOUR
+    level_wide, level_high = info.level_dimensions[grid.level]
+    columns, rows = -(-level_wide // grid.read_px), -(-level_high // grid.read_px)
+    kept = np.zeros((rows, columns), np.bool_)
+    kept[grid.xy[:, 1] // grid.read_px, grid.xy[:, 0] // grid.read_px] = True
+    column, row = (
+        ((np.arange(side) + 0.5) * (full / side) / grid.read_px).astype(np.int64)
+        for side, full in ((wide, level_wide), (high, level_high))
+    )
+    tiled = kept[row[:, None], column]
+    if grid.read_px * wide < LEAST_BOX_PX * level_wide:
+        blue = np.array(TILE_COLOUR, np.uint16)
+        picture[tiled] = (picture[tiled] * np.uint16(2) + blue) // 3
+        drawn = _edge(tiled, 1)
+    else:
+        ends_x, ends_y = (
+            np.diff(index, prepend=-1).astype(np.bool_) | np.diff(index, append=-1).astype(np.bool_)
+            for index in (column, row)
+        )
+        drawn = tiled & (ends_x | ends_y[:, None])
+    picture[drawn] = TILE_COLOUR
+    return Image.fromarray(picture)
 
 
-def _darker_than_glass(thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_]) -> NDArray[np.int16]:
-    scanned = glass & (_across(np.minimum, thumbnail) < 254)
+def _edge(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
+    """Where a mask ends within some px; beyond the picture it goes on."""
+    inner = mask.copy()
+    for _ in range(px):
+        now = inner.copy()
+        inner[1:] &= now[:-1]
+        inner[:-1] &= now[1:]
+        inner[:, 1:] &= now[:, :-1]
+        inner[:, :-1] &= now[:, 1:]
+    return mask & ~inner
+
+
+def _darker_than_glass(
+    planes: list[NDArray[np.uint8]], glass: NDArray[np.bool_], darkest: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    scanned = glass & (darkest < 254)
     if scanned.sum() < 0.01 * glass.size:
         scanned = glass
-    colour = [
-        np.bincount(thumbnail[scanned, channel], minlength=256).argmax() if scanned.any() else 255
-        for channel in range(3)
-    ]
-    return _across(np.maximum, np.array(colour, np.int16) - thumbnail)
-
-
-def _across(choose: np.ufunc, pixels: NDArray[Any]) -> NDArray[Any]:
-    """Largest or least of three channels, ten times as quick as a reduction of so short an axis."""
-    return np.asarray(choose(choose(pixels[..., 0], pixels[..., 1]), pixels[..., 2]))
+    among = Image.fromarray(scanned.view(np.uint8))
+    seen = np.zeros(glass.shape, np.bool_)
+    for plane in planes:
+        counts = Image.fromarray(plane).histogram(among) if scanned.any() else [0] * 255 + [1]
+        seen |= plane < max(int(np.argmax(counts)) - CONTRAST, 0)
+    return seen
 
 
 def _on_dark(brightest: NDArray[np.uint8]) -> NDArray[np.bool_]:
