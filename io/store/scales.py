@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,11 @@ class _Joined(StorePart):
     def _rows(self, slide_id: str, start: int, stop: int) -> list[npt.NDArray[np.int64]]:
         """Per scale the row of each tile, or of the tile it lies in."""
         rows = [np.arange(start, stop)]
-        for scale in self._scales[:-1]:
-            rows.append(scale.parent(slide_id)[rows[-1]].astype(np.int64))
+        for fine, coarse in pairwise(self._scales):
+            parent = fine.parent(slide_id)[rows[-1]].astype(np.int64)
+            if ((parent < 0) | (parent >= coarse.record(slide_id).num_tiles)).any():
+                raise self._reader(slide_id).damaged("a tile lies in one that does not exist")
+            rows.append(parent)
         return rows
 
     def status(self, slide_id: str) -> npt.NDArray[np.uint8]:

@@ -191,3 +191,10 @@ def test_joined_scales_are_each_tile_with_those_it_lies_in(
     np.testing.assert_array_equal(chunks, features[good])
     with pytest.raises(UsageError, match="has one scale"):
         join_scales(open_store(BEFORE))
+
+
+def test_a_parent_that_does_not_exist_is_damage(store: FeatureStore) -> None:
+    attempt = store.path / "slides" / "s" / store.record("s").attempt
+    zarr.open_group(attempt, mode="r+")["mpp-1/parent"][7] = -1  # with a checksum that fits
+    with pytest.raises(StoreError, match="lies in one that does not exist"):
+        join_scales(store).features("s")
