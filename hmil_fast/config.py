@@ -34,6 +34,8 @@ class TrainConfig:
         mpp: µm per px of the features, where the store has several scales; 0 is the finest.
         scales: "one", that of mpp, or "all": the finest tiles, each with the features of the
             coarser tiles that it lies in behind its own.
+        views: Augmented views of the store to train on: each time a slide is drawn, it is in one
+            of them or as it is. Validation and prediction take the tiles as they are.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
         patience: Epochs without a better validation score (balanced accuracy of the leaves; then
@@ -59,6 +61,7 @@ class TrainConfig:
     folds: int = 5
     mpp: float = 0.0
     scales: str = "one"
+    views: int = 0
     seed: int = 0
     epochs: int = 200
     patience: int = 30
@@ -110,6 +113,7 @@ class TrainConfig:
                 self.scales == "one" or (self.scales == "all" and not self.mpp),
                 "choose one, or all and leave out mpp",
             ),
+            "views": (0 <= self.views <= 64, "give 0 to 64"),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
             "patience": (self.patience >= 1, "give at least 1"),

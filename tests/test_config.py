@@ -180,7 +180,7 @@ def test_a_file_of_references_cannot_fill_the_message(tmp_path: Path) -> None:
 def test_the_fingerprint_tells_any_two_settings_apart() -> None:
     changes: dict[str, Any] = {
         "model": "mean", "baseline": "none", "preset": "released", "folds": 3, "mpp": 2.0,
-        "scales": "all", "seed": 1,
+        "scales": "all", "views": 2, "seed": 1,
         "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
         "cache": "map", "precision": "bf16", "device": "cpu",

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_VIEWS = 86  # sets the stream of views apart: a seed's trailing zeros would count for nothing
+
 
 def epoch_batches(
     lengths: NDArray[np.int64],
@@ -42,6 +44,21 @@ def epoch_batches(
         batches[-1].append(i)
         used += length
     return batches
+
+
+def draw_views(
+    batches: Sequence[Sequence[int]], views: int, seed: Sequence[int]
+) -> list[NDArray[np.int64]]:
+    """The view that each bag of each batch is seen in: 0 as it is, else 1 to `views`.
+
+    Args:
+        batches: Of a whole epoch.
+        views: How many there are beside the plain one.
+        seed: The same numbers draw the same views; another stream than the order's.
+    """
+    sizes = [len(batch) for batch in batches]
+    drawn = np.random.default_rng((*seed, _VIEWS)).integers(1 + views, size=sum(sizes))
+    return np.split(drawn, np.cumsum(sizes)[:-1])
 
 
 def _balanced(leaves: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:

@@ -91,7 +91,7 @@ def train_and_evaluate(
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
         if cache is None:
-            cache = _features(store, run, err)
+            cache = _features(store, run, err, config.views)
             if not ranks.rank():
                 warn_of_near_duplicates(folds, cache, say)
         for fold in range(len(folds)):
@@ -202,13 +202,13 @@ def _print(metrics: dict[str, Any]) -> None:
         console.print(f"conformal answers: {metrics['conformal']['note']}", markup=False)
 
 
-def _features(store: FeatureStore, run: Run, err: Console) -> FeatureCache:
+def _features(store: FeatureStore, run: Run, err: Console, views: int = 0) -> FeatureCache:
     """The features of a run's slides, where its settings want them."""
     # slides that are tested together lie together: they are predicted without a copy
     tested = [slide_id for fold in run.folds for slide_id in fold.test]
     together = dict.fromkeys([*tested, *(slide.slide_id for slide in run.slides)])
     device = pick_device(run.config.device)
-    cache = FeatureCache(store, list(together), run.path, run.config.cache, device)
+    cache = FeatureCache(store, list(together), run.path, run.config.cache, device, views)
     err.print(f"features: {cache.describe()}")
     return cache
 

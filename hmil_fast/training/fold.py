@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.feature_dropout import drop_features
-from hmil_fast.bags.sampler import epoch_batches, split_batch
+from hmil_fast.bags.sampler import draw_views, epoch_batches, split_batch
 from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, is_bf16
 from hmil_fast.errors import Stopped, UsageError
@@ -171,15 +171,17 @@ class FoldTrainer:
         lengths = self.cache.lengths[self.train_bags]
         leaves = self.targets[self.train_bags, -1].numpy() if config.balance == "leaf" else None
         batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, leaves)
+        views = draw_views(batches, config.views, seed)[self.step :]
         batches = batches[self.step :]
         deals = [split_batch(lengths[batch], ranks.world_size())[ranks.rank()] for batch in batches]
+        slides = len(self.cache.slide_ids)
         own = [
-            self.train_bags[batch][deal].tolist()
-            for batch, deal in zip(batches, deals, strict=True)
+            (self.train_bags[batch] + slides * view)[deal].tolist()
+            for batch, view, deal in zip(batches, views, deals, strict=True)
         ]
         # one copy an epoch: a step copies nothing but features
         targets = self.targets[
-            torch.tensor([i for chosen in own for i in chosen], dtype=torch.int64)
+            torch.tensor([i % slides for chosen in own for i in chosen], dtype=torch.int64)
         ]
         targets = targets.to(self.device, non_blocking=True)
         targets_of = torch.split(targets, [len(chosen) for chosen in own])
