@@ -92,7 +92,7 @@ class Run:
             raise UsageError(
                 f"the store {store.path} is not of the kind that the run {self.path} was trained "
                 f"on: {'; '.join(f'{n} is {a!r}, was {b!r}' for n, a, b in unlike)}",
-                "extract these slides with the run's --encoder, --weights, --tile and --mpp",
+                "extract these slides with the run's --encoder, --weights, --tile and every --mpp",
             )
         return store
 

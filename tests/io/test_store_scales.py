@@ -198,3 +198,18 @@ def test_a_parent_that_does_not_exist_is_damage(store: FeatureStore) -> None:
     zarr.open_group(attempt, mode="r+")["mpp-1/parent"][7] = -1  # with a checksum that fits
     with pytest.raises(StoreError, match="lies in one that does not exist"):
         join_scales(store).features("s")
+
+
+def test_scales_in_an_object_store(s3: str) -> None:
+    store = create_store(s3, StoreSpec(8, "float16", ENCODER, TILING | {"coarser": [2.0]}))
+    (fine, corners, status), (coarse, more, others) = rows(0, 1600), rows(1, 100)
+    with store.writer("s", 1600, {}, [(100, {"level": 2})]) as writer:
+        writer.append(coarse, 1)
+        writer.append(fine)
+        coords, bad = np.concatenate([corners, more]), np.concatenate([status, others])
+        writer.commit(coords, bad, parent=np.arange(1600) // 16)
+    store = open_store(s3)
+    coarse[others > 0] = 0
+    np.testing.assert_array_equal(at_scale(store, 2.0).features("s"), coarse)
+    np.testing.assert_array_equal(join_scales(store).features("s")[:, 8:], coarse.repeat(16, 0))
+    assert [finding.ok for finding in store.verify()] == [True]
