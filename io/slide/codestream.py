@@ -1,8 +1,9 @@
 """Whether a tile's raw bytes can be a whole JPEG or JPEG 2000 image.
 
-cuCIM decodes a corrupt JPEG tile to whatever lay in memory and says nothing, so every source tile
-is looked at once before it is decoded.  A flipped byte inside the entropy-coded data is still a
-legal JPEG: no decoder can tell.
+A decoder fills up what it cannot read and says nothing (cuCIM even with whatever lay in memory), so
+every source tile is looked at before it is decoded.  A flipped byte inside the entropy-coded data
+mostly makes another legal JPEG, wrong from there on: OpenSlide, which heeds libjpeg's warnings,
+notices some of those, the others none.
 """
 
 import re
@@ -14,51 +15,109 @@ _PACKET_MARKER = re.compile(rb"\xff[\x90\x93-\xff]", re.DOTALL)
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _SEGMENTS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))) | _FRAMES
 _BETWEEN_SCANS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE))
+_QUANTISATION, _HUFFMAN = 0xDB, 0xC4
+# tables are noted by number: quantisation from 0, Huffman's from these
+_DC, _AC = 0x100, 0x200
+_DEFAULT_TABLES = (_DC, _DC + 1, _AC, _AC + 1)  # libjpeg takes the standard's where none is given
 # Adobe's segment with transform 0: three channels that are RGB as they are
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
-def whole_jpeg(data: bytes, size: tuple[int, int]) -> bool:
+def whole_jpeg(data: bytes, size: tuple[int, int], tables: bytes = b"") -> bool:
     """Whether `data` is SOI, legal segments, scans and EOI, of three channels.
 
     Args:
-        data: The tile's bytes (an abbreviated stream: its tables may lie elsewhere).
+        data: The tile's bytes.
         size: (width, height) in px that its frame header must state: a larger frame would make a
             decoder write past its tile.
+        tables: The TIFF's JPEGTables, of which an abbreviated stream may make use.
     """
-    if data[:2] != b"\xff\xd8":
+    # a block takes two bits at least, so no picture has this many zeros: a part was never written
+    if data[:2] != b"\xff\xd8" or bytes(max(1024, size[0] * size[1] // 64)) in data:
         return False
-    at, frame, scans = 2, 0, 0
+    known = set(_DEFAULT_TABLES)
+    _define_all(tables, known)
+    at, scans = 2, 0
+    frame: dict[int, int] = {}  # component to quantisation table
+    progressive = False
     while True:
         while data[at : at + 2] == b"\xff\xff":
             at += 1
-        if len(data) < at + 2 or data[at] != 0xFF:
-            return False
+        if len(data) < at + 4 or data[at] != 0xFF:
+            # an end amid the data is damage; a little padding is not
+            return scans > 0 and data[at : at + 2] == b"\xff\xd9"
         kind = data[at + 1]
         if kind == 0xD9:
-            # an end amid the data is damage; a little padding is not
             return scans > 0 and (len(data) - at < 64 or not data[at + 2 :].strip(b"\0"))
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         end = at + 2 + length
         if length < 2 or end > len(data) or kind not in (_BETWEEN_SCANS if scans else _SEGMENTS):
             return False
-        if kind in _FRAMES:
-            shape = (
-                int.from_bytes(data[at + 7 : at + 9], "big"),
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-            )
-            if frame or length < 17 or data[at + 4] != 8 or data[at + 9] != 3 or shape != size:
-                return False
-            frame = kind
+        body = data[at + 4 : end]
         at = end
-        if kind == 0xDA:
-            if not frame or (scans and frame != 0xC2):
+        if kind in _FRAMES:
+            if frame or not _good_frame(body, size):
+                return False
+            frame = {body[n]: body[n + 2] for n in (6, 9, 12)}
+            progressive = kind == 0xC2
+        elif kind in (_QUANTISATION, _HUFFMAN):
+            if not _define(kind, body, known):
+                return False
+        elif kind == 0xDA:
+            if (scans and not progressive) or not _good_scan(body, frame, known, progressive):
                 return False
             scans += 1
             marker = _MARKER.search(data, at)
             if marker is None:
                 return False
             at = marker.start()
+
+
+def _good_frame(body: bytes, size: tuple[int, int]) -> bool:
+    """Eight bits, three channels, the size, and sampling factors that a decoder takes."""
+    shape = int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
+    if len(body) != 15 or body[0] != 8 or body[5] != 3 or shape != size:
+        return False
+    return all(1 <= body[n] >> 4 <= 4 and 1 <= body[n] & 15 <= 4 for n in (7, 10, 13))
+
+
+def _good_scan(body: bytes, frame: dict[int, int], known: set[int], progressive: bool) -> bool:
+    """Whether the scan's components and all tables that they name are there."""
+    count = body[0] if body else 0
+    if not 1 <= count <= 3 or len(body) != 4 + 2 * count:
+        return False
+    first, last = body[-3:-1]
+    if progressive and (first > last or last > 63 or (first == 0 and last > 0)):
+        return False
+    for component, choice in zip(body[1:-3:2], body[2:-3:2], strict=True):
+        if component not in frame or frame[component] not in known:
+            return False
+        needed = {_DC + (choice >> 4), _AC + (choice & 15)}
+        if not progressive and not needed <= known:
+            return False
+    return True
+
+
+def _define_all(tables: bytes, known: set[int]) -> None:
+    at = 2
+    while len(tables) >= at + 4 and tables[at + 1] != 0xD9:
+        end = at + 2 + int.from_bytes(tables[at + 2 : at + 4], "big")
+        _define(tables[at + 1], tables[at + 4 : end], known)
+        at = end
+
+
+def _define(kind: int, body: bytes, known: set[int]) -> bool:
+    """Note the tables that a segment defines; whether it is made of whole ones."""
+    at = 0
+    while at < len(body):
+        high, low = body[at] >> 4, body[at] & 15
+        if kind == _QUANTISATION:
+            known.add(low)
+            at += 65 + 64 * high
+        else:
+            known.add((_AC if high else _DC) + low)
+            at += 17 + sum(body[at + 1 : at + 17])
+    return at == len(body)
 
 
 def full_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:

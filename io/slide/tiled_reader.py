@@ -72,6 +72,9 @@ class TiledReader(BaseReader):
         if level.compression == UNCOMPRESSED:
             whole = len(data) == 3 * pixels
         else:
-            check = whole_jpeg if level.compression == JPEG else whole_jpeg2000
-            whole = len(data) == count and check(data, level.tile)
+            whole = len(data) == count and (
+                whole_jpeg(data, level.tile, level.tables)
+                if level.compression == JPEG
+                else whole_jpeg2000(data, level.tile)
+            )
         return data, TileStatus.OK if whole else TileStatus.CORRUPT

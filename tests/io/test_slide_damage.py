@@ -1,18 +1,22 @@
 """Bad files and bad tiles: one line for a person, never a crash, never garbage pixels."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.io.slide import TileStatus, open_slide
+from hmil_fast.io.slide.codestream import whole_jpeg
 
 SlideFile = Callable[[str], Path]
 
@@ -147,14 +151,30 @@ def enlarge_frame(raw: bytearray, at: int, count: int) -> None:
     raw[frame + 5 : frame + 9] = b"\x40\x00\x40\x00"
 
 
-@pytest.mark.parametrize("damage", [scramble, cut_tile_bytes, enlarge_frame])
-@pytest.mark.parametrize("grid", [200])
+def leave_hole(raw: bytearray, at: int, count: int) -> None:
+    raw[at + count // 2 : at + count // 2 + 4096] = bytes(4096)
+
+
+def spoil_sampling(raw: bytearray, at: int, count: int) -> None:
+    raw[raw.index(b"\xff\xc0", at, at + count) + 11] = 0
+
+
+def name_no_table(raw: bytearray, at: int, count: int) -> None:
+    raw[raw.index(b"\xff\xda", at, at + count) + 6] = 0x77
+
+
+@pytest.mark.parametrize("reader", ["nvimagecodec", "cucim"])
+@pytest.mark.parametrize(
+    "damage",
+    [scramble, cut_tile_bytes, enlarge_frame, leave_hole, spoil_sampling, name_no_table],
+)
 def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
     slide_file: SlideFile,
     tmp_path: Path,
     damage: Callable[[bytearray, int, int], None],
-    grid: int,
+    reader: str,
 ) -> None:
+    grid = 200
     path = slide_file("cmu1_small_pyramid.tif")
     with tifffile.TiffFile(path) as tiff:
         across = -(-2220 // 256)
@@ -166,7 +186,7 @@ def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
     hurt.write_bytes(raw)
     xy = np.array([(x, y) for y in range(0, 2967, grid) for x in range(0, 2220, grid)], np.int64)
     bad, good = (np.empty((len(xy), grid, grid, 3), np.uint8) for _ in range(2))
-    with open_slide(hurt) as slide:
+    with open_slide(hurt, reader=reader) as slide:
         status = slide.read(0, xy, grid, bad)
     with open_slide(path) as slide:
         slide.read(0, xy, grid, good)
@@ -176,6 +196,16 @@ def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
     assert set(status[touches].tolist()) == {TileStatus.CORRUPT}
     assert (bad[touches] == 255).all()
     assert np.array_equal(bad[~touches], good[~touches])
+
+
+@pytest.mark.parametrize("side", [64, 256, 1024, 2048])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_blank_tile_is_no_hole(side: int, optimize: bool) -> None:
+    for value, subsampling in product((0, 128, 255), (0, 2)):
+        blank = Image.new("RGB", (side, side), (value,) * 3)
+        buffer = io.BytesIO()
+        blank.save(buffer, "JPEG", optimize=optimize, subsampling=subsampling)
+        assert whole_jpeg(buffer.getvalue(), (side, side))
 
 
 def test_a_corrupt_jpeg2000_tile(slide_file: SlideFile, tmp_path: Path) -> None:
