@@ -41,6 +41,8 @@ def noise(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     """A weight of a size that lets signals through; vectors of the wrong place would be seen."""
     value = torch.from_numpy(np.asarray(noise(name, shape)))
+    if len(shape) == 3 and shape[0] == 1:  # tokens and positions
+        return value
     if len(shape) > 1:
         return value * (3 / max(1, np.prod(shape[1:]))) ** 0.5
     plain = name.endswith(("bias", "running_mean"))
