@@ -82,6 +82,9 @@ class TrainConfig:
     coarse: str | None = None
     readout: str | None = None
     feature_dropout: float | None = None
+    lr_schedule: str | None = None
+    warmup: float | None = None
+    ema: float | None = None
     label_smoothing: float | None = None
     class_weights: str | None = None
     curriculum: str | None = None

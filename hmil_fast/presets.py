@@ -12,6 +12,7 @@ CHOICES = {
     "readout": ("paper", "evidence"),
     "class_weights": ("none", "balanced"),
     "curriculum": ("linear", "square", "constant"),
+    "lr_schedule": ("constant", "cosine"),
     "hba": ("nll", "released", "none"),
     "ham": ("sum", "mean", "none"),
     "supcon": ("leaf", "levels", "released", "none"),
@@ -42,6 +43,11 @@ class LossSettings:
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
         feature_dropout: Share of the features' entries that a training step leaves out. The loss
             does not read it.
+        lr_schedule: Of the learning rate: "constant", or "cosine", which falls to 0 at `epochs`.
+            This, warmup and ema are of training; the loss does not read them.
+        warmup: Share of all epochs over which the learning rate rises to what it is given as.
+        ema: Decay a step of the moving average of the weights, which is what is validated, saved
+            and exported; 0 takes the weights as they are.
         label_smoothing: ε spread evenly over the classes, in hierarchy and in the heads.
         class_weights: "balanced": a bag weighs n / (classes · n of its leaf) in hierarchy.
         curriculum: Falling weight: "linear" 1 − p, "square" 1 − p²; the rising one is what it lacks
@@ -64,6 +70,9 @@ class LossSettings:
     coarse: str
     readout: str
     feature_dropout: float
+    lr_schedule: str
+    warmup: float
+    ema: float
     label_smoothing: float
     class_weights: str
     curriculum: str
@@ -87,6 +96,8 @@ class LossSettings:
             checks[name] = (0 <= getattr(self, name) < inf, "give 0 or more")
         checks["soft_beta"] = (0 < self.soft_beta < inf, "give a positive number")
         checks["feature_dropout"] = (0 <= self.feature_dropout < 1, "give 0 or more, less than 1")
+        checks["warmup"] = (0 <= self.warmup < 1, "give 0 or more, less than 1")
+        checks["ema"] = (0 <= self.ema < 1, "give 0 or more, less than 1")
         checks["label_smoothing"] = (0 <= self.label_smoothing < 1, "give 0 or more, less than 1")
         checks["tau"] = (0 < self.tau < inf, "give a positive number")
         checks["supcon_memory"] = (0 <= self.supcon_memory <= 65_536, "give 0 to 65536")
@@ -106,6 +117,9 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "coarse":            ("sum",      "head",   "head"),
     "readout":           ("evidence", "paper",  "paper"),
     "feature_dropout":   (0.25,       0.0,      0.0),
+    "lr_schedule":       ("cosine",   "constant", "constant"),
+    "warmup":            (0.1,        0.0,      0.0),
+    "ema":               (0.95,       0.0,      0.0),
     "label_smoothing":   (0.05,       0.0,      0.0),
     "class_weights":     ("none",     "none",   "none"),
     "curriculum":        ("constant", "linear", "square"),

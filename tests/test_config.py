@@ -186,6 +186,7 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "cache": "map", "precision": "bf16", "device": "cpu",
         "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "head",
         "readout": "paper", "feature_dropout": 0.9, "label_smoothing": 0.9,
+        "lr_schedule": "constant", "warmup": 0.9, "ema": 0.9,
         "class_weights": "balanced", "curriculum": "linear",
         "coarse_weight": 0.9, "hba": "nll", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
         "supcon": "leaf", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,

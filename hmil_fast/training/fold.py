@@ -21,6 +21,7 @@ from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 from hmil_fast.losses import HmilLoss
 from hmil_fast.training import ranks
+from hmil_fast.training.average import WeightAverage
 from hmil_fast.training.checkpoint import (
     group_of,
     load_module,
@@ -30,6 +31,7 @@ from hmil_fast.training.checkpoint import (
     sweep_partials,
 )
 from hmil_fast.training.predict import build_for_run, chunk_rows, fold_predictions, forward
+from hmil_fast.training.rate import rate_factor
 from hmil_fast.training.run_folder import Run, write_predictions
 from hmil_fast.training.validation import leaf_targets, validate
 
@@ -84,7 +86,9 @@ class FoldTrainer:
         self.model = build_for_run(run).to(device)
         leaves = self.targets[self.train_bags, -1]
         counts = torch.bincount(leaves, minlength=len(run.tree.leaves)).tolist()
-        self.loss = HmilLoss(run.tree, loss_settings(config), counts).to(device)
+        self.preset = loss_settings(config)
+        self.loss = HmilLoss(run.tree, self.preset, counts).to(device)
+        self.average = WeightAverage(self.model, self.preset.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -119,7 +123,7 @@ class FoldTrainer:
             instances, bags = self._train_epoch(stopped)
             seconds = time.perf_counter() - start
             terms = self._means()
-            val = validate(self.run, self.model, self.cache, self.val_bags, self.targets)
+            val = validate(self.run, self.average.model, self.cache, self.val_bags, self.targets)
             if self.best["epoch"] < 0 or _score(val) > _score(self.best):
                 self.best = {"epoch": self.epoch, **val}
                 self._save("best.safetensors")
@@ -172,7 +176,8 @@ class FoldTrainer:
         leaves = self.targets[self.train_bags, -1].numpy() if config.balance == "leaf" else None
         batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, leaves)
         views = draw_views(batches, config.views, seed)[self.step :]
-        batches = batches[self.step :]
+        first = self.step
+        batches = batches[first:]
         deals = [split_batch(lengths[batch], ranks.world_size())[ranks.rank()] for batch in batches]
         slides = len(self.cache.slide_ids)
         own = [
@@ -195,12 +200,19 @@ class FoldTrainer:
                 # a step's randomness is a function of its number: there is no state to keep
                 draw = np.random.default_rng((*seed, self.step, ranks.rank()))
                 torch.manual_seed(int(draw.integers(2**31)))
+                self._set_rate((self.step + 0.5) / (first + len(batches)))
                 self._train_step(x, bags, y, len(chosen) / len(batch))
                 self.step += 1
                 if batch is not batches[-1]:
                     self._save_or_stop(stopped)
         everything = np.concatenate(batches)
         return int(lengths[everything].sum()), len(everything)
+
+    def _set_rate(self, done: float) -> None:
+        """Of the optimiser, with this share of the epoch behind it."""
+        factor = rate_factor(self.preset, (self.epoch + done) / self.run.config.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.config.lr * factor
 
     def _train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
         """One step; nothing in it makes the host wait for the device.
@@ -212,7 +224,7 @@ class FoldTrainer:
             share: These bags over those of the step.
         """
         config = self.run.config
-        x = drop_features(x, loss_settings(config).feature_dropout)
+        x = drop_features(x, self.preset.feature_dropout)
         with amp(self.device, config.precision):
             output = forward(self.model, x, bags, targets)
         output = ranks.weigh(output, share)
@@ -221,6 +233,7 @@ class FoldTrainer:
         terms.total.backward()
         ranks.average_gradients(self.model.parameters())
         self.optimizer.step()
+        self.average.update()
         for name, value in {"total": terms.total.detach(), **terms.terms}.items():
             part = value * share if share else torch.zeros_like(value)  # no bags have no mean
             self._sums[name] = self._sums[name] + part if name in self._sums else part
@@ -251,10 +264,12 @@ class FoldTrainer:
             return
         state = {"epoch": self.epoch, "best": self.best, "fingerprint": self._fingerprint()}
         if not resumable:
-            save_checkpoint(self.path / name, self.model, state)
+            save_checkpoint(self.path / name, self.average.model, state)
             return
         more = {"loss": self.loss.state_dict(), "sums": sums}
-        state["step"] = self.step
+        if self.preset.ema:
+            more["average"] = self.average.model.state_dict()
+        state |= {"step": self.step, "steps": self.average.steps}
         save_checkpoint(self.path / name, self.model, state, self.optimizer, more)
 
     def _resume(self) -> None:
@@ -268,6 +283,9 @@ class FoldTrainer:
             return  # the best weights are lost, and come back from the start only
         restore(tensors, self.model, self.optimizer)
         load_module(self.loss, group_of(tensors, "loss"))
+        if self.preset.ema:
+            load_module(self.average.model, group_of(tensors, "average"))
+        self.average.steps = state["steps"]
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         for name, value in group_of(tensors, "sums").items():
             self._sums[name] = value.to(self.device) * (ranks.rank() == 0)

@@ -143,11 +143,13 @@ def test_a_stop_ends_the_running_step_and_keeps_everything(
     again = trainer(run, cohort, tmp_path)
     assert (again.epoch, again.step, again.best) == (one.epoch, one.step, one.best)
     assert again._sums == one._sums
+    assert again.average.steps == one.average.steps == 2
     moments = [each.optimizer.state_dict()["state"] for each in (again, one)]
     assert moments[0].keys() == moments[1].keys()
     for ours, theirs in (
         (again.model.state_dict(), one.model.state_dict()),
         (again.loss.state_dict(), one.loss.state_dict()),
+        (again.average.model.state_dict(), one.average.model.state_dict()),
         *((moments[0][i], moments[1][i]) for i in moments[0]),
     ):
         assert ours.keys() == theirs.keys()
