@@ -84,8 +84,9 @@ def with_temperature(p: Floats, temperature: float) -> Floats:
 def fit_temperature(y: Ints, p: Floats) -> float:
     """The temperature under which held-out slides are likeliest (Guo et al. 2017).
 
-    A weak prior, log T ~ N(0, 1), weighs as much as one slide that is surely wrong. Without it
-    a few slides that are all right would ask for a temperature of zero.
+    The prior log T ~ N(0, 1/4) holds it near 1 on few slides, which without it would ask for
+    anything: for zero, if all are right. On 8 to 20 simulated slides it gave a better likelihood
+    than N(0, 1) wherever the model was less than three times too sure.
 
     Args:
         y: True classes of slides that the model was not trained on, int [n].
@@ -105,7 +106,7 @@ def fit_temperature(y: Ints, p: Floats) -> float:
         z = logits / np.exp(log_t)
         top = z.max(axis=1)
         lse = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
-        return float((lse - z[np.arange(len(y)), y]).sum() + log_t**2 / 2)
+        return float((lse - z[np.arange(len(y)), y]).sum() + 2 * log_t**2)
 
     found = minimize_scalar(loss, bounds=(-_LOG_T, _LOG_T), method="bounded")
     return float(np.exp(found.x))

@@ -69,8 +69,8 @@ def test_the_temperature_that_was_taken_away_is_found(temperature: float) -> Non
 def test_a_few_slides_that_are_all_right_ask_for_no_extreme() -> None:
     p = np.full((6, 3), 0.05)
     p[np.arange(6), np.arange(6) % 3] = 0.9
-    assert 0.3 < fit_temperature(np.arange(6) % 3, p) < 1
-    assert 1 < fit_temperature((np.arange(6) + 1) % 3, p) < 20
+    assert 0.6 < fit_temperature(np.arange(6) % 3, p) < 1
+    assert 1 < fit_temperature((np.arange(6) + 1) % 3, p) < 5
     assert fit_temperature(np.zeros(0, int), np.zeros((0, 3))) == 1
 
 
