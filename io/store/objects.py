@@ -29,7 +29,7 @@ _FIXES = {
     r"NoSuchBucket|ContainerNotFound|bucket does not exist": (
         "Create the bucket, or correct its name."
     ),
-    r"169\.254\.169\.254|169\.254\.170\.2|metadata|Account must be specified": (
+    r"169\.254\.|/latest/api/token|Missing AccessKeyId|Missing SecretAccessKey|Account must be": (
         "Set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
         "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY)."
     ),

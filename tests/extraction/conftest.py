@@ -14,7 +14,7 @@ from hmil_fast.extraction.encoders import Encoder, load_encoder
 from hmil_fast.io.store import open_store, slide_dirname
 
 # on two busy cores OpenMP's barriers cost ten times what the second thread gives
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -28,7 +28,12 @@ def command(*args: object) -> list[str]:
 def cli() -> Cli:
     def run(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            command(*args), env=ENV | env, capture_output=True, text=True, timeout=120, check=False
+            command(*args),
+            env=os.environ | ENV | env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -44,7 +49,7 @@ def start() -> Iterator[Start]:
         running.append(
             subprocess.Popen(
                 command(*args),
-                env=ENV,
+                env=os.environ | ENV,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
