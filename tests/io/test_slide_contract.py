@@ -1,6 +1,8 @@
 """What every reader must do alike: pixels, bad tiles, edges, batches, threads, handles."""
 
 import io
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -206,6 +208,32 @@ def test_a_cut_off_file_is_refused(slide_file: SlideFile, tmp_path: Path, reader
         cut.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(SlideError, match="damaged or cut off"):
             open_slide(cut, reader=reader)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_shrinks_meanwhile(slide_file: SlideFile, tmp_path: Path, reader: str) -> None:
+    path = tmp_path / "shrinks.tif"
+    shutil.copy(slide_file(PYRAMID), path)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = tiff.pages[0].dataoffsets
+    kept = len(offsets) // 2
+    xy = np.array([(n % 9 * 256, n // 9 * 256) for n in range(len(offsets))], np.int64)
+    with open_slide(path, reader=reader) as slide:
+        os.truncate(path, offsets[kept])
+        status = slide.read(0, xy, 256, np.empty((len(xy), 256, 256, 3), np.uint8))
+    assert np.array_equal(status > 0, np.arange(len(xy)) >= kept)
+
+
+@pytest.mark.parametrize("reader", ["nvimagecodec", "cucim"])
+def test_a_disk_that_fails_ends_the_slide_and_no_thread_waits(
+    slide_file: SlideFile, reader: str
+) -> None:
+    slide = open_slide(slide_file(PYRAMID), reader=reader)
+    grid = plan_grid(slide.info, TileSpec(200, 0.499, min_tissue=0), EVERYWHERE)
+    os.close(slide._file)  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        list(decode_tiles(slide, grid, batch=64, threads=2))
+    assert not [thread for thread in threading.enumerate() if "decode" in thread.name]
 
 
 @pytest.mark.parametrize("reader", READERS)

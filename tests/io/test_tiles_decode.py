@@ -60,6 +60,29 @@ def test_part_of_the_grid(mosaic: tuple[SlideReader, TileGrid]) -> None:
     assert list(decode_tiles(slide, grid, batch=16, threads=2, rows=slice(7, 7))) == []
 
 
+def test_several_scales_come_together_from_the_top_down(
+    mosaic: tuple[SlideReader, TileGrid],
+) -> None:
+    slide, coarse = mosaic
+    everywhere = TissueMask(np.ones((8, 10), np.bool_), 300.0, None)
+    specs = (TileSpec(224, 0.5, min_tissue=0), TileSpec(100, 0.5, min_tissue=0.5))
+    grids = [coarse, *(plan_grid(slide.info, spec, everywhere) for spec in specs)]
+    assert [grid.level for grid in grids] == [1, 0, 0]
+    done, ends = [0, 0, 0], []
+    for tiles in decode_tiles(slide, grids, batch=30, threads=2):
+        grid, last = grids[tiles.grid], tiles.rows + len(tiles.pixels)
+        assert tiles.rows == done[tiles.grid]
+        expected = np.empty_like(tiles.pixels)
+        slide.read(grid.level, grid.xy[tiles.rows : last], grid.read_px, expected)
+        assert np.array_equal(tiles.pixels, expected)
+        done[tiles.grid] = last
+        ends.append(grid.coords[last - 1, 1] + grid.tile_px_level0)
+        tiles.release()
+    assert done == [len(grid.xy) for grid in grids]
+    assert ends == sorted(ends)
+    assert list(decode_tiles(slide, [], batch=30, threads=2)) == []
+
+
 def test_memory_is_a_ring_of_slabs(mosaic: tuple[SlideReader, TileGrid]) -> None:
     slide, grid = mosaic
     slabs = set()
