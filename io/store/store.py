@@ -199,7 +199,8 @@ class FeatureStore:
         Raises:
             StoreError: a slide is missing or damaged, or `out` does not fit.
         """
-        lengths = np.array([self.record(slide_id).num_tiles for slide_id in slide_ids], np.int64)
+        readers = [self._features(slide_id) for slide_id in slide_ids]
+        lengths = np.array([reader.record.num_tiles for reader in readers], np.int64)
         bags = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
         total = int(lengths.sum())
         if out is None:
