@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hmil_fast.extraction.encoders import CARDS, Encoder, EncoderCard, find_card
-from hmil_fast.extraction.encoders.architectures import build_model
+from hmil_fast.extraction.encoders import CARDS, Encoder, EncoderCard, find_card, load_encoder
+from hmil_fast.extraction.encoders.architectures import build_empty, build_model
 from hmil_fast.extraction.encoders.keys import to_timm
 from hmil_fast.extraction.encoders.weights import fit
 from hmil_fast.io.tiles.transform import build_transform
@@ -51,9 +51,9 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def filled(card: EncoderCard) -> nn.Module:
     """The card's model with weights by their names."""
-    model = empty(card)
-    own = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    model.load_state_dict({k: tensor(k, tuple(v.shape)) for k, v in own.items()}, strict=False)
+    model = build_empty(short(card))
+    state = {k: tensor(k, tuple(v.shape)) for k, v in model.state_dict().items()}
+    fit(model, state, "a formula", card.name)
     return model
 
 
@@ -61,14 +61,6 @@ def short(card: EncoderCard) -> EncoderCard:
     if any(part in card.arch for part in FULL):
         return card
     return replace(card, options={**card.options, "depth": 1})
-
-
-def empty(card: EncoderCard) -> nn.Module:
-    """The card's model, short; without the time that random weights take."""
-    if short(card) is card:
-        return build_model(card)  # Swin computes buffers that are in no state dict
-    with torch.device("meta"):
-        return build_model(short(card)).to_empty(device="cpu")
 
 
 def tiles(card: EncoderCard) -> Tensor:
@@ -140,11 +132,28 @@ def test_variants() -> None:
 def test_weights_in_the_names_of_their_authors(name: str) -> None:
     golden = GOLDEN["foreign"][name]
     card = find_card(name)
-    model = empty(card)
+    model = build_empty(short(card))
     state = {key: tensor(key, tuple(shape)) for key, shape in golden["tensors"].items()}
     fit(model, to_timm(state, model), golden["source"], name)
     features = Encoder(card, model, CPU)(tiles(card))
     assert numbers(features) == pytest.approx(golden["features"], rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["kaiko-s16", "ctranspath"])
+def test_a_whole_encoder_from_a_file(name: str, tmp_path: Path) -> None:
+    """With and without buffers that no file holds; half precision in a file is widened."""
+    card = find_card(name)
+    torch.manual_seed(0)
+    plain = build_model(card)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in plain.state_dict().items()}
+    plain.load_state_dict(state)
+    torch.save(state, tmp_path / "half.pth")
+    encoder = load_encoder(name, tmp_path / "half.pth", CPU)
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
+    other = Encoder(card, plain, CPU)
+    assert encoder.weights_sha256 == other.weights_sha256
+    x = tiles(card)
+    assert torch.equal(encoder(x), other(x))
 
 
 def test_names_of_dinov2s_own_code() -> None:
@@ -152,7 +161,7 @@ def test_names_of_dinov2s_own_code() -> None:
     card = find_card("hibou-b")
     golden = GOLDEN["foreign"]["hibou-b"]
     published = {key: tensor(key, tuple(shape)) for key, shape in golden["tensors"].items()}
-    model = empty(card)
+    model = build_empty(short(card))
     state = to_timm(published, model)
     state["register_tokens"] = state.pop("reg_token")
     for old, new in (("fc1", "w12"), ("fc2", "w3")):

@@ -52,6 +52,19 @@ def build_model(card: EncoderCard) -> nn.Module:
     return model
 
 
+def build_empty(card: EncoderCard) -> nn.Module:
+    """The model of a card for `weights.fit` to fill, where possible without values until then.
+
+    Random ones take a ViT-g 23 s of a core and its memory a second time.
+    """
+    with torch.device("meta"):
+        model = build_model(card)
+    lasting = model.state_dict().keys()
+    if all(name in lasting for name, _ in model.named_buffers()):
+        return model
+    return build_model(card)  # has buffers that are computed, and that no file holds
+
+
 class ConvStem(nn.Module):
     """CTransPath's first layer: two strided convolutions, then a projection, for 4 × 4 px a token.
 

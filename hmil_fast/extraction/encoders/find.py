@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from hmil_fast.errors import UsageError
-from hmil_fast.extraction.encoders.architectures import build_model, first_line, timm_package
+from hmil_fast.extraction.encoders.architectures import (
+    build_empty,
+    build_model,
+    first_line,
+    timm_package,
+)
 from hmil_fast.extraction.encoders.cards import CARDS, EncoderCard, encoder_names
 
 PLUGINS = "hmil_fast.encoders"  # group of entry points
@@ -21,8 +26,11 @@ class Found:
     model: nn.Module | None = None
 
     def build(self) -> nn.Module:
-        """The model; with random weights, unless a plugin brought it."""
-        return build_model(self.card) if self.model is None else self.model
+        """The model, to be filled with weights unless a plugin brought it."""
+        if self.model is not None:
+            return self.model
+        # of timm's others some compute more than buffers
+        return build_empty(self.card) if self.card in CARDS else build_model(self.card)
 
 
 def find_encoder(name: str) -> Found:

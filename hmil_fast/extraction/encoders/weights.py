@@ -20,7 +20,7 @@ def load_weights(card: EncoderCard, model: nn.Module, file: Path | None) -> None
 
     Args:
         card: The encoder.
-        model: As `build_model` makes it.
+        model: As `build_empty` makes it.
         file: .safetensors, or .pth/.bin with a state dict; None for the card's own source.
 
     Raises:
@@ -65,7 +65,8 @@ def fit(model: nn.Module, state: dict[str, Tensor], source: str, encoder: str) -
             f"({len(wrong)} tensors of another shape in all: {_some(wrong)})",
             fix,
         )
-    model.load_state_dict(state)
+    own_types = {key: value.to(own[key].dtype) for key, value in state.items()}
+    model.load_state_dict(own_types, assign=True)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
