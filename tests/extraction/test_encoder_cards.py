@@ -111,6 +111,19 @@ def test_cards_are_told_apart() -> None:
     assert len(vectors) == len(DISTINCT) - 1
 
 
+def test_the_table_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    table = {row[0].strip("| `"): row[1:] for row in rows if len(row) == 7 and row[1].isdigit()}
+    assert set(table) == {card.name for card in CARDS}
+    for card in CARDS:
+        dim, _, size, _, hub, licence = table[card.name]
+        assert int(dim) == card.dim
+        assert size.startswith(str(card.resize_px))
+        assert card.hub is None or card.hub == hub
+        assert licence.removesuffix(" |") == card.licence
+
+
 def test_variants() -> None:
     first, second = find_card("h-optimus-0"), find_card("h-optimus-1")
     assert first == replace(second, name=first.name, hub=first.hub, licence=first.licence)
