@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.errors import HmilError, SlideError
+from hmil_fast.extraction.pictures import ContactSheet
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.extraction.result import SlideResult, explained
@@ -28,6 +29,7 @@ class ActiveSlide:
         grids: Its tiles, a grid for each scale; row i of a scale's features is tile i of its grid.
         num_tiles: Tiles of all scales.
         error: Why the slide has failed, or None.
+        sheet: Some of its tiles, for people.
         ended: Whether no more of its tiles will come.
         density: What is done to the optical densities of all its tiles, affine [3, 4].
         views: Views of every tile beside the plain one; each has a row of its own.
@@ -36,7 +38,12 @@ class ActiveSlide:
     """
 
     def __init__(
-        self, ready: Prepared, writer: SlideWriter, files: Mapping[str, bytes], start: float
+        self,
+        ready: Prepared,
+        writer: SlideWriter,
+        files: Mapping[str, bytes],
+        sheet: ContactSheet,
+        start: float,
     ) -> None:
         self.task: SlideTask = ready.task
         self.reader = ready.reader
@@ -44,6 +51,7 @@ class ActiveSlide:
         self._starts = np.cumsum([0, *(len(grid.coords) for grid in ready.grids)])
         self.num_tiles = int(self._starts[-1])
         self.error: HmilError | None = None
+        self.sheet = sheet
         self.ended = False
         self.added = 0
         self.passed = 0
@@ -112,6 +120,7 @@ class ActiveSlide:
                 coords = np.concatenate([grid.coords for grid in self.grids])
                 parents = [grid.parent for grid in self.grids if grid.parent is not None]
                 parent = np.concatenate(parents) if parents else None
+                self.sheet.save()  # before the commit: a stored slide never counts as failed
                 self._writer.commit(coords, self._status, self._files, parent)
             except Exception as error:  # noqa: BLE001  # the other slides of the job go on
                 self.fail(error)

@@ -13,7 +13,7 @@ from hmil_fast.extraction.active import ActiveSlide
 from hmil_fast.extraction.batches import StaticBatch, encode_timed
 from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.feed import Decoded
-from hmil_fast.extraction.pictures import save_overlay
+from hmil_fast.extraction.pictures import ContactSheet, save_overlay
 from hmil_fast.extraction.pipeline import Pipeline
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import prepare_slide
@@ -107,7 +107,8 @@ class Extractor:
                 facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
                 others = list(zip(coarser, facts, strict=True))
                 writer = self.store.writer(task.slide_id, n, attributes, others)
-                return ActiveSlide(ready, writer, files, start)
+                sheet = ContactSheet(self.store, task.slide_id, ready.grid)
+                return ActiveSlide(ready, writer, files, sheet, start)
             except BaseException:
                 ready.reader.close()
                 raise

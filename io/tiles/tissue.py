@@ -19,7 +19,7 @@ CLOSE_UM = 8.0  # gaps up to twice this between tissue pixels belong to the tiss
 HOLE_UM2 = 20_000.0  # a smaller hole (a gland, a vessel) belongs to the tissue
 SPECK_UM2 = 2_000.0  # anything smaller is dust
 TISSUE_COLOUR, TILE_COLOUR = (0, 170, 60), (30, 80, 220)
-LEAST_BOX_PX = 8  # smaller tiles are tinted on the overlay: their edges would hide the tissue
+LEAST_BOX_PX = 16  # smaller tiles are tinted on the overlay: their edges would hide the tissue
 BLACK = 10  # brightfield pixels darker than this in all channels are a scanner's padding
 
 
