@@ -158,6 +158,12 @@ def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
     text = "Say what this machine has, and what is to be known of slides before extracting them."
     parser = add_command(commands, "doctor", text, run)
     _slide_arguments(parser)
+    parser.add_argument(
+        "--store",
+        type=store,
+        metavar="STORE",
+        help="where features would go: look at 16 of the slides and tell what the job needs",
+    )
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
 
 
@@ -201,7 +207,7 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--engine",
         choices=("local", "dask"),
         default="local",
-        help="what runs the workers (local); dask: on the hosts of --scheduler, or else on this one",
+        help="what runs the workers (local); dask: on the hosts of --scheduler, or on this one",
     )
     parser.add_argument(
         "--scheduler", metavar="ADDR", help="address or scheduler file of a running dask cluster"
@@ -230,6 +236,11 @@ def _add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--retry-failed",
         action="store_true",
         help="try slides again that were given up because processes died on them",
+    )
+    parser.add_argument(
+        "--no-preflight",
+        action="store_true",
+        help="do not estimate tiles, bytes and time, nor refuse a disk too small",
     )
     parser.add_argument("--dry-run", action="store_true", help="look at the slides, write nothing")
 

