@@ -25,7 +25,7 @@ from typing import Any
 from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import files, slide_dirname
 from hmil_fast.io.store.files import Stamp
-from hmil_fast.io.store.location import Location
+from hmil_fast.io.store.location import Location, ObjectUrl
 
 LEASES = "leases"
 MAX_DEATHS = 3
@@ -44,6 +44,10 @@ class Lease:
 class Leases:
     """The leases that this process holds and those it sees others hold.
 
+    Attributes:
+        seconds: As given.
+        pause: Seconds to wait before asking again for a slide that another process holds.
+
     Args:
         store: The feature store.
         seconds: A lease untouched for so long is dead.
@@ -54,6 +58,8 @@ class Leases:
         self.folder = store / LEASES
         files.make_folder(self.folder)
         self.seconds = seconds
+        # many who wait for the last slides of a job must not flood a server with questions
+        self.pause = min(10.0 if isinstance(store, ObjectUrl) else 1.0, seconds / 4)
         self._on_beat = on_beat
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         self._me |= {"machine": _machine(), "seconds": seconds}

@@ -108,7 +108,7 @@ class WorkList:
             if ahead or not self._left:
                 return None
             self._emit({})  # says nothing, but may stop us
-            time.sleep(min(1.0, self.leases.seconds / 4))
+            time.sleep(self.leases.pause)
 
     def finish(self, result: SlideResult) -> None:
         """Keep what became of a slide and give its lease back."""

@@ -85,8 +85,8 @@ def _client(root: str, retries: int = 10, seconds: int = 180) -> Any:
             f"{root} needs the package obstore", 'Install it: pip install "hmil-fast[objects]".'
         ) from error
     with _explained(ObjectUrl(root)):
-        retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds)}
-        return from_url(root, retry_config=retry)  # type: ignore[arg-type]
+        timeout = timedelta(seconds=seconds)
+        return from_url(root, retry_config={"max_retries": retries, "retry_timeout": timeout})
 
 
 def check(store: ObjectUrl, *, writing: bool) -> None:
@@ -339,7 +339,7 @@ class OpenObject:
         for (_, buffers), data, length in zip(group, found, lengths, strict=True):
             if len(data) != length:
                 raise EOFError
-            at, flat = 0, np.frombuffer(data, np.uint8)
+            at, flat = 0, np.frombuffer(memoryview(data), np.uint8)
             for buffer in buffers:
                 buffer.reshape(-1)[:] = flat[at : at + buffer.size]
                 at += buffer.size
