@@ -8,6 +8,8 @@ notices some of those, the others none.
 
 import re
 
+Tables = frozenset[int]
+
 # inside entropy-coded data 0xFF may only be followed by a stuffed zero, a restart or a fill byte
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 # inside packets 0xFF is never followed by more than 0x8F, but for the two packet markers
@@ -15,6 +17,7 @@ _PACKET_MARKER = re.compile(rb"\xff[\x90\x93-\xff]", re.DOTALL)
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _SEGMENTS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))) | _FRAMES
 _BETWEEN_SCANS = frozenset((0xC4, 0xDA, 0xDB, 0xDD, 0xFE))
+_TABLES = _SEGMENTS - _FRAMES - {0xDA}
 _QUANTISATION, _HUFFMAN = 0xDB, 0xC4
 # tables are noted by number: quantisation from 0, Huffman's from these
 _DC, _AC = 0x100, 0x200
@@ -23,20 +26,19 @@ _DEFAULT_TABLES = (_DC, _DC + 1, _AC, _AC + 1)  # libjpeg takes the standard's w
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
-def whole_jpeg(data: bytes, size: tuple[int, int], tables: bytes = b"") -> bool:
+def whole_jpeg(data: bytes, size: tuple[int, int], tables: Tables | None = None) -> bool:
     """Whether `data` is SOI, legal segments, scans and EOI, of three channels.
 
     Args:
         data: The tile's bytes.
         size: (width, height) in px that its frame header must state: a larger frame would make a
             decoder write past its tile.
-        tables: The TIFF's JPEGTables, of which an abbreviated stream may make use.
+        tables: What the TIFF's JPEGTables define, see `jpeg_tables`.
     """
     # a block takes two bits at least, so no picture has this many zeros: a part was never written
     if data[:2] != b"\xff\xd8" or bytes(max(1024, size[0] * size[1] // 64)) in data:
         return False
-    known = set(_DEFAULT_TABLES)
-    _define_all(tables, known)
+    known = set(_DEFAULT_TABLES if tables is None else tables)
     at, scans = 2, 0
     frame: dict[int, int] = {}  # component to quantisation table
     progressive = False
@@ -98,14 +100,6 @@ def _good_scan(body: bytes, frame: dict[int, int], known: set[int], progressive:
     return True
 
 
-def _define_all(tables: bytes, known: set[int]) -> None:
-    at = 2
-    while len(tables) >= at + 4 and tables[at + 1] != 0xD9:
-        end = at + 2 + int.from_bytes(tables[at + 2 : at + 4], "big")
-        _define(tables[at + 1], tables[at + 4 : end], known)
-        at = end
-
-
 def _define(kind: int, body: bytes, known: set[int]) -> bool:
     """Note the tables that a segment defines; whether it is made of whole ones."""
     at = 0
@@ -118,6 +112,24 @@ def _define(kind: int, body: bytes, known: set[int]) -> bool:
             known.add((_AC if high else _DC) + low)
             at += 17 + sum(body[at + 1 : at + 17])
     return at == len(body)
+
+
+def jpeg_tables(tables: bytes) -> Tables | None:
+    """What JPEGTables define; None where they are no tables: above all they may hold no frame."""
+    known = set(_DEFAULT_TABLES)
+    if not tables:
+        return frozenset(known)
+    at = 2
+    while at + 4 <= len(tables) - 2:
+        end = at + 2 + int.from_bytes(tables[at + 2 : at + 4], "big")
+        kind, body = tables[at + 1], tables[at + 4 : end]
+        if tables[at] != 0xFF or kind not in _TABLES:
+            return None
+        if kind in (_QUANTISATION, _HUFFMAN) and not _define(kind, body, known):
+            return None
+        at = end
+    good = tables[:2] == b"\xff\xd8" and tables[at:] == b"\xff\xd9"
+    return frozenset(known) if good else None
 
 
 def full_jpeg(data: bytes, tables: bytes, *, ycbcr: bool) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hmil_fast.io.slide.codestream import full_jpeg
+from hmil_fast.io.slide.codestream import full_jpeg, jpeg_tables
 from hmil_fast.io.slide.protocol import UInt8
 from hmil_fast.io.slide.tiff_facts import CODECS, TiffFacts
 
@@ -77,6 +77,8 @@ def tiled_rgb(facts: TiffFacts, codecs: Sequence[int]) -> None:
             raise Unsuited(f"it is not trusted with {codec}{colour}")
         if level.predictor != 1:
             raise Unsuited(f"it is not trusted with predictor {level.predictor}")
+        if jpeg_tables(level.tables) is None:
+            raise Unsuited("its JPEGTables are not just tables")
         if level.tile[0] * level.tile[1] > MAX_TILE_PX:
             raise Unsuited(f"tiles of {level.tile[0]} × {level.tile[1]} px")
 

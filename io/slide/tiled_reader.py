@@ -6,7 +6,7 @@ from typing import Any
 
 from hmil_fast.io.slide.band import Band, SourceTile
 from hmil_fast.io.slide.base import BaseReader
-from hmil_fast.io.slide.codestream import whole_jpeg, whole_jpeg2000
+from hmil_fast.io.slide.codestream import jpeg_tables, whole_jpeg, whole_jpeg2000
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
 from hmil_fast.io.slide.sources import JPEG, UNCOMPRESSED, Source
 from hmil_fast.io.slide.tiff_facts import TiffFacts, TiffLevel
@@ -18,6 +18,7 @@ class TiledReader(BaseReader):
     def __init__(self, info: SlideInfo, facts: TiffFacts, source: Source) -> None:
         super().__init__(info)
         self._levels = facts.levels
+        self._tables = {level.tables: jpeg_tables(level.tables) for level in facts.levels}
         self._source = source
         self._file = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -73,7 +74,7 @@ class TiledReader(BaseReader):
             whole = len(data) == 3 * pixels
         else:
             whole = len(data) == count and (
-                whole_jpeg(data, level.tile, level.tables)
+                whole_jpeg(data, level.tile, self._tables[level.tables])
                 if level.compression == JPEG
                 else whole_jpeg2000(data, level.tile)
             )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.io.slide import TileStatus, open_slide
-from hmil_fast.io.slide.codestream import whole_jpeg
+from hmil_fast.io.slide.codestream import jpeg_tables, whole_jpeg
 
 SlideFile = Callable[[str], Path]
 
@@ -206,6 +206,18 @@ def test_a_blank_tile_is_no_hole(side: int, optimize: bool) -> None:
         buffer = io.BytesIO()
         blank.save(buffer, "JPEG", optimize=optimize, subsampling=subsampling)
         assert whole_jpeg(buffer.getvalue(), (side, side))
+
+
+def test_tables_that_hold_a_frame_are_refused(slide_file: SlideFile) -> None:
+    with tifffile.TiffFile(slide_file("CMU-1-Small-Region.svs")) as tiff:
+        tables = tiff.pages[0].jpegtables
+        tiff.filehandle.seek(tiff.pages[0].dataoffsets[7])
+        tile = tiff.filehandle.read(tiff.pages[0].databytecounts[7])
+    huge = b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x11\x00\x02\x11\x00\x03\x11\x00"
+    assert whole_jpeg(tile, (240, 240), jpeg_tables(tables))
+    assert not whole_jpeg(tile, (240, 240))
+    for bad in (tables[:2] + huge + tables[2:], tables[:-1], tables[2:], tables[:40] + tables[41:]):
+        assert jpeg_tables(bad) is None
 
 
 def test_a_corrupt_jpeg2000_tile(slide_file: SlideFile, tmp_path: Path) -> None:
