@@ -96,6 +96,23 @@ def test_only_touched_source_tiles_are_decoded(counted: tuple[SlideReader, Count
     assert sorted(count.decoded) == sorted((0, tile) for tile in touched)
 
 
+@pytest.mark.parametrize(("size", "shift", "most"), [(256, 0, 0), (256, 100, 26), (224, 0, 26)])
+def test_about_a_row_is_held(
+    counted: tuple[SlideReader, Counting], size: int, shift: int, most: int
+) -> None:
+    slide, _ = counted
+    grid = plan_grid(slide.info, TileSpec(size, 0.5, min_tissue=0), EVERYWHERE)
+    xy = grid.xy + shift
+    tiles = slide.band(0, [(xy, size)])
+    assert isinstance(tiles, band.Band)
+    out, held = np.empty((1, size, size, 3), np.uint8), []
+    for corner in xy:
+        tiles.read(corner[None], size, out)
+        held.append(len(tiles._held))
+    assert max(held) <= most
+    assert held[-1] == 0
+
+
 def test_little_memory_costs_time_and_nothing_else(
     counted: tuple[SlideReader, Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
