@@ -1,5 +1,6 @@
 """Several scales of one slide: which tiles, and which coarse tile each fine one lies in."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,11 +25,14 @@ def made_up(levels: tuple[tuple[int, int], ...], mpp: float) -> SlideInfo:
 
 def check_parents(fine: TileGrid, coarse: TileGrid) -> None:
     """Each tile's centre lies in its parent, seen in level-0 px; edges are rounded to whole px."""
-    assert fine.parent is not None and fine.parent.dtype == np.int32
-    assert len(fine.parent) == len(fine.xy) and (fine.parent >= 0).all()
+    assert fine.parent is not None
+    assert fine.parent.dtype == np.int32
+    assert len(fine.parent) == len(fine.xy)
+    assert (fine.parent >= 0).all()
     centre = fine.coords + fine.tile_px_level0 / 2
     corner = coarse.coords[fine.parent]
-    assert (corner <= centre + 1).all() and (centre <= corner + coarse.tile_px_level0 + 1).all()
+    assert (corner <= centre + 1).all()
+    assert (centre <= corner + coarse.tile_px_level0 + 1).all()
 
 
 def test_scales_of_a_real_slide_share_their_tissue(slide_file: SlideFile) -> None:
@@ -41,7 +45,7 @@ def test_scales_of_a_real_slide_share_their_tissue(slide_file: SlideFile) -> Non
     assert [grid.level for grid in grids] == [0, 1, 2]
     alone = [plan_grid(info, TileSpec(128, mpp, 0.9), tissue) for mpp in spec.scales]
     np.testing.assert_array_equal(grids[0].coords, alone[0].coords)
-    for fine, coarse in zip(grids, grids[1:], strict=False):
+    for fine, coarse in itertools.pairwise(grids):
         check_parents(fine, coarse)
         assert fine.parent is not None
         assert set(fine.parent) <= set(range(len(coarse.coords)))
@@ -54,7 +58,8 @@ def test_scales_of_a_real_slide_share_their_tissue(slide_file: SlideFile) -> Non
     for grid, single, finer in zip(grids[1:], alone[1:], grids, strict=False):
         here, there = ({tuple(corner) for corner in g.coords.tolist()} for g in (grid, single))
         added = here - there
-        assert there <= here and added  # tiles of little tissue, each for the sake of a child
+        assert there <= here
+        assert added
         rows = [i for i, corner in enumerate(grid.coords.tolist()) if tuple(corner) in added]
         assert set(rows) <= set(np.asarray(finer.parent))
         assert (grid.tissue[rows] < 0.9).all()
@@ -82,13 +87,14 @@ def test_every_tile_lies_in_its_one_parent(
     pyramid = tuple((size[0] // 4**k, size[1] // 4**k) for k in range(levels))
     coarser = tuple(0.5 * np.cumprod(times))
     grids = plan_grids(made_up(pyramid, mpp), TileSpec(64, 0.5, coarser=coarser), ALL)
-    for fine, coarse in zip(grids, grids[1:], strict=False):
+    for fine, coarse in itertools.pairwise(grids):
         assert fine.parent is not None
         centre = np.minimum(fine.coords + fine.tile_px_level0 / 2, np.array(size) - 1)
         corner, side = coarse.coords[fine.parent], coarse.tile_px_level0
         # a pyramid's level may be a px short in one axis: its scale then differs by that
         slack = 1 + 4 ** (levels - 1) + centre * 4**levels / min(size)
-        assert (corner <= centre + slack).all() and (centre <= corner + side + slack).all()
+        assert (corner <= centre + slack).all()
+        assert (centre <= corner + side + slack).all()
 
 
 def test_the_scales_are_part_of_the_spec_only_where_there_are_several() -> None:
