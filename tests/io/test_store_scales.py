@@ -67,7 +67,8 @@ def test_a_store_of_one_scale_is_the_same_to_the_byte(tmp_path: Path) -> None:
 def rows(seed: int, count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
     coords = rng.integers(0, 9999, (count, 2))
-    return rng.standard_normal((count, 8)).astype(np.float16), coords, rng.integers(0, 2, count)
+    status = (rng.random(count) < 0.3).astype(np.uint8)
+    return rng.standard_normal((count, 8)).astype(np.float16), coords, status
 
 
 @pytest.fixture
@@ -184,6 +185,8 @@ def test_joined_scales_are_each_tile_with_those_it_lies_in(
     good = np.logical_and.reduce(
         [scale.status("s")[rows] == 0 for scale, rows in zip(scales, at, strict=True)]
     )
+    assert [int((scale.status("s") > 0).sum()) > 0 for scale in scales].count(True) >= 2
+    assert good.any()
     for tier in ("host", "stream"):
         cache = FeatureCache(joined, ["s"], tmp_path, tier)
         np.testing.assert_array_equal(cache.bag(0).numpy(), features[good])
