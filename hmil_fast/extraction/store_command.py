@@ -14,6 +14,7 @@ from hmil_fast.io.store import open_store
 def info(args: argparse.Namespace) -> int:
     """Print what the store holds, as JSON: what all slides share, then tiles and mpp of each."""
     store = open_store(args.store)
+    about = store.info()
     slides: dict[str, dict[str, Any]] = {}
     for slide_id in store.slide_ids():
         record = store.record(slide_id)
@@ -24,7 +25,7 @@ def info(args: argparse.Namespace) -> int:
             slides[slide_id]["scales"] = [
                 {"mpp": at, "tiles": n} for at, n in zip(store.spec.scales, counts, strict=True)
             ]
-    print(json.dumps({**store.info(), "slide_ids": slides}, indent=1))
+    print(json.dumps({**about, "slide_ids": slides}, indent=1))
     return 0
 
 

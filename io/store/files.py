@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy.typing as npt
+
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import disk, objects
 from hmil_fast.io.store.disk import OpenFile, Run, Stamp
@@ -178,11 +180,11 @@ def crc32c_of(path: Location) -> int:
     return objects.crc32c_of(path) if isinstance(path, ObjectUrl) else disk.crc32c_of(path)
 
 
-def zarr_store(folder: Location) -> Any:
-    """The folder as zarr-python's store, to read."""
+def read_zarr(folder: Location, name: str, rows: slice) -> npt.NDArray[Any]:
+    """Rows of an array below a folder, read by zarr-python."""
     if isinstance(folder, ObjectUrl):
-        return objects.zarr_store(folder)
-    return disk.zarr_store(folder, read_only=True)
+        return objects.read_zarr(folder, name, rows)
+    return disk.read_zarr(folder, name, rows)
 
 
 def workplace(attempt: Location) -> Path:

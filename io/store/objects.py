@@ -361,8 +361,12 @@ def crc32c_of(path: ObjectUrl) -> int:
     return crc
 
 
-def zarr_store(folder: ObjectUrl) -> Any:
-    """The prefix as zarr-python's store, to read."""
+def read_zarr(folder: ObjectUrl, name: str, rows: slice) -> npt.NDArray[Any]:
+    """Rows of an array, read by zarr-python."""
+    import zarr
     from zarr.storage import ObjectStore
 
-    return ObjectStore(_client(str(folder)), read_only=True)
+    store = ObjectStore(_client(folder.root), read_only=True)
+    with _explained(folder):
+        array: Any = zarr.open_array(store, path=(folder / name).key, mode="r")
+        return np.asarray(array[rows])

@@ -235,11 +235,8 @@ class AttemptReader:
             raise self.damaged(f"{key}: {error}") from error
 
     def _by_zarr(self, name: str, rows: slice) -> npt.NDArray[Any]:
-        import zarr
-
-        store = files.zarr_store(self.folder)
         try:
-            return np.asarray(zarr.open_array(store, path=name, mode="r")[rows])
+            return files.read_zarr(self.folder, name, rows)
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise self.damaged(f"zarr cannot read {name!r}: {error}") from error
 
