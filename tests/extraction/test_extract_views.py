@@ -1,12 +1,12 @@
 """`extract --views` and `--stain-norm`: what lies in the store, and what it does not depend on."""
 
-import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from hmil_fast.errors import StoreError, UsageError
@@ -71,7 +71,7 @@ def expected(
 def test_views_are_those_of_the_tiles_own_numbers(
     tmp_path: Path, encoder: Encoder, tasks: list[SlideTask]
 ) -> None:
-    store, results, seen = extract(tmp_path / "s", encoder, tasks)
+    store, results, seen = extract(tmp_path / "s", encoder, tasks, batch=4)
     assert [result.num_tiles for result in results] == [
         store.record(name).num_tiles for name in "ab"
     ]
@@ -120,12 +120,15 @@ def test_views_of_two_scales(tmp_path: Path, encoder: Encoder, tasks: list[Slide
 
 
 def test_stain_norm_is_the_slides_own_and_kept(
-    tmp_path: Path, encoder: Encoder, tasks: list[SlideTask], slide_file: SlideFile
+    tmp_path: Path, encoder: Encoder, tasks: list[SlideTask]
 ) -> None:
-    dark = SlideTask("dapi", slide_file("test3-DAPI-2-387.ndpi"))
+    with tifffile.TiffFile(tasks[0].path) as file:
+        grey = np.repeat(file.pages[1].asarray().mean(2, keepdims=True), 3, axis=2)
+    tifffile.imwrite(tmp_path / "grey.tif", grey.astype(np.uint8), tile=(256, 256))
+    colourless = SlideTask("grey", tmp_path / "grey.tif", 1.0)
     spec = TileSpec(mpp=4.0, stain_norm="macenko")
-    store, results, _ = extract(tmp_path / "s", encoder, [tasks[0], dark], spec)
-    plain, *_ = extract(tmp_path / "p", encoder, [tasks[0], dark], TileSpec(mpp=4.0))
+    store, results, _ = extract(tmp_path / "s", encoder, [tasks[0], colourless], spec)
+    plain, *_ = extract(tmp_path / "p", encoder, [tasks[0], colourless], TileSpec(mpp=4.0))
     kept = store.record("a").attrs["stain"]
     assert kept["note"] is None
     ready = prepare_slide(tasks[0], TileSpec(mpp=4.0))
@@ -134,27 +137,27 @@ def test_stain_norm_is_the_slides_own_and_kept(
     assert np.array_equal(kept["od_matrix"], fit.matrix)
     assert np.abs(store.features("a") - plain.features("a")).mean() > 0.01
     # nothing to fit: as it is, and said so
-    note = store.record("dapi").attrs["stain"]["note"]
+    note = store.record("grey").attrs["stain"]["note"]
     assert note.startswith("stain not normalised")
     assert note in str(results[1].note)
-    np.testing.assert_array_equal(store.features("dapi"), plain.features("dapi"))
+    np.testing.assert_array_equal(store.features("grey"), plain.features("grey"))
     assert "stain" not in plain.record("a").attrs
     assert plain.spec.config_hash != store.spec.config_hash
 
 
-def test_the_command(tmp_path: Path, cli: Cli, slide_file: SlideFile) -> None:
-    slide = slide_file("cmu1_small_pyramid.tif")
-    asked = ("extract", slide, "--store", tmp_path / "s", "--mpp", 4, "--views", 2)
-    done = cli(*asked, "--view-seed", 3, "--stain-norm", "macenko", "--batch", 4)
+def test_the_command(tmp_path: Path, cli: Cli, encoder: Encoder, slide_file: SlideFile) -> None:
+    slide, path = slide_file("cmu1_small_pyramid.tif"), tmp_path / "s"
+    asked = ("extract", slide, "--store", path, "--mpp", 4, "--views", 2, "--view-seed", 3)
+    done = cli(*asked, "--stain-norm", "macenko", "--batch", 4)
     assert done.returncode == 0, done.stderr
-    info = json.loads(cli("store", "info", tmp_path / "s").stdout)
-    assert info["views"] == 2
-    assert info["tiling"]["views"]["seed"] == 3
-    assert info["tiling"]["stain_norm"]["method"] == "macenko"
-    assert len(at_view(open_store(tmp_path / "s"), 2).features(slide.stem)) == info["tiles"]
-    other = cli(*asked)
-    assert other.returncode == 2
-    assert "tiling.stain_norm" in other.stderr
+    store = open_store(path)
+    assert store.info()["views"] == 2
+    assert store.info()["tiling"]["views"]["seed"] == 3
+    assert store.info()["tiling"]["stain_norm"]["method"] == "macenko"
+    assert [finding.ok for finding in store.verify()] == [True]
+    assert len(at_view(store, 2).features(slide.stem)) == store.info()["tiles"]
+    with pytest.raises(StoreError, match=r"tiling\.stain_norm"):
+        create_store(path, store_spec(encoder, TileSpec(mpp=4.0, views=2, view_seed=3), "float16"))
 
 
 @pytest.mark.parametrize("bad", [{"stain_norm": "reinhard"}, {"views": -1}, {"view_seed": -1}])

@@ -97,8 +97,9 @@ def test_a_stopped_run_draws_the_same_views(
     assert equal(weights(cut), weights(whole))
 
 
+@pytest.mark.parametrize("done", [0, 1])  # steps before it was stopped
 def test_a_step_gets_the_views_that_were_drawn(
-    viewed: FeatureStore, train: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+    viewed: FeatureStore, train: Callable[..., Any], tmp_path: Path, monkeypatch: Any, done: int
 ) -> None:
     run = train(viewed, tmp_path / "run", "views=2", "epochs=1")
     ids = [slide.slide_id for slide in run.slides]
@@ -108,6 +109,7 @@ def test_a_step_gets_the_views_that_were_drawn(
     monkeypatch.setattr(
         trainer, "_train_step", lambda x, bags, y, share: seen.append((x.clone(), bags, y))
     )
+    trainer.step = done
     trainer._train_epoch([])
     lengths = cache.lengths[trainer.train_bags]
     config = run.config
@@ -115,7 +117,8 @@ def test_a_step_gets_the_views_that_were_drawn(
     batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, None)
     views = draw_views(batches, 2, seed)
     assert {int(v) for view in views for v in view} == {0, 1, 2}
-    for batch, view, (x, bags, y) in zip(batches, views, seen, strict=True):
+    assert len(batches) > 1
+    for batch, view, (x, bags, y) in zip(batches[done:], views[done:], seen, strict=True):
         slides = trainer.train_bags[batch]
         assert torch.equal(y, trainer.targets[torch.from_numpy(slides)])
         for slide, v, (start, length) in zip(slides, view, bags.tolist(), strict=True):
