@@ -17,9 +17,9 @@ import openslide
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from hmil_fast.extraction.encoders import Encoder, load_encoder
+from hmil_fast.extraction.encoders import Encoder, find_card, load_encoder
+from hmil_fast.extraction.feed import Decoded
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.run import Extractor, store_spec
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.decode import decode_tiles
@@ -82,10 +82,9 @@ def test_extract_beside_the_encoder_alone(benchmark: BenchmarkFixture, tmp_path:
     columns = 128 if device.type == "cuda" else 48
     path = make_slide(tmp_path / "bench.tif", columns, 16)
     encoder = load_encoder("efficientnet-lite0", None, device)
-    extractor = Extractor(
-        create_store(tmp_path / "store", store_spec(encoder, SPEC, "float16")), encoder, SPEC
-    )
-    inputs = encoder_inputs(path, encoder, extractor)
+    store = create_store(tmp_path / "store", store_spec(encoder, SPEC, "float16"))
+    extractor = Extractor(store, encoder, SPEC, batch=None if device.type == "cuda" else 64)
+    inputs = encoder_inputs(path, extractor)
     alone, whole = [], []
     cpu = [0.0, 0.0]
 
@@ -115,16 +114,47 @@ def test_extract_beside_the_encoder_alone(benchmark: BenchmarkFixture, tmp_path:
     )
 
 
-def encoder_inputs(path: Path, encoder: Encoder, extractor: Extractor) -> list[torch.Tensor]:
+def encoder_inputs(path: Path, extractor: Extractor) -> list[torch.Tensor]:
     """The slide's tiles as the encoder takes them, decoded and transformed beforehand."""
-    ready = prepare_slide(SlideTask("inputs", path), SPEC)
-    with ready.reader:
-        transform = extractor._transform(ready.grid.read_px)
-        inputs = []
-        for batch in decode_tiles(ready.reader, ready.grid, batch=extractor.batch, threads=2):
-            inputs.append(transform(batch.pixels).clone())
-            batch.release()
+    slide = extractor.open(SlideTask("inputs", path))
+    inputs = []
+    with slide.reader:
+        for tiles in decode_tiles(slide.reader, slide.grids, batch=extractor.batch, threads=2):
+            part = slice(0, len(tiles.pixels))
+            inputs.append(extractor.transform(Decoded(slide, tiles), part).clone())
+            tiles.release()
+    slide.abandon()
     return inputs
+
+
+class NoFeatures(torch.nn.Module):
+    """Costs nothing."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros(len(tiles), 1280)
+
+
+def test_cost_of_a_small_slide(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """All but the encoder: open, tissue, grid, pictures, four tiles, commit; CPU time, one job."""
+    slides, path = 100, SLIDE.with_name("cmu1_small_pyramid.tif")
+    encoder = Encoder(find_card("efficientnet-lite0"), NoFeatures(), torch.device("cpu"))
+    spec = TileSpec(mpp=2.0)
+    store = create_store(tmp_path / "store", store_spec(encoder, spec, "float16"))
+    extractor = Extractor(store, encoder, spec, batch=64, threads=2)
+    cpu = []
+
+    def once() -> None:
+        tasks = [SlideTask(f"{len(cpu)}-{number}", path) for number in range(slides)]
+        start = time.process_time()
+        results = list(extractor.run(tasks, lambda task, done, total: None))
+        cpu.append(time.process_time() - start)
+        assert [result.num_tiles for result in results] == [4] * slides
+
+    benchmark.pedantic(once, rounds=2, warmup_rounds=1)
+    each = [1000 * seconds / slides for seconds in cpu[1:]]
+    benchmark.extra_info["cpu_ms_per_slide"] = [round(ms, 1) for ms in each]
+    print(f"\n{slides} slides of 4 tiles: {', '.join(f'{ms:.1f}' for ms in each)} CPU-ms each")
 
 
 def test_peak_memory_of_eight_times_the_tiles(benchmark: BenchmarkFixture, tmp_path: Path) -> None:

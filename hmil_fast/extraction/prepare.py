@@ -14,7 +14,7 @@ from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
 
-PICTURE_PX = 1024  # longer side of a small slide's picture
+PICTURE_PX = 1024  # longer side of a small slide's picture, about
 TISSUE_UM = 4.0  # µm per px that are fine enough to find tissue: a third of what a large slide has
 
 
@@ -22,8 +22,8 @@ TISSUE_UM = 4.0  # µm per px that are fine enough to find tissue: a third of wh
 class Prepared:
     """An open slide with its tissue and a grid for each scale, the finest first.
 
-    `picture` is for people, 1,024 to 2,048 px long; in `thumbnail`, of the mask's size, tissue was
-    looked for. `stain` is how its stains become the reference's, where that was asked for.
+    `picture` is for people, about 700 to 2,048 px long; in `thumbnail`, of the mask's size, tissue
+    was looked for. `stain` is how its stains become the reference's, where that was asked for.
     """
 
     task: SlideTask
@@ -74,9 +74,15 @@ def _thumbnails(reader: SlideReader) -> tuple[NDArray[np.uint8], NDArray[np.uint
 
     Only where a slide is so large that 2,048 px are coarser than `TISSUE_UM` are both the same.
     """
-    extent = max(reader.info.level_dimensions[0]) * reader.info.level_mpp(0)
-    wanted = max(1, math.ceil(extent / TISSUE_UM))
-    picture = reader.thumbnail(min(THUMBNAIL_PX, max(PICTURE_PX, wanted)))
+    sides = [max(size) for size in reader.info.level_dimensions]
+    wanted = max(1, math.ceil(sides[0] * reader.info.level_mpp(0) / TISSUE_UM))
+    # a whole fraction of the level that it is made of costs half of what any other size does
+    side = min((side for side in sides if side >= 0.7 * PICTURE_PX), default=sides[0])
+    near = min(
+        (side // shrink for shrink in range(1, min(side, 64) + 1)),
+        key=lambda px: abs(math.log(px / PICTURE_PX)),
+    )
+    picture = reader.thumbnail(min(THUMBNAIL_PX, max(near, wanted)))
     high, wide = picture.shape[:2]
     scale = min(1.0, wanted / max(high, wide))
     size = max(1, round(wide * scale)), max(1, round(high * scale))

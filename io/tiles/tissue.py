@@ -93,7 +93,7 @@ def overlay(
         ((np.arange(side) + 0.5) * (full / side) / grid.read_px).astype(np.int64)
         for side, full in ((wide, level_wide), (high, level_high))
     )
-    tiled = kept[row[:, None], column]
+    tiled = kept[row][:, column]
     if grid.read_px * wide < LEAST_BOX_PX * level_wide:
         blue = np.array(TILE_COLOUR, np.uint16)
         picture[tiled] = (picture[tiled] * np.uint16(2) + blue) // 3
