@@ -21,7 +21,8 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-_MOST = {"cuda": 256, "cpu": 64}  # tiles a batch; more brings no speed
+# tiles a batch: on a CPU 64 take 1.1 to 1.4 times as long a tile as 16, which stay in its caches
+_MOST = {"cuda": 256, "cpu": 16}
 _SHARE = {"cuda": 0.7, "cpu": 0.25}  # of the free memory, which on a CPU other workers need too
 _log = logging.getLogger("hmil_fast")
 
