@@ -65,22 +65,30 @@ def _tiled(
     path: Path, facts: TiffFacts, reader: str | None
 ) -> tuple[TiledReader | None, list[str]]:
     """The reader of a tiled TIFF, or why there is none."""
-    reasons: list[str] = []
     foreign = _foreign(path, facts)
     if foreign is not None:
         return None, [foreign]
-    for name in (reader,) if reader else ("raw", "nvimagecodec", "cucim"):
+    refusals: dict[str, list[str]] = {}
+    for name in (reader,) if reader else _in_order(facts):
         info = _info(path, facts, name)
         try:
             source = _source(name, info, facts)
         except Unsuited as unsuited:
-            reasons.append(f"{NAMES[name]}: {unsuited}")
+            refusals.setdefault(str(unsuited), []).append(NAMES[name])
             continue
         wide, high = facts.levels[0].tile
         why = f"{NAMES[name]} reads its {facts.codec} tiles of {wide} × {high} px, each once"
-        why += f" ({'; '.join(reasons)})" if reasons and name == "cucim" else ""
-        return TiledReader(replace(info, reader_reason=why), facts, source), reasons
-    return None, reasons
+        why += f" ({'; '.join(_listed(refusals))})" if refusals else ""
+        return TiledReader(replace(info, reader_reason=why), facts, source), []
+    return None, _listed(refusals)
+
+
+def _in_order(facts: TiffFacts) -> tuple[str, ...]:
+    return ("raw",) if facts.codec == "none" else ("nvimagecodec", "cucim")
+
+
+def _listed(refusals: dict[str, list[str]]) -> list[str]:
+    return [f"{' and '.join(names)}: {why}" for why, names in refusals.items()]
 
 
 def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
