@@ -49,6 +49,9 @@ class ObjectError(OSError):
         super().__init__(errno.EIO, reason, str(path))
         self.fix = fix
 
+    def __str__(self) -> str:
+        return f"{self.strerror} ({self.filename})"
+
 
 @contextmanager
 def _explained(path: ObjectUrl, *expected: type[Exception]) -> Iterator[None]:
@@ -77,7 +80,8 @@ def failed(error: OSError, doing: str, path: ObjectUrl) -> StoreError:
 
 
 @lru_cache(maxsize=8)
-def _client(root: str, retries: int = 10, seconds: int = 180) -> Any:
+def _client(root: str, retries: int = 40, seconds: int = 60) -> Any:
+    # no longer than that: a process that waits in here hears no signal
     try:
         from obstore.store import from_url
     except ImportError as error:
