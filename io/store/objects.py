@@ -99,11 +99,11 @@ def check(store: ObjectUrl, *, writing: bool) -> None:
     Raises:
         StoreError: it cannot be reached, or creates what is there already.
     """
-    import obstore
-    from obstore.exceptions import AlreadyExistsError, BaseError
-
     try:
         client = _client(store.root, 2, 10)
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
         with suppress(FileNotFoundError), _explained(store):
             obstore.get(client, "store.json").meta  # noqa: B018  # asks; the body is left
         if not writing:
@@ -112,7 +112,7 @@ def check(store: ObjectUrl, *, writing: bool) -> None:
         with _explained(store):
             made = obstore.put(client, probe, b"1", mode="create")
         try:
-            obstore.put(client, probe, b"2", mode={"e_tag": made["e_tag"] or ""})
+            obstore.put(client, probe, b"2", mode=_while(made["e_tag"], made["version"]))
             obstore.put(client, probe, b"3", mode="create")
         except AlreadyExistsError:
             return
@@ -236,10 +236,14 @@ def renew(path: ObjectUrl, stamp: Stamp, data: bytes) -> None:
     import obstore
     from obstore.exceptions import PreconditionError
 
-    mode = {"e_tag": stamp.e_tag, "version": stamp.version}
-    mode = {key: value for key, value in mode.items() if value}
+    mode = _while(stamp.e_tag, stamp.version)
     with suppress(PreconditionError), _explained(path, PreconditionError):
-        obstore.put(_client(path.root), path.key, data, mode=mode)  # type: ignore[arg-type]
+        obstore.put(_client(path.root), path.key, data, mode=mode)
+
+
+def _while(e_tag: str | None, version: str | None) -> Any:
+    """The mode of a put over this version and no other: S3 and Azure know tags, GCS versions."""
+    return {key: tag for key, tag in (("e_tag", e_tag), ("version", version)) if tag}
 
 
 def upload(file: Path, path: ObjectUrl) -> None:

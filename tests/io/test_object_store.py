@@ -94,6 +94,13 @@ def test_another_spec_and_no_store_are_told(s3: str) -> None:
         location("ftp://somewhere/x")
 
 
+def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(StoreError, match="needs the package obstore") as error:
+        open_store("s3://cohort/without")
+    assert "hmil-fast[objects]" in error.value.fix
+
+
 def test_of_two_writers_one_wins_and_the_other_leaves_nothing(s3: str) -> None:
     store = create_store(s3, SPEC)
     slides = [f"s{number}" for number in range(8)]
