@@ -77,7 +77,9 @@ def encode_timed(
         features = encoder(tiles).to(_TORCH[dtype])
         return lambda: _numpy(features)
     stream = torch.cuda.current_stream(tiles.device)
-    start, encoded, copied = (torch.cuda.Event(enable_timing=timed) for timed in (1, 1, 0))
+    start, encoded, copied = (
+        torch.cuda.Event(enable_timing=timed) for timed in (True, True, False)
+    )
     start.record(stream)
     features = encoder(tiles)
     encoded.record(stream)
