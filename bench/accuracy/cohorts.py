@@ -82,7 +82,7 @@ class Task:
 def draw_fashion(
     seed: int,
     train_bags: int = 150,
-    test_bags: int = 400,
+    test_bags: int = 600,
     sizes: tuple[int, int] = (50, 201),
 ) -> Cohort:
     """Bags of 50–200 pictures, 5–10 % of which are of the class that the bag is labelled with.
@@ -128,7 +128,7 @@ def _quarters(four: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def draw_pcam(seed: int, train_slides: int = 160, test_slides: int = 240) -> Cohort:
+def draw_pcam(seed: int, train_slides: int = 160, test_slides: int = 400) -> Cohort:
     """Slides of 48 lymph-node tiles, labelled by how many of them are tumour.
 
     Each seed deals the tiles anew: 60 % make the training slides, the others the test slides; a

@@ -76,6 +76,7 @@ class _Trainer:
 
         from hmil_fast.losses import HmilLoss
         from hmil_fast.models import build_model
+        from hmil_fast.training.average import WeightAverage
 
         torch.manual_seed(seed)
         self.method, self.cohort, self.epochs, self.seed = method, cohort, epochs, seed
@@ -98,6 +99,7 @@ class _Trainer:
             method.loss,
             np.bincount(cohort.y[train], minlength=len(cohort.tree.leaves)).tolist(),
         )
+        self.average = WeightAverage(self.model, method.loss.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=method.lr, weight_decay=method.weight_decay
         )
@@ -110,19 +112,24 @@ class _Trainer:
             if len(val) and (score := self._score(val)) > best:
                 best, state = score, self._state()
         if len(val):
-            self.model.load_state_dict(state)
+            self.average.model.load_state_dict(state)
         return self._predict(test)
 
     def _state(self) -> dict[str, Any]:
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {name: value.clone() for name, value in self.average.model.state_dict().items()}
 
     def _train_epoch(self, epoch: int) -> None:
         import torch
+
+        from hmil_fast.training.rate import rate_factor
 
         self.model.train()
         order = np.random.default_rng((self.seed, epoch)).permutation(self.train)
         for i in range(0, len(order), self.method.batch_bags):
             chosen = order[i : i + self.method.batch_bags]
+            done = (epoch + min(1, (i + self.method.batch_bags / 2) / len(order))) / self.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.method.lr * rate_factor(self.method.loss, done)
             x, bags = self._pack(chosen)
             x = torch.nn.functional.dropout(x, self.method.loss.feature_dropout)
             targets = self.targets[chosen]
@@ -131,6 +138,7 @@ class _Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             terms.total.backward()
             self.optimizer.step()
+            self.average.update()
 
     def _pack(self, chosen: Ints) -> tuple[Any, Any]:
         import torch
@@ -144,9 +152,9 @@ class _Trainer:
         """Leaf probabilities."""
         import torch
 
-        self.model.eval()
+        model = self.average.model.eval()
         with torch.inference_mode():
-            leaves = self.model(*self._pack(chosen)).logits[-1]
+            leaves = model(*self._pack(chosen)).logits[-1]
         return np.asarray(leaves.double().softmax(1).numpy())
 
     def _score(self, val: Ints) -> tuple[float, float]:

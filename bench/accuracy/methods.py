@@ -6,7 +6,7 @@ from hmil_fast.config import MODELS, PRESETS
 from hmil_fast.presets import LossSettings
 
 YARDSTICK = "pooled-lr"
-# what the baselines were published with, cross-entropy of the leaves, and the dropout of `best`
+# what the baselines were published with, cross-entropy of the leaves, trained as `best` is
 PLAIN = replace(
     PRESETS["paper"],
     hierarchy="ce",
@@ -17,6 +17,9 @@ PLAIN = replace(
     ham="none",
     supcon="none",
     feature_dropout=PRESETS["best"].feature_dropout,
+    lr_schedule=PRESETS["best"].lr_schedule,
+    warmup=PRESETS["best"].warmup,
+    ema=PRESETS["best"].ema,
 )
 
 
@@ -28,7 +31,7 @@ class Method:
         name: Its name in the table.
         model: One of `hmil_fast.config.MODELS`, or `YARDSTICK`.
         loss: A preset of HMIL, or `PLAIN`.
-        lr: Learning rate of Adam; see `LEARNING_RATES`.
+        lr: Learning rate of Adam; see `TUNED`.
         weight_decay: Of Adam.
         hidden: Width of the hidden layer.
         batch_bags: Bags in a step.
@@ -37,7 +40,7 @@ class Method:
     name: str
     model: str
     loss: LossSettings
-    lr: float = 2e-3
+    lr: float = 4e-3
     weight_decay: float = 1e-4
     hidden: int = 64
     batch_bags: int = 16
@@ -47,19 +50,30 @@ class Method:
         return repr(sorted(asdict(self).items()))
 
 
-# of 7e-4, 2e-3 and 6e-3 the one with the lowest validation loss on the cohort of seed 100, which is
-# not reported; 2e-3 where no part of the bags is for validation
-LEARNING_RATES = {
-    "fashion": {"best": 6e-3, "flat": 6e-3, "abmil": 6e-3, "mean": 6e-3, "max": 6e-3},
+# learning rate and weight decay of `best` and the baselines: the pair with the best sum of leaf
+# balanced accuracy and hierarchical F1 on a cohort that is not reported, see page.md
+TUNED: dict[str, dict[str, tuple[float, float]]] = {
+    "fashion": {
+        "best": (2e-2, 3e-3),
+        "flat": (2e-2, 1e-4),
+        "abmil": (2e-2, 1e-4),
+        "clam": (2e-2, 1e-4),
+        "dsmil": (6e-3, 1e-4),
+        "mean": (2e-2, 1e-4),
+        "max": (2e-2, 3e-3),
+    },
     "pcam": {
-        "best": 7e-4,
-        "paper": 7e-4,
-        "flat": 6e-3,
-        "abmil": 6e-3,
-        "clam": 6e-3,
-        "mean": 6e-3,
+        "best": (6e-3, 3e-3),
+        "flat": (6e-3, 1e-4),
+        "abmil": (6e-3, 3e-3),
+        "clam": (6e-3, 1e-4),
+        "dsmil": (6e-3, 3e-3),
+        "mean": (2e-2, 3e-3),
+        "max": (2e-3, 1e-4),
     },
 }
+# of the presets as published, whose learning rate does not fall
+CONSTANT = {"fashion": {"paper": 2e-3, "released": 2e-3}, "pcam": {"paper": 7e-4, "released": 2e-3}}
 
 
 def methods(task: str = "") -> list[Method]:
@@ -67,5 +81,10 @@ def methods(task: str = "") -> list[Method]:
     found = [Method(name, "hmil", loss) for name, loss in PRESETS.items()]
     found += [Method(name, name, PLAIN) for name in MODELS if name != "hmil"]
     found.append(Method(YARDSTICK, YARDSTICK, PLAIN))
-    rates = LEARNING_RATES.get(task, {})
-    return [replace(m, lr=rates.get(m.name, m.lr)) for m in found]
+    tuned, constant = TUNED.get(task, {}), CONSTANT.get(task, {})
+    for i, method in enumerate(found):
+        lr, decay = tuned.get(method.name, (method.lr, method.weight_decay))
+        if method.name in ("paper", "released"):
+            lr = constant.get(method.name, 2e-3)
+        found[i] = replace(method, lr=lr, weight_decay=decay)
+    return found

@@ -102,11 +102,12 @@ def page(results: dict[str, Any]) -> str:
     shared = next(iter(next(iter(results["settings"].values())).values()))
     rates = []
     for task, methods in results["settings"].items():
-        by_rate: dict[float, list[str]] = {}
+        by_rate: dict[tuple[float, float], list[str]] = {}
         for name, values in methods.items():
             if name != YARDSTICK:
-                by_rate.setdefault(values["lr"], []).append(f"`{name}`")
-        named = (f"{rate:g} {', '.join(names)}" for rate, names in sorted(by_rate.items()))
+                pair = values["lr"], values["weight_decay"]
+                by_rate.setdefault(pair, []).append(f"`{name}`")
+        named = (f"{lr:g}/{wd:g} {', '.join(on)}" for (lr, wd), on in sorted(by_rate.items()))
         rates.append(f"- {task}: {'; '.join(named)}")
     text = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return Template(text).substitute(
@@ -115,5 +116,5 @@ def page(results: dict[str, Any]) -> str:
         draws=results["draws"],
         epochs=", ".join(f"{name} {task['epochs']}" for name, task in results["tasks"].items()),
         rates="\n".join(rates),
-        **{name: shared[name] for name in ("weight_decay", "batch_bags", "hidden")},
+        **{name: shared[name] for name in ("batch_bags", "hidden")},
     )
