@@ -217,11 +217,6 @@ def read_stamped(path: Path, most: int) -> tuple[bytes, Stamp]:
         return data.tobytes(), file.stamp
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """A small file whole; raises as `read_stamped`."""
-    return read_stamped(path, most)[0]
-
-
 class OpenFile:
     """A file to read from.
 
