@@ -18,6 +18,7 @@ from hmil_fast.device import pick_device
 from hmil_fast.errors import HmilError, Stopped, StoreError
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.run import Extractor
+from hmil_fast.extraction.watch import alarm
 from hmil_fast.extraction.workers import Job
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone, work
 from hmil_fast.io.store import open_store
@@ -64,7 +65,7 @@ def run_loop(job: Job, devices: Sequence[str], topic: str, number: int, version:
         encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
         tell(started=True)
-        work(extractor, job.tasks, job.lease_seconds, emit, job.slide_timeout)
+        work(extractor, job.tasks, job.lease_seconds, emit, alarm(job.slide_timeout))
         tell(settled=True)
     except HmilError as error:
         tell(problem=[error.what, error.fix])

@@ -1,12 +1,7 @@
 """`hmil-fast extract`: the job as a person sees it, with progress, summary and timings."""
 
 import argparse
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from functools import partial
-from types import FrameType
 
 import torch
 from rich.console import Console
@@ -21,6 +16,7 @@ from hmil_fast.extraction.preflight import preflight
 from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.retry import forget_deaths
 from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.watch import last_words
 from hmil_fast.extraction.workers import Job, run_workers
 from hmil_fast.extraction.worklist import LEASE_SECONDS, in_order, work
 from hmil_fast.io.store import create_store, files, open_store
@@ -63,11 +59,9 @@ def extract(args: argparse.Namespace) -> int:
     tasks = in_order(tasks, args.shard)
     if args.retry_failed:
         forget_deaths(store.path, [task.slide_id for task in tasks])
-    timeout = 60 * args.slide_timeout
     if in_process:
         extractor = Extractor(store, encoder, spec, batch=args.batch, threads=args.threads)
-        signal.signal(signal.SIGALRM, partial(_end_hung, args.slide_timeout))
-        return run_job(tasks, extractor, args.lease_seconds, timeout)
+        return run_job(tasks, extractor, args.lease_seconds, args.slide_timeout)
     err = Console(stderr=True)
     _warn_of_mpp(err, encoder, spec.scales)
     report = Report(err, store, tasks)
@@ -79,7 +73,7 @@ def extract(args: argparse.Namespace) -> int:
         args.batch,
         args.threads,
         args.lease_seconds,
-        timeout,
+        60 * args.slide_timeout,
     )
     devices = devices[: len(report.todo)]
     with report:
@@ -95,7 +89,7 @@ def run_job(
     tasks: Sequence[SlideTask],
     extractor: Extractor,
     lease_seconds: float = LEASE_SECONDS,
-    slide_timeout: float | None = None,
+    slide_minutes: float | None = None,
 ) -> int:
     """Extract what is not done yet, in this order, with progress and summary.
 
@@ -103,7 +97,7 @@ def run_job(
         tasks: The slides.
         extractor: The warm encoder with its store.
         lease_seconds: After which the lease of a dead process ends.
-        slide_timeout: Seconds without a tile after which this process is sent SIGALRM.
+        slide_minutes: Without a tile after which this process ends itself; None for never.
 
     Returns:
         The exit code: 0 when all slides are in the store.
@@ -112,19 +106,9 @@ def run_job(
     _warn_of_mpp(err, extractor.encoder, extractor.spec.scales)
     report = Report(err, extractor.store, tasks)
     with report:
-        work(extractor, report.todo, lease_seconds, report, slide_timeout)
+        more = [] if slide_minutes is None else [last_words(slide_minutes)]
+        work(extractor, report.todo, lease_seconds, report, *more)
     return report.print(1)
-
-
-def _end_hung(minutes: float, number: int, frame: FrameType | None) -> None:
-    """End a job of one process, whose threads can only be left by ending it."""
-    sys.stderr.write(
-        f"\nhmil-fast: no tile was done for {minutes:g} minutes: a slide, or its disk, hangs\n"
-        "Fix: run the same command with --workers 1: a worker that hangs is replaced, and the "
-        "slide comes last\n"
-    )
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _done(store: Location) -> set[str]:

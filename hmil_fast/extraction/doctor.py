@@ -197,8 +197,8 @@ def machine_findings() -> list[Finding]:
         if installed:
             found.append(Finding("ok", f"{what}: {installed[0]} {_version(installed[0])}"))
         else:
-            fix = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
-            found.append(Finding("note", f"{what} is not installed", fix))
+            text = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
+            found.append(Finding("note", f"{what} is not installed", text))
     found.append(Finding("ok", f"kernels: {describe()}"))
     found.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
     others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)

@@ -71,7 +71,11 @@ class Report:
         """
         seconds = time.perf_counter() - self._start
         for task in self.todo:
-            if task.slide_id not in self.results and task.slide_id not in self.elsewhere:
+            if task.slide_id in self.results or task.slide_id in self.elsewhere:
+                continue
+            if self._is_stored(task.slide_id):  # the word of it was lost with who said it
+                self.elsewhere.add(task.slide_id)
+            else:
                 error = SlideError(
                     f"slide {task.path}: no process was left to do it",
                     "see above why they ended, then run the same command again",
@@ -81,6 +85,12 @@ class Report:
         if any(result.num_tiles for result in self.results.values()):
             _print_timings(self._err, self.timings, seconds * processes)
         return 1 if any(result.error for result in self.results.values()) else 0
+
+    def _is_stored(self, slide_id: str) -> bool:
+        try:
+            return self.store.is_done(slide_id)
+        except StoreError:
+            return False
 
 
 def _split_done(

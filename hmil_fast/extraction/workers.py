@@ -20,6 +20,7 @@ from hmil_fast.extraction.leases import held_by
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.run import Extractor, cpus
+from hmil_fast.extraction.watch import alarm
 from hmil_fast.extraction.worklist import Message, work
 from hmil_fast.io.store import open_store
 from hmil_fast.io.store.location import Location
@@ -111,7 +112,8 @@ def _report_death(job: Job, process: SpawnProcess, report: Report) -> bool:
 
 def _worker(job: Job, device: str, workers: int, pipe: Connection) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: it cleans up
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: it cleans up, unless a thread hangs
+        signal.setitimer(signal.ITIMER_REAL, _DRAIN_SECONDS / 2)
         raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
@@ -130,7 +132,7 @@ def _worker(job: Job, device: str, workers: int, pipe: Connection) -> None:
         store = open_store(job.store)
         encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
-        work(extractor, job.tasks, job.lease_seconds, emit, job.slide_timeout)
+        work(extractor, job.tasks, job.lease_seconds, emit, alarm(job.slide_timeout))
     except HmilError as error:
         emit(error)
     except OSError as error:

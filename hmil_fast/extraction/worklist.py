@@ -1,7 +1,6 @@
 """The slides of a job as one of its processes sees them: which to take next, which others have."""
 
 import hashlib
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from hmil_fast.extraction.leases import Leases
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.run import Extractor
+from hmil_fast.extraction.watch import Watch
 from hmil_fast.io.store import FeatureStore
 
 LEASE_SECONDS = 120.0
@@ -175,32 +175,25 @@ def work(
     tasks: Sequence[SlideTask],
     lease_seconds: float,
     emit: Callable[[Message], None],
-    slide_timeout: float | None = None,
+    wind_up: Watch = lambda busy: None,
 ) -> None:
     """Do slides of a job, beside whatever other processes do, until all are done or failed.
-
-    A process that holds slides and encodes none of their tiles for `slide_timeout` is sent SIGALRM,
-    whose default action ends it, whatever hangs: no Python has to run for it. The slides count one
-    death more, as after any other end, and whoever started the process starts another one.
 
     Args:
         extractor: The warm encoder with its store.
         tasks: The job's slides, in the order to take them.
         lease_seconds: After which the lease of a dead process ends.
         emit: Told what happens.
-        slide_timeout: Seconds; None to wait for ever.
+        wind_up: Called after every step with whether this process holds slides; see `watch`.
     """
     log = EventLog(extractor.store.path)
     before: dict[str, int] = {}
 
-    def wind_up(busy: bool) -> None:
-        if slide_timeout is not None:
-            signal.setitimer(signal.ITIMER_REAL, slide_timeout if busy else 0)
-
     def take(ahead: bool) -> SlideTask | None:
         task = slides.take(ahead)
-        if not ahead:
-            wind_up(task is not None)
+        held = len(slides.leases.held())
+        if held == 0 or (held == 1 and task is not None):  # one more is no step of those before it
+            wind_up(held > 0)
         return task
 
     def on_tiles(task: SlideTask, done: int, total: int) -> None:

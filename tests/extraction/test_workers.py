@@ -180,9 +180,11 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     mrxs.write_bytes(b"\xff\xd8")
     mrxs.with_suffix("").mkdir()
     os.mkfifo(mrxs.with_suffix("") / "Slidedat.ini")  # whoever opens it waits for ever
-    (store / "leases").mkdir(parents=True)
-    for deaths in range(2):
-        (store / "leases" / f"hangs.{deaths}").write_text('{"host": "gone", "seconds": 0}')
+    args = [*command(mrxs, store)[:-2], "--slide-timeout", 0.02]
+    job = start(*args)
+    assert "Fix: run the same command with --workers 1" in job.communicate(timeout=60)[1]
+    assert job.returncode == 1
+    (store / "leases" / "hangs.1").write_text('{"host": "gone", "seconds": 0}')
     args = [*command(slides, store)[:-1], 1, "--slide-timeout", 0.2]
     out, err = start(*args).communicate(timeout=100)
     assert "was ended, no tile was done for 0.2 minutes while it worked on hangs" in err
