@@ -207,8 +207,8 @@ def machine_findings() -> list[Finding]:
     found.append(Finding("ok", text))
     cards, broken = plugins()
     if cards:
-        names = ", ".join(card.name for card in cards)
-        found.append(Finding("ok", f"encoders of plugins: {names}"))
+        text = ", ".join(card.name for card in cards)
+        found.append(Finding("ok", f"encoders of plugins: {text}"))
     found += [Finding("note", error.what, error.fix) for error in broken]
     return found
 
