@@ -52,7 +52,8 @@ def run_loop(job: Job, devices: Sequence[str], topic: str, number: int, version:
             if time.monotonic() - said < _SAY_EVERY and message.done < message.total:
                 return
             said = time.monotonic()
-        tell(**pack(message))
+        if message:
+            tell(**pack(message))
 
     try:
         if version != __version__:

@@ -190,6 +190,7 @@ def work(
     before: dict[str, int] = {}
 
     def take(ahead: bool) -> SlideTask | None:
+        emit({})  # says nothing, but may stop us before the next slide
         task = slides.take(ahead)
         held = len(slides.leases.held())
         if held == 0 or (held == 1 and task is not None):  # one more is no step of those before it

@@ -141,8 +141,7 @@ def test_a_cluster_of_several_hosts(
     job.terminate()
     _, err = job.communicate(timeout=60)
     assert job.returncode == 143, err
-    assert pids_at_work(store) == []
-    assert list((store / "leases").iterdir()) == []
+    soon(lambda: not list((store / "leases").iterdir()), 20)  # also those of the job before
 
     job = start(*args)
     soon(lambda: pids_at_work(store))

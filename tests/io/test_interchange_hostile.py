@@ -254,10 +254,11 @@ from hmil_fast.io.interchange import FORMATS, Hints, find_files, import_file
 from hmil_fast.io.store import SlideWriter, open_store
 from pathlib import Path
 store, form = open_store(sys.argv[1]), FORMATS["npy"]
-append = SlideWriter.append
-def die(self, rows):
-    append(self, rows)
-    if self.appended > 4096:
+append, seen = SlideWriter.append, []
+def die(self, rows, *more, **about):
+    append(self, rows, *more, **about)
+    seen.append(len(rows))
+    if sum(seen) > 4096:
         os.kill(os.getpid(), signal.SIGKILL)
 SlideWriter.append = die
 for slide_id, path in find_files(form, Path(sys.argv[2])):
