@@ -38,10 +38,6 @@ class TrainConfig:
             of them or as it is. Validation and prediction take the tiles as they are.
         seed: Seed of splits, initial weights and the order of bags.
         epochs: Length of the loss schedule, and the most epochs that are trained.
-        patience: Epochs without a better validation score (balanced accuracy of the leaves; then
-            their loss) after which a fold stops.
-        lr: Learning rate of Adam.
-        weight_decay: Weight decay of Adam.
         batch_bags: The most bags in one optimiser step.
         batch_instances: The most instances in one optimiser step; one larger bag goes alone.
         hidden: Width of the instance embedding.
@@ -64,9 +60,6 @@ class TrainConfig:
     views: int = 0
     seed: int = 0
     epochs: int = 200
-    patience: int = 30
-    lr: float = 1e-4
-    weight_decay: float = 0.0
     batch_bags: int = 64
     batch_instances: int = 262_144
     hidden: int = 256
@@ -82,6 +75,9 @@ class TrainConfig:
     coarse: str | None = None
     readout: str | None = None
     feature_dropout: float | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    patience: int | None = None
     lr_schedule: str | None = None
     warmup: float | None = None
     ema: float | None = None
@@ -119,9 +115,6 @@ class TrainConfig:
             "views": (0 <= self.views <= 64, "give 0 to 64"),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
             "epochs": (self.epochs >= 1, "give at least 1"),
-            "patience": (self.patience >= 1, "give at least 1"),
-            "lr": (0 < self.lr < float("inf"), "give a positive number"),
-            "weight_decay": (0 <= self.weight_decay < float("inf"), "give 0 or more"),
             "batch_bags": (self.batch_bags >= 1, "give at least 1"),
             "batch_instances": (self.batch_instances >= 1, "give at least 1"),
             "hidden": (1 <= self.hidden <= 65_536, "give 1 to 65536"),
@@ -143,13 +136,16 @@ class TrainConfig:
         """The settings as YAML, read back by `load_config`."""
         import yaml  # here, so that --help needs nothing installed
 
-        settings = dataclasses.asdict(self)
-        said = {name: "preset" if value is None else value for name, value in settings.items()}
-        return str(yaml.safe_dump(said, sort_keys=False))
+        meant = dataclasses.asdict(loss_settings(self))
+        lines = []
+        for name, value in dataclasses.asdict(self).items():
+            said = yaml.safe_dump({name: "preset" if value is None else value}).rstrip()
+            lines.append(f"{said}  # {meant[name]}" if value is None else said)
+        return "\n".join(lines) + "\n"
 
 
 def loss_settings(config: TrainConfig) -> LossSettings:
-    """The loss of a run: what its preset says, but for the settings that the run itself gives.
+    """How a run is taught: what its preset says, but for the settings that the run itself gives.
 
     The model flat learns from the leaves alone: terms that know the levels above are left out.
 

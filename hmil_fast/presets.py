@@ -43,8 +43,12 @@ class LossSettings:
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
         feature_dropout: Share of the features' entries that a training step leaves out. The loss
             does not read it.
+        lr: Learning rate of Adam, at its highest. From here to ema settings are of training; the
+            loss does not read them.
+        weight_decay: Of Adam.
+        patience: Epochs without a better validation score (balanced accuracy of the leaves; then
+            their loss) after which a fold stops. A rate that falls wants all epochs.
         lr_schedule: Of the learning rate: "constant", or "cosine", which falls to 0 at `epochs`.
-            This, warmup and ema are of training; the loss does not read them.
         warmup: Share of all epochs over which the learning rate rises to what it is given as.
         ema: Decay a step of the moving average of the weights, which is what is validated, saved
             and exported; 0 takes the weights as they are.
@@ -70,6 +74,9 @@ class LossSettings:
     coarse: str
     readout: str
     feature_dropout: float
+    lr: float
+    weight_decay: float
+    patience: int
     lr_schedule: str
     warmup: float
     ema: float
@@ -95,6 +102,9 @@ class LossSettings:
         for name in ("hxe_alpha", "coarse_weight", "hba_weight", "ham_weight", "supcon_weight"):
             checks[name] = (0 <= getattr(self, name) < inf, "give 0 or more")
         checks["soft_beta"] = (0 < self.soft_beta < inf, "give a positive number")
+        checks["lr"] = (0 < self.lr < inf, "give a positive number")
+        checks["weight_decay"] = (0 <= self.weight_decay < inf, "give 0 or more")
+        checks["patience"] = (self.patience >= 1, "give at least 1")
         checks["feature_dropout"] = (0 <= self.feature_dropout < 1, "give 0 or more, less than 1")
         checks["warmup"] = (0 <= self.warmup < 1, "give 0 or more, less than 1")
         checks["ema"] = (0 <= self.ema < 1, "give 0 or more, less than 1")
@@ -117,6 +127,9 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "coarse":            ("sum",      "head",   "head"),
     "readout":           ("evidence", "paper",  "paper"),
     "feature_dropout":   (0.25,       0.0,      0.0),
+    "lr":                (2e-3,       1e-4,     1e-4),
+    "weight_decay":      (3e-3,       0.0,      0.0),
+    "patience":          (10_000,     30,       30),
     "lr_schedule":       ("cosine",   "constant", "constant"),
     "warmup":            (0.1,        0.0,      0.0),
     "ema":               (0.95,       0.0,      0.0),

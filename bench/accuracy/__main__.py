@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cells:
         console.print("no data set is at hand", style="red")
         return 1
-    if not _do_all(cells, args.workers, console):
+    if not do_all(cells, args.workers, console):
         return 130
     results = _results(cells, skipped)
     print(markdown(results))
@@ -95,7 +95,7 @@ def _missing(names: Sequence[str], console: Console) -> dict[str, str]:
     return missing
 
 
-def _do_all(cells: Sequence[Cell], workers: int, console: Console) -> bool:
+def do_all(cells: Sequence[Cell], workers: int, console: Console) -> bool:
     """Do what is not done yet; False when the user stopped it."""
     todo = [cell for cell in cells if read_cell(cell) is None]
     bar = Progress(

@@ -46,8 +46,11 @@ class Method:
     batch_bags: int = 16
 
     def fingerprint(self) -> str:
-        """All settings in one line."""
-        return repr(sorted(asdict(self).items()))
+        """All settings in one line; of a preset's own rate, decay and patience none is used."""
+        settings = asdict(self)
+        for name in ("lr", "weight_decay", "patience"):
+            del settings["loss"][name]
+        return repr(sorted(settings.items()))
 
 
 # learning rate and weight decay of `best` and the baselines: the pair with the best sum of leaf

@@ -90,7 +90,10 @@ class FoldTrainer:
         self.loss = HmilLoss(run.tree, self.preset, counts).to(device)
         self.average = WeightAverage(self.model, self.preset.ema)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            self.model.parameters(),
+            lr=self.preset.lr,
+            weight_decay=self.preset.weight_decay,
+            fused=True,
         )
         self.epoch = self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "val_loss": math.inf}
@@ -118,7 +121,8 @@ class FoldTrainer:
         board = self._board()
         begun = time.perf_counter()
         now = None
-        while self.epoch < config.epochs and self.epoch - 1 - self.best["epoch"] < config.patience:
+        patience = self.preset.patience
+        while self.epoch < config.epochs and self.epoch - 1 - self.best["epoch"] < patience:
             start = time.perf_counter()
             instances, bags = self._train_epoch(stopped)
             seconds = time.perf_counter() - start
@@ -212,7 +216,7 @@ class FoldTrainer:
         """Of the optimiser, with this share of the epoch behind it."""
         factor = rate_factor(self.preset, (self.epoch + done) / self.run.config.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.run.config.lr * factor
+            group["lr"] = self.preset.lr * factor
 
     def _train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
         """One step; nothing in it makes the host wait for the device.

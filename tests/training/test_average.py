@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.config import loss_settings
 from hmil_fast.presets import PRESETS
 from hmil_fast.training.average import WeightAverage
 from hmil_fast.training.fold import FoldTrainer
@@ -72,6 +73,6 @@ def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in kept.items())
     steps = len(rates) // 3
     done = [(i + 0.5) / (3 * steps) for i in range(len(rates))]
-    wanted = [run.config.lr * rate_factor(PRESETS["best"], share) for share in done]
+    wanted = [loss_settings(run.config).lr * rate_factor(PRESETS["best"], share) for share in done]
     assert rates == pytest.approx(wanted)
     assert rates[0] < max(rates) > rates[-1]
