@@ -141,7 +141,7 @@ def test_doctor_with_weights_out_of_reach(
     assert main(["doctor", slide, "--mpp", "2", "--weights", str(tmp_path / "none.pth")]) == 1
     said = capsys.readouterr().out
     assert "✗ no weights file" in said
-    assert "✓ cmu1_small_pyramid: cucim, jpeg, " in said
+    assert "✓ cmu1_small_pyramid: nvimagecodec, jpeg, " in said
 
 
 def test_options_and_slides_in_any_order(
