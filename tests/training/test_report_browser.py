@@ -46,8 +46,11 @@ class Browser:
         self._numbers, self._pending, self._session = count(1), b"", ""
         self.logged: list[str] = []
         self.fetched: list[str] = []
-        pages = self.call("Target.getTargets")["targetInfos"]
-        page = next(target for target in pages if target["type"] == "page")
+        page, end = None, time.monotonic() + 60
+        while page is None:  # a busy machine takes its time to open the first one
+            assert time.monotonic() < end, "no page was opened"
+            targets = self.call("Target.getTargets")["targetInfos"]
+            page = next((target for target in targets if target["type"] == "page"), None)
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
