@@ -62,7 +62,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def store(text: str) -> "Location":
     """A feature store: a folder, or a URL such as s3://bucket/prefix."""
-    if "://" not in text:
+    if ":/" not in text:
         return Path(text)
     from hmil_fast.io.store.location import location
 
@@ -70,6 +70,19 @@ def store(text: str) -> "Location":
         return location(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(f"{error.what}: {error.fix}") from None
+
+
+def path(text: str) -> Path:
+    """A file or folder on a disk of this machine; only stores may be URLs."""
+    if ":/" in text:
+        from hmil_fast.io.store.location import is_url
+
+        if is_url(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is a URL, which only a STORE may be: give a path on a disk, and copy "
+                "the files"
+            )
+    return Path(text)
 
 
 def tile_px(text: str) -> int:

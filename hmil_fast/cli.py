@@ -22,6 +22,7 @@ from hmil_fast.arguments import (
     add_command,
     batch,
     count,
+    path,
     positive,
     shard,
     share,
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _slide_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("slides", nargs="*", metavar="SLIDES", help="files, folders or globs")
     parser.set_defaults(words="slides")
-    parser.add_argument("--manifest", type=Path, metavar="CSV", help="path[,slide_id][,mpp]")
+    parser.add_argument("--manifest", type=path, metavar="CSV", help="path[,slide_id][,mpp]")
     parser.add_argument(
         "--slide-mpp",
         type=positive,
@@ -145,7 +146,7 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         help="a card (see doctor), or any timm model",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help=".safetensors or .pth of the encoder"
+        "--weights", type=path, metavar="FILE", help=".safetensors or .pth of the encoder"
     )
 
 
@@ -268,22 +269,22 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--store", type=store, required=True, metavar="STORE")
     parser.add_argument(
         "--labels",
-        type=Path,
+        type=path,
         required=True,
         metavar="CSV",
         help="slide_id,label[,patient_id][,split]",
     )
     parser.add_argument(
         "--tree",
-        type=Path,
+        type=path,
         required=True,
         metavar="YAML",
         help="nested mapping whose leaves are the labels",
     )
     parser.add_argument(
-        "--splits", type=Path, metavar="JSON", help="take the folds of this manifest as they are"
+        "--splits", type=path, metavar="JSON", help="take the folds of this manifest as they are"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--out", type=path, required=True, metavar="RUN")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -299,7 +300,7 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device")
     parser.add_argument(
-        "--config", type=Path, metavar="YAML", help="settings; flags and key=value win over it"
+        "--config", type=path, metavar="YAML", help="settings; flags and key=value win over it"
     )
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="any setting of config.yaml"
@@ -340,7 +341,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         default="all",
         choices=("all", "decode", "store", "extract", "train", "one_bag", "big_bag", "kernels"),
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the numbers as JSON")
 
 
 def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -351,7 +352,7 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "The whole job on real tissue: extract, train, evaluate, draw, report."
     parser = add_command(commands, "demo", text, run)
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR")
+    parser.add_argument("--out", type=path, default=Path("demo-out"), metavar="DIR")
 
 
 if __name__ == "__main__":

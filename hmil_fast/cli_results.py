@@ -1,9 +1,8 @@
 """The commands over splits and finished runs, as `hmil_fast.cli` shows them."""
 
 import argparse
-from pathlib import Path
 
-from hmil_fast.arguments import Command, Commands, add_command, count, risk, store
+from hmil_fast.arguments import Command, Commands, add_command, count, path, risk, store
 
 
 def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -17,7 +16,7 @@ def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
     text = "Turn split files of others into a manifest for `train --splits`."
     parser = add_command(commands, "splits", text, run)
     parser.add_argument("action", choices=("import",), help="import: read split files")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="or a folder of them")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="or a folder of them")
     parser.add_argument(
         "--format",
         choices=("csv", "clam", "hmil"),
@@ -25,7 +24,7 @@ def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="csv: slide_id,split[,label][,patient_id], a file a fold; clam: splits_<i>.csv; "
         "hmil: {train,val,test}_splits_<i>.pkl",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="JSON")
+    parser.add_argument("--out", type=path, required=True, metavar="JSON")
 
 
 def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -55,14 +54,14 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     evaluate = add_command(
         commands, "evaluate", "Metrics of a run, or of it on another cohort.", command("evaluate")
     )
-    evaluate.add_argument("run_path", type=Path, metavar="RUN")
+    evaluate.add_argument("run_path", type=path, metavar="RUN")
     evaluate.add_argument(
         "--store",
         type=store,
         metavar="STORE",
         help="features of the other cohort, or of the run's own",
     )
-    evaluate.add_argument("--labels", type=Path, metavar="CSV", help="labels of the other cohort")
+    evaluate.add_argument("--labels", type=path, metavar="CSV", help="labels of the other cohort")
     evaluate.add_argument(
         "--risk",
         type=risk,
@@ -73,13 +72,13 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     predict = add_command(
         commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
     )
-    predict.add_argument("run_path", type=Path, metavar="RUN")
+    predict.add_argument("run_path", type=path, metavar="RUN")
     predict.add_argument("--store", type=store, required=True, metavar="STORE")
     predict.add_argument(
         "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
     )
     predict.set_defaults(words="slides")
-    predict.add_argument("--out", type=Path, metavar="CSV", help="write there instead of stdout")
+    predict.add_argument("--out", type=path, metavar="CSV", help="write there instead of stdout")
     predict.add_argument(
         "--risk",
         type=risk,
@@ -89,10 +88,10 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     heatmap = add_command(
         commands, "heatmap", "Attention per tree node over the slide.", with_files("heatmap")
     )
-    heatmap.add_argument("run_path", type=Path, metavar="RUN")
+    heatmap.add_argument("run_path", type=path, metavar="RUN")
     heatmap.add_argument("slide", metavar="SLIDE_ID")
     heatmap.add_argument("--store", type=store, required=True, metavar="STORE")
-    heatmap.add_argument("--out", type=Path, required=True, metavar="PNG")
+    heatmap.add_argument("--out", type=path, required=True, metavar="PNG")
     heatmap.add_argument(
         "--node",
         action="append",
@@ -109,7 +108,7 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     report = add_command(
         commands, "report", "Write the run's report, one HTML file.", with_files("report")
     )
-    report.add_argument("run_path", type=Path, metavar="RUN")
+    report.add_argument("run_path", type=path, metavar="RUN")
     report.add_argument(
         "--store", type=store, metavar="STORE", help="show the slides under their attention"
     )
@@ -136,8 +135,8 @@ def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Test runs against the first one, on the same slides, paired by patient."
     parser = add_command(commands, "compare", text, run)
-    parser.add_argument("run_path", type=Path, metavar="RUN")
-    parser.add_argument("others", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("run_path", type=path, metavar="RUN")
+    parser.add_argument("others", nargs="+", type=path, metavar="RUN")
     parser.add_argument(
         "--metric",
         action="append",
@@ -162,6 +161,6 @@ def add_export(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Export trained models as ONNX files, checked against onnxruntime."
     parser = add_command(commands, "export", text, run)
-    parser.add_argument("run_path", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("run_path", type=path, metavar="RUN")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR")
     parser.add_argument("--fold", type=int, metavar="I", help="this fold only, from 0 (all)")

@@ -1,9 +1,8 @@
 """The commands over a feature store, as `hmil_fast.cli` shows them."""
 
 import argparse
-from pathlib import Path
 
-from hmil_fast.arguments import Command, Commands, add_command, positive, store
+from hmil_fast.arguments import Command, Commands, add_command, path, positive, store
 
 _FORMATS = ("trident", "clam", "stamp", "atlaspatch", "npy", "pt")
 
@@ -54,11 +53,11 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
 
     text = "Import features of other tools; run again, it resumes."
     take = add_command(actions, "import", text, command("import_features"))
-    take.add_argument("source", type=Path, metavar="SOURCE", help="a file, or a folder of them")
+    take.add_argument("source", type=path, metavar="SOURCE", help="a file, or a folder of them")
     take.add_argument("store", type=store, metavar="STORE", help="made if there is none")
     take.add_argument(
         "--coords",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="TRIDENT's or CLAM's folder `patches`, for clam, npy and pt",
     )
@@ -73,7 +72,7 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
     text = "Export all slides as files of another tool; run again, it resumes."
     put = add_command(actions, "export", text, command("export_features"))
     put.add_argument("store", type=store, metavar="STORE")
-    put.add_argument("target", type=Path, metavar="FOLDER")
+    put.add_argument("target", type=path, metavar="FOLDER")
     put.add_argument(
         "--mpp", type=positive, metavar="X", help="scale of a store that has several (the finest)"
     )
@@ -83,5 +82,5 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
             "--slide-mpp", type=positive, metavar="X", help="µm/px of level 0, for stamp"
         )
         action.add_argument(
-            "--manifest", type=Path, metavar="CSV", help="slide_id,mpp for slides that differ"
+            "--manifest", type=path, metavar="CSV", help="slide_id,mpp for slides that differ"
         )

@@ -1,5 +1,6 @@
 """The command line itself: help, usage errors, exit codes, what it imports."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from hmil_fast import __version__
-from hmil_fast.cli import main
+from hmil_fast.arguments import path
+from hmil_fast.cli import _parser, main
 
 SlideFile = Callable[[str], Path]
 COMMANDS = (
@@ -76,6 +78,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("extract x --store s --batch 0", "--batch: '0' is not a whole number from 1 up"),
         ("extract x --store s --unknown 3", "unrecognized arguments: --unknown"),
         ("store burn s", "invalid choice: 'burn'"),
+        ("extract x --store s3:/bucket/ex", "--store: 's3:/bucket/ex' is no store: give a folder"),
+        ("status file:///s", "STORE: 'file:///s' is no store: give a folder"),
+        ("store export s s3://bucket/ex --format h5", "FOLDER: 's3://bucket/ex' is a URL"),
+        ("demo --out gs://bucket/x", "--out: 'gs://bucket/x' is a URL"),
+        ("report s3:/bucket/run", "RUN: 's3:/bucket/run' is a URL"),
     ],
 )
 def test_wrong_usage(arguments: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +104,7 @@ def test_wrong_usage(arguments: str, says: str, capsys: pytest.CaptureFixture[st
         ("extract x.svs --store {tmp}/s --weights {tmp}/w.pth", "no weights file", "check"),
         ("extract x.svs --store {tmp}/s --device tpu", "device 'tpu' cannot be used", "use auto"),
         ("extract {tmp}/file --store {tmp}/file/s", "creating the store", "Free some space"),
+        ("extract s3://b/x.svs --store {tmp}/s", "'s3://b/x.svs' is a URL", "copy the slides"),
         ("extract x.svs --store {tmp}/s", "x.svs does not exist", "check the path"),
         ("store info {tmp}/s", "no feature store at {tmp}/s", "Give the folder"),
         ("store verify {tmp}", "no feature store at {tmp}", "Give the folder"),
@@ -177,3 +185,18 @@ def test_a_pipe_that_closes_early_ends_without_a_word() -> None:
     assert process.wait(60) == 0
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+def test_only_stores_are_urls() -> None:
+    """Of every command, also of those that are yet to come."""
+
+    def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for inner in action.choices.values():
+                    yield from parsers(inner)
+
+    kinds = [action.type for each in parsers(_parser()) for action in each._actions]
+    assert path in kinds
+    assert Path not in kinds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmil_fast.errors import UsageError
+from hmil_fast.io.store.location import is_url
 
 _SUFFIXES = ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .qptiff .czi .dcm"
 SLIDE_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -67,6 +68,8 @@ def collect_slides(
 
 
 def _from_input(text: str, mpp: float | None) -> list[SlideTask]:
+    if is_url(text):
+        raise UsageError(f"{text!r} is a URL", "copy the slides to a disk, and give their paths")
     path = Path(text)
     if path.is_dir():
         files = _slide_files(path.rglob("*"))

@@ -1,5 +1,6 @@
 """Where a store lies: a folder, or a prefix in an object store."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -7,6 +8,7 @@ from typing import Self, TypeAlias
 from hmil_fast.errors import UsageError
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "https")
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/|[^/]*://")  # C:/ is a drive
 
 
 @dataclass(frozen=True, order=True)
@@ -45,18 +47,23 @@ class ObjectUrl:
 Location: TypeAlias = Path | ObjectUrl
 
 
+def is_url(place: str) -> bool:
+    """Whether it begins as URLs do, also where one of the slashes is missing."""
+    return _URL.match(place) is not None
+
+
 def location(place: str | Location) -> Location:
     """A folder, or a URL of an object store such as s3://bucket/prefix, gs://… or az://….
 
     Raises:
-        UsageError: a URL of another kind.
+        UsageError: a URL of another kind, or one with a single slash.
     """
     if not isinstance(place, str):
         return place
-    scheme, sign, rest = place.partition("://")
-    if not sign:
+    if not is_url(place):
         return Path(place)
-    if scheme not in _SCHEMES or not rest.strip("/"):
+    scheme, sign, rest = place.partition("://")
+    if not sign or scheme not in _SCHEMES or not rest.strip("/"):
         raise UsageError(
             f"{place!r} is no store",
             "give a folder, or a URL such as s3://bucket/prefix, gs://bucket/prefix or "
