@@ -6,6 +6,7 @@ AZURE_STORAGE_ACCOUNT_NAME and so on. What fails for a moment is tried again by 
 """
 
 import errno
+import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +39,7 @@ _FIXES = {
         "delete there."
     ),
     r"builder error": "Set AWS_ALLOW_HTTP=true for an endpoint without TLS.",
+    r"as boolean": "Set AWS_ALLOW_HTTP to true or false, or unset it.",
 }
 _FIX = "Check the network, AWS_ENDPOINT_URL and AWS_REGION; then run the same command again."
 
@@ -62,7 +64,11 @@ def _explained(path: ObjectUrl, *expected: type[Exception]) -> Iterator[None]:
         yield
     except expected:
         raise
-    except (BaseError, FileNotFoundError, PermissionError) as error:
+    except BaseException as error:
+        # the last is a panic in Rust, of a class that is no Exception and cannot be imported
+        ours = isinstance(error, (BaseError, FileNotFoundError, PermissionError))
+        if not ours and type(error).__name__ != "PanicException":
+            raise
         text = str(error)
         if isinstance(error, FileNotFoundError) and not re.search("NoSuchBucket", text):
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
@@ -88,6 +94,14 @@ def _client(root: str, retries: int = 40, seconds: int = 60) -> Any:
         raise StoreError(
             f"{root} needs the package obstore", 'Install it: pip install "hmil-fast[objects]".'
         ) from error
+    if root.startswith("s3"):
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+            url = os.environ.get(name)
+            if url is not None and not re.match(r"https?://[^/\s]", url):
+                raise StoreError(
+                    f"{name} is {url!r}, which is no URL",
+                    "Set it to one such as http://127.0.0.1:9000 or https://host, or unset it.",
+                )
     with _explained(ObjectUrl(root)):
         timeout = timedelta(seconds=seconds)
         return from_url(root, retry_config={"max_retries": retries, "retry_timeout": timeout})

@@ -273,3 +273,22 @@ def test_a_busy_server_is_asked_again(odd: Callable[..., ObjectUrl]) -> None:
     assert files.read_bytes(url / "x", 9) == b"1"
     with pytest.raises(StoreError, match="more than the 0 allowed"):
         files.read_bytes(url / "x", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what", "fix"),
+    [
+        ("AWS_ENDPOINT_URL", "127.0.0.1:5577", "AWS_ENDPOINT_URL is '127.0.0.1:5577'", "http://"),
+        ("AWS_ENDPOINT_URL", "", "AWS_ENDPOINT_URL is ''", "http://"),
+        ("AWS_ENDPOINT_URL", "http://[bad", "InvalidAuthority", "AWS_ENDPOINT_URL"),  # panics
+        ("AWS_ALLOW_HTTP", "", "as boolean", "AWS_ALLOW_HTTP"),
+    ],
+)
+def test_a_wrong_environment_is_told(
+    s3: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, what: str, fix: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError) as error:
+        open_store(s3)
+    assert what in error.value.what
+    assert fix in error.value.fix
