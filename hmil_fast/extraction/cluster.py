@@ -38,15 +38,8 @@ def run_on_dask(job: Job, devices: Sequence[str], scheduler: str | None, report:
         report: Told what happens.
 
     Raises:
-        UsageError: dask is not installed, or no scheduler answers.
+        UsageError: no scheduler answers.
     """
-    try:
-        from distributed import Client  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"--engine dask needs dask.distributed ({error})",
-            'run pip install "hmil-fast[cluster]"',
-        ) from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         job = _everywhere(job)
@@ -55,6 +48,25 @@ def run_on_dask(job: Job, devices: Sequence[str], scheduler: str | None, report:
         loops = _Loops(client, job, devices, report)
         stack.callback(loops.stop)
         loops.run()
+
+
+def check_cluster(scheduler: str | None) -> None:
+    """See that dask is there, and the scheduler file where one is given.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        from distributed import Client  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--engine dask needs dask.distributed ({error})",
+            'run pip install "hmil-fast[cluster]"',
+        ) from None
+    if scheduler is None or Path(scheduler).is_file() or "://" in scheduler:
+        return
+    if "/" in scheduler or scheduler.endswith(".json"):
+        raise UsageError(f"there is no file {scheduler}", _START)
 
 
 class _Loops:
@@ -228,9 +240,7 @@ def _connect(
                 )
             )
             where: dict[str, Any] = {"address": cluster}
-        elif scheduler.endswith(".json") or Path(scheduler).is_file():
-            if not Path(scheduler).is_file():
-                raise UsageError(f"there is no file {scheduler}", _START)
+        elif Path(scheduler).is_file():
             where = {"scheduler_file": scheduler}
         else:
             where = {"address": scheduler}

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
-from hmil_fast.extraction.cluster import run_on_dask
+from hmil_fast.extraction.cluster import check_cluster, run_on_dask
 from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.plan import SlideTask, collect_slides
@@ -33,7 +33,11 @@ def extract(args: argparse.Namespace) -> int:
     """
     if args.scheduler is not None and args.engine != "dask":
         raise UsageError("--scheduler is given without --engine dask", "give both")
+    if args.engine == "dask":
+        check_cluster(args.scheduler)
     tasks = collect_slides(args.slides, args.manifest, args.slide_mpp)
+    if not args.dry_run:
+        files.check(args.store, writing=False)
     spec = tile_spec(args)
     devices = _devices(args.device, args.workers)
     # a GPU is worth a process of its own, which is replaced when a slide kills or hangs it

@@ -164,14 +164,16 @@ def test_what_is_wrong_is_said_in_two_lines(
     args = list(map(str, command(slides, tmp_path / "store")))
     monkeypatch.setattr("hmil_fast.extraction.cluster.CONNECT_SECONDS", 0.5)
     for scheduler, said in (
-        (f"127.0.0.1:{free_port()}", "no dask scheduler at 127.0.0.1"),
         (f"{tmp_path}/none.json", "there is no file"),
+        (f"{tmp_path}/none", "there is no file"),
+        (f"127.0.0.1:{free_port()}", "no dask scheduler at 127.0.0.1"),
         ("bad://x", "no dask scheduler at bad://x"),
     ):
         assert main([*args, "--scheduler", scheduler]) == 2
         what, fix = capsys.readouterr().err.strip().splitlines()
         assert said in what
         assert fix.startswith("Fix: start one with `dask scheduler")
+        assert (tmp_path / "store").exists() == ("file" not in said)  # seen before one is made
     assert main([*args[:-2], "--scheduler", "127.0.0.1:1"]) == 2
     assert "without --engine dask" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "distributed", None)

@@ -150,6 +150,10 @@ def test_what_the_server_refuses_is_told_in_words(
     said = told(*take, "s3://cohort/down")
     assert "127.0.0.1:9" in said
     assert "AWS_ENDPOINT_URL" in said
+    assert main(["extract", str(tmp_path / "s.svs"), "--store", "s3://cohort/down-too"]) == 2
+    said = capsys.readouterr().err
+    assert "after 2 retries" in said  # not after the 40 of later requests
+    assert "AWS_ENDPOINT_URL" in said
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     assert "AWS_ACCESS_KEY_ID" in told(*take, "s3://cohort/half-the-credentials")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
