@@ -1,8 +1,11 @@
 """Encoders: the packaged weights are timm's model; weights of others are checked, never run."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,7 @@ def test_unreadable_weights(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=rf"cannot read the weights .*{name}") as caught:
             load_encoder(SMALL, tmp_path / name, CPU)
         assert "\n" not in caught.value.what
+        assert "weights_only" not in caught.value.what
 
 
 def test_unknown_name() -> None:
@@ -154,17 +158,62 @@ def test_unknown_name() -> None:
         load_encoder("uni3", None, CPU)
 
 
-def test_without_a_network_the_fix_is_a_weights_file(tmp_path: Path) -> None:
+def no_weights(name: str, **env: str) -> tuple[str, str]:
+    """What and fix of a failed load in a process of its own, which says nothing else."""
     code = (
+        "import time; time.sleep = lambda seconds: None\n"  # the hub's client waits between tries
         "import hmil_fast.io.slide, torch\n"
         "from hmil_fast.errors import UsageError\n"
         "from hmil_fast.extraction.encoders import load_encoder\n"
-        "try: load_encoder('uni', None, torch.device('cpu'))\n"
+        f"try: load_encoder({name!r}, None, torch.device('cpu'))\n"
         "except UsageError as error: print(error)\n"
     )
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, env=os.environ | env, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
     what, fix = done.stdout.splitlines()
-    assert "cannot get the weights of 'uni' from MahmoodLab/UNI" in what
     assert "--weights FILE" in fix
+    return what, fix
+
+
+@pytest.mark.parametrize("name", ["phikon", "resnet18"])
+def test_without_a_network_nobody_is_sent_to_accept_terms(name: str, tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        what, fix = no_weights(name, HF_ENDPOINT=nobody, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
+    assert f"cannot get the weights of {name!r} from " in what
+    assert "cannot be reached" in what
+    assert "network" in fix
+    assert "terms" not in fix
+
+
+def test_offline_mode_is_named(tmp_path: Path) -> None:
+    what, fix = no_weights("uni", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "cannot get the weights of 'uni' from MahmoodLab/UNI (HF_HUB_OFFLINE is set" in what
+    assert "terms" not in fix
+
+
+class Gated(BaseHTTPRequestHandler):
+    """Answers as the hub does to one who has not accepted a model's terms."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gated_model_is_told_apart(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = f"http://127.0.0.1:{server.server_port}"
+        _, fix = no_weights("uni", HF_ENDPOINT=hub, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
+        server.shutdown()
+    assert "accept its terms" in fix
+    assert "hf auth login" in fix

@@ -1,6 +1,9 @@
 """Weights of an encoder: from a file, from the installed package, or from the hub."""
 
 import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -84,8 +87,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UsageError(f"no weights file {path}", "check the path") from None
     except Exception as error:  # noqa: BLE001  # whatever the parser of a foreign file raises
+        problem = first_line(error)
+        if "weights_only" in problem:  # torch advises to switch it off, which runs the file's code
+            problem = "it is damaged, or holds more than tensors"
         raise UsageError(
-            f"cannot read the weights {path}: {first_line(error)}",
+            f"cannot read the weights {path}: {problem}",
             "give a .safetensors file, or a .pth that holds tensors only",
         ) from None
     for wrapper in ("state_dict", "model", "teacher"):
@@ -114,23 +120,53 @@ def _from_hub(card: EncoderCard) -> dict[str, Tensor]:
             f"the weights of encoder {card.name!r} are not on the hub ({card.licence})",
             "download them from their authors and pass --weights FILE",
         )
-    problem = ""
+    problem = fix = ""
     for name in card.files:
         try:
-            return read_weights(Path(hf_hub_download(card.hub, name)))
+            with _quiet_hub():
+                file = hf_hub_download(card.hub, name)
+            return read_weights(Path(file))
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001  # offline, gated, not found, proxy: many kinds
-            problem = first_line(error)
+            problem, fix = _explain_hub(card, error)
             absent = isinstance(error, EntryNotFoundError)
             if not absent or isinstance(error, LocalEntryNotFoundError):
                 break  # the hub is out of reach: the other name would wait as long again
-    licence = f" ({card.licence})" if card.licence else ""
-    raise UsageError(
-        f"cannot get the weights of {card.name!r} from {card.hub} ({problem})",
-        f"accept its terms{licence} at huggingface.co/{card.hub} and run `hf auth login`, or "
-        "download it where there is a network and pass --weights FILE",
-    )
+    raise UsageError(f"cannot get the weights of {card.name!r} from {card.hub} ({problem})", fix)
+
+
+def _explain_hub(card: EncoderCard, error: Exception) -> tuple[str, str]:
+    """Why the hub gave no weights, and what to do."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    elsewhere = "download it where there is a network and pass --weights FILE"
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    refused = response is not None and response.status_code in (401, 403)
+    if refused or isinstance(error, RepositoryNotFoundError):  # so it calls a gated one, too
+        licence = f" ({card.licence})" if card.licence else ""
+        accept = f"accept its terms{licence} at huggingface.co/{card.hub} and run `hf auth login`"
+        return f"it does not let you in: {first_line(error)}", f"{accept}, or {elsewhere}"
+    if HF_HUB_OFFLINE:
+        problem = "HF_HUB_OFFLINE is set and they are not in the cache"
+        return problem, f"unset HF_HUB_OFFLINE where there is a network, or {elsewhere}"
+    if isinstance(error, (LocalEntryNotFoundError, OSError)) and response is None:
+        problem = "the hub cannot be reached and they are not in the cache"
+        return problem, f"check the network and its proxy, or {elsewhere}"
+    return first_line(error), f"try again later, or {elsewhere}"
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without a line of the hub's client for every retry."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _some(keys: list[str]) -> str:
