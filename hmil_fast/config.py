@@ -109,8 +109,8 @@ class TrainConfig:
             "folds": (self.folds >= 2, "give at least 2"),
             "mpp": (0 <= self.mpp < float("inf"), "give µm per px, or 0 for the finest scale"),
             "scales": (
-                self.scales == "one" or (self.scales == "all" and not self.mpp),
-                "choose one, or all and leave out mpp",
+                self.scales in ("one", "all"),
+                'give "one" for the scale of mpp, or "all" without mpp',
             ),
             "views": (0 <= self.views <= 64, "give 0 to 64"),
             "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
@@ -124,6 +124,11 @@ class TrainConfig:
         for name, (good, fix) in checks.items():
             if not good:
                 raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
+        if self.scales == "all" and self.mpp:
+            raise UsageError(
+                f"the settings mpp={self.mpp:g} and scales=all contradict each other",
+                "leave out mpp to train on all scales, or scales to train on that one",
+            )
         loss_settings(self)
 
     def fingerprint(self) -> str:
@@ -166,10 +171,11 @@ def loss_settings(config: TrainConfig) -> LossSettings:
 def load_config(
     file: Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Settings from a YAML file, then command-line flags, then key=value overrides; the last wins.
+    """Settings from a YAML file; command-line flags and key=value overrides win over it.
 
     Raises:
-        UsageError: Unreadable file, unknown setting, or a value of the wrong type.
+        UsageError: Unreadable file, unknown setting, a value of the wrong type, or a flag and a
+            key=value that say different things of one setting.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -180,7 +186,8 @@ def load_config(
         if not isinstance(loaded, dict | None):
             raise UsageError(f"{file} holds no settings", "write one `name: value` a line")
         values.update(loaded or {})
-    values.update({k: v for k, v in (flags or {}).items() if v is not None})
+    given = {k: v for k, v in (flags or {}).items() if v is not None}
+    values.update(given)
     for pair in overrides:
         name, sign, text = pair.partition("=")
         if not sign:
@@ -189,6 +196,10 @@ def load_config(
             values[name] = _yaml(text)
         except ValueError:
             values[name] = text
+        if name in given and _typed(name, given[name]) != _typed(name, values[name]):
+            raise UsageError(
+                f"--{name} {given[name]} and {short(pair)} are both given", "give only one of them"
+            )
     return TrainConfig(**{name: _typed(name, value) for name, value in values.items()})
 
 

@@ -14,7 +14,7 @@ from hmil_fast.errors import UsageError
 from hmil_fast.presets import LossSettings
 
 
-def test_words_win_over_flags_over_the_file_over_defaults(tmp_path: Path) -> None:
+def test_words_and_flags_win_over_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("epochs: 10\nlr: 1e-2\nfolds: 4\npreset: released\n")
     config = load_config(
@@ -23,8 +23,23 @@ def test_words_win_over_flags_over_the_file_over_defaults(tmp_path: Path) -> Non
     assert config == TrainConfig(
         epochs=10, lr=1e-3, folds=3, preset="released", seed=7, batch_bags=100
     )
-    assert load_config(file, ["folds=9"], {"folds": 3}).folds == 9
+    assert load_config(file, ["folds=9"]).folds == 9
     assert load_config(None) == TrainConfig()
+
+
+def test_a_flag_and_a_word_that_contradict_are_both_named() -> None:
+    with pytest.raises(UsageError, match=r"--mpp 1\.944 and 'mpp=0\.972' are both given"):
+        load_config(None, ["mpp=0.972"], {"mpp": 1.944})
+    assert load_config(None, ["mpp=2", "folds=9"], {"mpp": 2.0, "folds": None}).mpp == 2
+
+
+def test_the_scales_that_can_be_asked_for_are_quoted() -> None:
+    with pytest.raises(UsageError, match="setting scales is 'foo'") as error:
+        load_config(None, ["scales=foo"])
+    assert '"one"' in error.value.fix
+    assert '"all" without mpp' in error.value.fix
+    with pytest.raises(UsageError, match=r"mpp=1\.944 and scales=all contradict"):
+        load_config(None, ["scales=all"], {"mpp": 1.944})
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "null\n"])
