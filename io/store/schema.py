@@ -167,7 +167,10 @@ class StoreSpec:
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Where two specs part, as "tiling.mpp: 0.5 in the store, 1.0 asked for"."""
+    """Where two specs part, as "tiling.mpp: 0.5 in the store, 1.0 asked for".
+
+    What only one of them has is named by the option of `extract` that makes it.
+    """
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return [
             line
@@ -178,7 +181,20 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
         ]
     if canonical_json(ours, name) == canonical_json(theirs, name):
         return []
-    return [f"{name}: {ours!r} in the store, {theirs!r} asked for"]
+    there, asked = (_option(name, value) for value in (ours, theirs))
+    return [f"{name}: {there} in the store, {asked} asked for"]
+
+
+def _option(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    if name == "tiling.coarser":
+        return " ".join(f"--mpp {mpp:g}" for mpp in value)
+    if name == "tiling.views":
+        return f"--views {value['count']}"
+    if name == "tiling.stain_norm":
+        return f"--stain-norm {value['method'] if isinstance(value, dict) else value}"
+    return repr(value)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_the_command_takes_scales_and_resumes(
     assert main([*arguments, "--mpp", "1"]) == 0
     assert "1 were done before" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "tiling.coarser: [2.0] in the store, None asked for" in capsys.readouterr().err
+    assert "tiling.coarser: --mpp 2 in the store, none asked for" in capsys.readouterr().err
 
 
 def test_a_scale_is_exported(

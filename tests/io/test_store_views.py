@@ -73,6 +73,8 @@ def test_views_are_in_the_hash_and_the_info(store: FeatureStore, tmp_path: Path)
     assert len({s.config_hash for s in (plain, other, store.spec)}) == 3
     with pytest.raises(StoreError, match=r"views\.seed: 7 in the store, 8 asked for"):
         create_store(tmp_path / "s", other)
+    with pytest.raises(StoreError, match=r"views: --views 2 in the store, none asked for"):
+        create_store(tmp_path / "s", plain)
     assert store.info()["views"] == 2
     assert store.info()["tiles"] == N
     for bad in ({"count": 65}, {"count": -1}, {"count": "2"}, {}, 2):
