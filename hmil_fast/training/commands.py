@@ -17,7 +17,7 @@ from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, at_scale, join_scales, open_store
+from hmil_fast.io.store import FeatureStore, at_scale, at_view, join_scales, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
@@ -27,7 +27,13 @@ from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.predict import predict_slides, write_validation
 from hmil_fast.training.report.page import write_report
-from hmil_fast.training.run_folder import Run, create_run, open_run, write_predictions
+from hmil_fast.training.run_folder import (
+    Run,
+    create_run,
+    open_run,
+    set_up_for_nothing,
+    write_predictions,
+)
 from hmil_fast.training.set_aside import set_aside
 from hmil_fast.training.uncertainty import answer_new_slides
 from hmil_fast.training.views import make_views
@@ -67,6 +73,7 @@ def train_and_evaluate(
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
     store = join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
+    at_view(store, config.views)  # refused before anything is written
     present = _with_features(store, slides, err)
     if all(slide.patient_id == slide.slide_id for slide in present):
         err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
@@ -77,6 +84,7 @@ def train_and_evaluate(
     folds, present = choose_folds(store, present, tree, config, splits, say)
     if ranks.rank():
         ranks.wait_for_all()  # the first one sets the folders up
+    fresh = not ranks.rank() and not (out / "config.yaml").exists()
     run = create_run(out, config, tree, (folds, present), store)
     runs = [run]
     if config.baseline not in ("none", config.model):
@@ -91,7 +99,8 @@ def train_and_evaluate(
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
         if cache is None:
-            cache = _features(store, run, err, config.views)
+            with set_up_for_nothing(runs if fresh else []):
+                cache = _features(store, run, err, config.views)
             if not ranks.rank():
                 warn_of_near_duplicates(folds, cache, say)
         for fold in range(len(folds)):

@@ -10,7 +10,8 @@ baseline/   the same again for the baseline on the same splits
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import TrainConfig, load_config, loss_settings
-from hmil_fast.errors import UsageError
+from hmil_fast.errors import HmilError, UsageError
 from hmil_fast.io.store import FeatureStore, at_scale, join_scales
 from hmil_fast.labels import LabelTree
 
@@ -91,8 +92,9 @@ class Run:
         if unlike:
             raise UsageError(
                 f"the store {store.path} is not of the kind that the run {self.path} was trained "
-                f"on: {'; '.join(f'{n} is {a!r}, was {b!r}' for n, a, b in unlike)}",
-                "extract these slides with the run's --encoder, --weights, --tile and every --mpp",
+                f"on: {'; '.join(_said(*each) for each in unlike)}",
+                "extract these slides with the run's --encoder, --weights and --tile, and with "
+                "the same list of --mpp",
             )
         return store
 
@@ -116,6 +118,18 @@ def _unlike(
         elif a != b:
             found.append((f"{prefix}{name}", a, b))
     return found
+
+
+def _said(name: str, ours: Any, theirs: Any) -> str:
+    """A difference for people: of the store's value, and the run's."""
+    if name != "tiling.around":
+        return f"{name} is {ours!r}, was {theirs!r}"
+    # tiles of a coarse scale: also those with little tissue that hold a tile of the finer one
+    how = [
+        "laid by themselves" if mpp is None else f"laid around those at {mpp:g} µm per px"
+        for mpp in (ours, theirs)
+    ]
+    return f"its tiles are {how[0]}, the run's were {how[1]}"
 
 
 def create_run(
@@ -161,6 +175,23 @@ def create_run(
     write_json(path / "run.json", run.store)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
+
+
+@contextmanager
+def set_up_for_nothing(runs: Sequence[Run]) -> Iterator[None]:
+    """Delete what `create_run` wrote of untrained runs if the block is refused.
+
+    Else it would be in the way of the command put right.
+    """
+    try:
+        yield
+    except HmilError:
+        for run in reversed(runs):
+            for name in ("config.yaml", "run.json", "tree.json", "splits.json"):
+                (run.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # more lies there
+                run.path.rmdir()
+        raise
 
 
 def _is_setup(entry: Path) -> bool:

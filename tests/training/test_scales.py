@@ -12,6 +12,7 @@ import pytest
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli import main
 from hmil_fast.config import load_config
+from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.commands import train_and_evaluate
@@ -87,6 +88,13 @@ def test_a_run_is_of_the_scale_it_asks_for(
     elsewhere = ["--store", str(cohort.path / "store")]  # of 0.5 µm per px alone
     assert main(["predict", str(run.path), *elsewhere]) == 2
     assert "tiling.mpp is 0.5, was 1.0" in capsys.readouterr().err
+    tiling = {name: value for name, value in alone.spec.tiling.items() if name != "around"}
+    by_itself = dataclasses.replace(alone.spec, tiling=tiling)
+    with pytest.raises(
+        UsageError, match=r"are laid by themselves, .* around those at 0\.5"
+    ) as said:
+        run.fitting(create_store(tmp_path / "by-itself", by_itself))
+    assert "the same list of --mpp" in said.value.fix
 
 
 def test_a_run_on_all_scales(

@@ -1,6 +1,7 @@
 """Training on the augmented views of a store, by numbers that a stop does not change."""
 
 import dataclasses
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ from hmil_fast.bags.sampler import draw_views, epoch_batches
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli import main
 from hmil_fast.config import load_config
-from hmil_fast.errors import Stopped, UsageError
-from hmil_fast.io.store import FeatureStore, at_view, create_store
+from hmil_fast.errors import Stopped, StoreError, UsageError
+from hmil_fast.io.store import FeatureStore, at_view, create_store, open_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.commands import train_and_evaluate
 from hmil_fast.training.loop import EpochReport, FoldTrainer, train_run
@@ -76,6 +77,7 @@ def test_views_are_trained_on_only_where_asked(
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     with pytest.raises(UsageError, match="which holds 0"):
         train(cohort.store, tmp_path / "none", "views=1")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_stopped_run_draws_the_same_views(
@@ -135,3 +137,15 @@ def test_views_are_drawn_alike_and_evenly() -> None:
     assert not np.array_equal(drawn[3], draw_views(batches, 3, (1, 2, 1))[3])
     assert np.bincount(drawn[3]).min() > 110
     assert not np.concatenate(draw_views(batches, 0, (1, 2, 0))).any()
+
+
+def test_features_that_cannot_be_read_leave_no_run_folder(
+    viewed: FeatureStore, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    shutil.copytree(viewed.path, tmp_path / "store")
+    damaged = open_store(tmp_path / "store")
+    for file in (damaged.path / "slides" / "s03").rglob("features/c/*/*"):
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="s03"):
+        train(damaged, tmp_path / "run", "baseline=mean")
+    assert not (tmp_path / "run").exists()
