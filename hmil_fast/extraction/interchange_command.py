@@ -59,7 +59,8 @@ def export_features(args: argparse.Namespace) -> int:
         UsageError: It has no such scale.
     """
     form, mpp = FORMATS[args.format], _resolutions(args)
-    store = at_scale(open_store(args.store), args.mpp)
+    whole = open_store(args.store)
+    store = at_scale(whole, args.mpp)
     slides = store.slide_ids()
     if not slides:
         raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")
@@ -73,7 +74,16 @@ def export_features(args: argparse.Namespace) -> int:
         )
         for slide_id in slides
     ]
-    return _each(work, "exported", f"Folder: {args.target}")
+    code = _each(work, "exported", f"Folder: {args.target}")
+    left = []
+    if len(whole.spec.scales) > 1:
+        at = "unknown" if store.spec.scales[0] is None else f"{store.spec.scales[0]:g}"
+        left.append(f"the scale at {at} µm per px was exported, --mpp takes another")
+    if whole.spec.views:
+        left.append(f"the {whole.spec.views} augmented views of every tile are not exported")
+    if left:
+        print("; ".join(left))
+    return code
 
 
 def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str) -> int:

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from hmil_fast.io.store import open_store
+from hmil_fast.cli import main
+from hmil_fast.io.store import StoreSpec, create_store, open_store
 
 Cli = Callable[..., "CompletedProcess[str]"]
 
@@ -78,6 +79,34 @@ def test_a_folder_of_npy_trains(cli: Cli, tmp_path: Path) -> None:
         *("--model", "mean", "--folds", 2, "--epochs", 1, "--device", "cpu"),
     )
     assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_export_says_what_it_leaves_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiling = {"mpp": 0.5, "tile_px": 256}
+    more = {"coarser": [2.0], "views": {"count": 3}}
+    for name, about in (("one", {}), ("several", more)):
+        store = create_store(tmp_path / name, StoreSpec(4, "float16", {}, tiling | about))
+        counts = [2, 1][: len(store.spec.scales)]
+        rows = sum(counts)
+        with store.writer("s", 2, {}, [(count, {}) for count in counts[1:]]) as writer:
+            for scale, count in enumerate(counts):
+                for view in range(1 + store.spec.views):
+                    writer.append(np.zeros((count, 4), np.float16), scale, view)
+            parent = np.zeros(2, np.int32) if about else None
+            writer.commit(np.zeros((rows, 2), np.int32), np.zeros(rows, np.uint8), None, parent)
+
+    def export(name: str, *args: str) -> str:
+        out = str(tmp_path / f"out of {name}{args}")
+        assert main(["store", "export", "--format", "npy", str(tmp_path / name), out, *args]) == 0
+        return capsys.readouterr().out
+
+    assert "scale" not in export("one")
+    said = export("several")
+    assert "the scale at 0.5 µm per px was exported, --mpp takes another; the 3 augm" in said
+    assert "the scale at 2 µm per px was exported" in export("several", "--mpp", "2")
 
 
 def test_wrong_usage(cli: Cli, tmp_path: Path) -> None:
