@@ -53,30 +53,29 @@ class Method:
         return repr(sorted(settings.items()))
 
 
-# learning rate and weight decay of `best` and the baselines: the pair with the best sum of leaf
-# balanced accuracy and hierarchical F1 on a cohort that is not reported, see page.md
+# learning rate and weight decay of `best` and the baselines as `search` found them
 TUNED: dict[str, dict[str, tuple[float, float]]] = {
     "fashion": {
-        "best": (2e-2, 3e-3),
+        "best": (1.2e-2, 3e-3),
         "flat": (2e-2, 1e-4),
-        "abmil": (2e-2, 1e-4),
+        "abmil": (1.2e-2, 3e-3),
         "clam": (2e-2, 1e-4),
-        "dsmil": (6e-3, 1e-4),
-        "mean": (2e-2, 1e-4),
+        "dsmil": (1.2e-2, 3e-3),
+        "mean": (1.2e-2, 3e-3),
         "max": (2e-2, 3e-3),
     },
     "pcam": {
         "best": (6e-3, 3e-3),
         "flat": (6e-3, 1e-4),
-        "abmil": (6e-3, 3e-3),
-        "clam": (6e-3, 1e-4),
+        "abmil": (2e-2, 3e-3),
+        "clam": (1.2e-2, 3e-3),
         "dsmil": (6e-3, 3e-3),
-        "mean": (2e-2, 3e-3),
-        "max": (2e-3, 1e-4),
+        "mean": (1.2e-2, 1e-4),
+        "max": (1.2e-2, 1e-4),
     },
 }
 # of the presets as published, whose learning rate does not fall
-CONSTANT = {"fashion": {"paper": 2e-3, "released": 2e-3}, "pcam": {"paper": 7e-4, "released": 2e-3}}
+CONSTANT = {"fashion": {"paper": 2e-3, "released": 6e-3}, "pcam": {"paper": 2e-3, "released": 2e-3}}
 
 
 def methods(task: str = "") -> list[Method]:
