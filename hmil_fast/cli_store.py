@@ -37,7 +37,7 @@ def add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
         type=float,
         default=24.0,
         metavar="HOURS",
-        help="age of an attempt that no job works on any more (24)",
+        help="age of what no job works on any more (24)",
     )
     _add_interchange(actions)
 

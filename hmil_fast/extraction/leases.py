@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Leases:
         self.pause = min(10.0 if isinstance(store, ObjectUrl) else 1.0, seconds / 4)
         self._on_beat = on_beat
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-        self._me |= {"machine": _machine(), "seconds": seconds}
+        self._me |= {"machine": machine(), "seconds": seconds}
         self._held: dict[str, Lease] = {}
         self._seen: dict[Location, tuple[int | str, float]] = {}
         self._closing = threading.Event()
@@ -147,7 +147,7 @@ class Leases:
         return found is not None and found[0].get("owner") == self._me["owner"]
 
     def _alive(self, path: Location, lease: dict[str, Any], stamp: Stamp) -> bool:
-        if lease.get("machine") == self._me["machine"] and not _runs(lease.get("pid")):
+        if lease.get("machine") == self._me["machine"] and not runs(lease.get("pid")):
             return False
         stated = lease.get("seconds")
         seconds = self.seconds
@@ -181,6 +181,16 @@ def read_leases(store: Location) -> list[tuple[str, dict[str, Any], Stamp]]:
     return [(name, *lease) for name, lease in zip(names, found, strict=True) if lease]
 
 
+def outlived(store: Location, done: Iterable[str], older_than_s: float) -> list[Location]:
+    """Leases on slides that are done, untouched for so many seconds: their holders died."""
+    names = {slide_dirname(slide_id) for slide_id in done}
+    return [
+        store / LEASES / name
+        for name, stamp in files.stamps(store / LEASES).items()
+        if name.rpartition(".")[0] in names and time.time() - stamp.time >= older_than_s
+    ]
+
+
 def held_by(store: Location, pid: int) -> list[str]:
     """Slides whose leases name a process of this host."""
     here = (socket.gethostname(), pid)
@@ -191,7 +201,7 @@ def held_by(store: Location, pid: int) -> list[str]:
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     """This kernel and its pid namespace, within which a pid means something; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -200,7 +210,8 @@ def _machine() -> str:
         return f"unknown {uuid.uuid4().hex}"
 
 
-def _runs(pid: object) -> bool:
+def runs(pid: object) -> bool:
+    """Whether this machine has such a process; True where the number is none."""
     if not isinstance(pid, int) or pid <= 0:
         return True
     try:

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.progress import track
 
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import open_store
+from hmil_fast.extraction.leases import outlived
+from hmil_fast.io.store import files, open_store
+from hmil_fast.io.store.sweep import sweep as sweep_store
 
 
 def info(args: argparse.Namespace) -> int:
@@ -21,6 +23,7 @@ def info(args: argparse.Namespace) -> int:
         mpp = record.attrs.get("mpp", {})
         counts = [record.num_tiles, *(scale.num_tiles for scale in record.scales)]
         slides[slide_id] = {"tiles": sum(counts), "mpp": mpp.get("level0")}
+        slides[slide_id]["bad_tiles"] = record.attrs.get("bad_tiles")  # of imported ones unknown
         if record.scales:
             slides[slide_id]["scales"] = [
                 {"mpp": at, "tiles": n} for at, n in zip(store.spec.scales, counts, strict=True)
@@ -72,11 +75,19 @@ def drop(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """List, or delete, attempts that no commit names."""
-    out = Console(soft_wrap=True, highlight=False)
-    found = open_store(args.store).sweep(args.older_than * 3600, delete=args.delete)
-    for path in found:
+    """List, or delete, attempts that no commit names, and leases on slides that are done."""
+    out, store = Console(soft_wrap=True, highlight=False), open_store(args.store)
+    found, younger = sweep_store(store.path, args.older_than * 3600, delete=args.delete)
+    leases = outlived(store.path, store.slide_ids(), args.older_than * 3600)
+    for path in leases if args.delete else ():
+        files.unlink(path)
+    for path in found + leases:
         out.print(str(path), markup=False)
-    hint = "; delete them with --delete" if found and not args.delete else ""
-    out.print(f"{len(found)} abandoned attempts{hint}")
+    hint = "; delete them with --delete" if found + leases and not args.delete else ""
+    out.print(f"{len(found)} abandoned attempts, {len(leases)} abandoned leases{hint}")
+    if younger:
+        out.print(
+            f"not counted: {younger} attempts younger than {args.older_than:g} h, on which jobs "
+            "may be at work (see --older-than)"
+        )
     return 0

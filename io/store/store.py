@@ -280,7 +280,7 @@ class FeatureStore:
         Raises:
             StoreError: something cannot be deleted.
         """
-        return sweep(self.path, older_than_s, delete=delete)
+        return sweep(self.path, older_than_s, delete=delete)[0]
 
     def info(self) -> dict[str, Any]:
         """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path.

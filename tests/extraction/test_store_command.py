@@ -8,7 +8,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from hmil_fast.cli import main
+
 Cli = Callable[..., "CompletedProcess[str]"]
+pytestmark = pytest.mark.usefixtures("own_signals")
 TILES = ("--tile", "96", "--mpp", "2")
 
 
@@ -69,6 +72,32 @@ def test_dropping_needs_the_name_of_a_stored_slide(cli: Cli, stored: Path) -> No
         done = cli("store", "drop", stored / "s", *words)
         assert done.returncode == 2
         assert problem in done.stderr
+
+
+def test_sweep_says_what_is_too_young_and_takes_leases_that_outlived_their_slide(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "s"
+    shutil.copytree(stored / "s", store)
+    attempt = store / "slides" / "good" / f"a-{'0' * 32}.zarr"
+    attempt.mkdir()
+    for name in ("good.0", "undone.0"):
+        (store / "leases" / name).write_text("{}")
+
+    def sweep(*args: str) -> str:
+        assert main(["store", "sweep", str(store), *args]) == 0
+        return capsys.readouterr().out
+
+    said = sweep("--delete")
+    assert "0 abandoned attempts, 0 abandoned leases\n" in said
+    assert "not counted: 1 attempts younger than 24 h" in said
+    said = sweep("--older-than", "0")
+    assert f"{attempt}\n{store}/leases/good.0\n" in said
+    assert "1 abandoned attempts, 1 abandoned leases; delete them with --delete\n" in said
+    assert "not counted" not in said
+    sweep("--older-than", "0", "--delete")
+    assert not attempt.exists()
+    assert [path.name for path in (store / "leases").iterdir()] == ["undone.0"]
 
 
 def test_a_path_that_does_not_exist_makes_no_store(cli: Cli, tmp_path: Path) -> None:
