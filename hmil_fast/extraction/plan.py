@@ -14,6 +14,7 @@ from hmil_fast.io.store.location import is_url
 
 _SUFFIXES = ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .qptiff .czi .dcm"
 SLIDE_SUFFIXES = frozenset(_SUFFIXES.split())
+_NO_URLS = "copy the slides to a disk, and give their paths"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def collect_slides(
 
 def _from_input(text: str, mpp: float | None) -> list[SlideTask]:
     if is_url(text):
-        raise UsageError(f"{text!r} is a URL", "copy the slides to a disk, and give their paths")
+        raise UsageError(f"{text!r} is a URL", _NO_URLS)
     path = Path(text)
     if path.is_dir():
         files = _slide_files(path.rglob("*"))
@@ -142,6 +143,8 @@ def _manifest_tasks(
             )
         if not (row["path"] or "").strip():
             raise UsageError(f"{manifest} line {line} has no path", "fill it in, or drop the line")
+        if is_url(row["path"].strip()):
+            raise UsageError(f"{manifest} line {line}: {row['path'].strip()!r} is a URL", _NO_URLS)
         path = manifest.parent / row["path"].strip()
         mpp: float | None = None
         stated = (row.get("mpp") or "").strip()

@@ -138,6 +138,7 @@ def test_manifest_beside_files(tmp_path: Path) -> None:
         ("", r"no column `path`"),
         ("path,mpp\na.svs,0.5\n\n,0.5\n", r"line 4 has no path"),
         ("path,mpp\na.svs,abc\n", r"line 2: mpp is 'abc'"),
+        ("path\ns3://b/a.svs\n", r"line 2: 's3://b/a.svs' is a URL"),
         ("path,mpp\n\n\na.svs,-1\n", r"line 4: mpp is '-1'"),
         ("path,mpp\na.svs,nan\n", r"line 2: mpp is 'nan'"),
         ("path,mpp\na.svs,inf\n", r"line 2: mpp is 'inf'"),
