@@ -46,6 +46,11 @@ def count(text: str) -> int:
     return _number(text, int, lambda value: value >= 1, "a whole number from 1 up")
 
 
+def count_or_none(text: str) -> int:
+    """A whole number from 0 up."""
+    return _number(text, int, lambda value: value >= 0, "a whole number from 0 up")
+
+
 def batch(text: str) -> int | None:
     """A whole number from 1 up, or "auto", which is None."""
     return None if text == "auto" else count(text)

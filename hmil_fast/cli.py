@@ -22,6 +22,7 @@ from hmil_fast.arguments import (
     add_command,
     batch,
     count,
+    count_or_none,
     path,
     positive,
     shard,
@@ -125,7 +126,7 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--views",
-        type=count,
+        type=count_or_none,
         default=0,
         metavar="K",
         help="augmented views of every tile, stored beside the plain one (0)",
