@@ -121,6 +121,7 @@ class ActiveSlide:
                 parents = [grid.parent for grid in self.grids if grid.parent is not None]
                 parent = np.concatenate(parents) if parents else None
                 self.sheet.save()  # before the commit: a stored slide never counts as failed
+                self._writer.attrs["bad_tiles"] = self.bad_tiles
                 self._writer.commit(coords, self._status, self._files, parent)
             except Exception as error:  # noqa: BLE001  # the other slides of the job go on
                 self.fail(error)

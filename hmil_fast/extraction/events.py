@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hmil_fast.errors import HmilError, StoreError
+from hmil_fast.extraction.leases import machine
 from hmil_fast.io.store import files, slide_dirname
 from hmil_fast.io.store.files import Stamp
 from hmil_fast.io.store.location import Location, ObjectUrl
@@ -23,7 +24,8 @@ class EventLog:
     """One process's events as JSON lines in `events/<host>-<pid>.jsonl`.
 
     Every line holds `time` (seconds since the epoch), `event`, and `tiles`, those encoded so far.
-    `silent_s`, of "job start" and "beat", says after how long without a line the process is dead.
+    "job start" and "beat" say who the process is, `pid` and `machine`, and after how long without a
+    line it is dead, `silent_s`.
     Each process has its own file: appends by several machines to one file get mixed up. Objects
     cannot be appended to: there the file is written anew with every event, and followed by another
     one, `<host>-<pid>-1.jsonl`, when its last event is "continued".
@@ -34,8 +36,13 @@ class EventLog:
         self.path = store / EVENTS / f"{self._name}.jsonl"
         files.make_folder(self.path.parent)
         self.tiles = 0
+        self._machine = machine()
         self._lock = threading.Lock()
         self._piece, self._pieces = b"", 0
+
+    def alive(self, event: str, silent_s: float, **facts: Any) -> None:
+        """Append an event that also says who the process is."""
+        self.write(event, silent_s=silent_s, pid=os.getpid(), machine=self._machine, **facts)
 
     def write(self, event: str, **facts: Any) -> None:
         """Append an event."""

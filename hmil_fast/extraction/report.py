@@ -12,6 +12,7 @@ from hmil_fast.extraction.events import save_job
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.progress import JobProgress
 from hmil_fast.extraction.result import SlideResult
+from hmil_fast.extraction.status import undecoded
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
 from hmil_fast.io.store import FeatureStore, files
 
@@ -32,6 +33,7 @@ class Report:
         self.results = {result.slide_id: result for result in damaged}
         self.elsewhere: set[str] = set()
         self.timings: defaultdict[str, float] = defaultdict(float)
+        self._ended = 0
         self._err = err
         self._start = time.perf_counter()
         self._progress = JobProgress(err, self.todo)
@@ -55,7 +57,8 @@ class Report:
             if message.slide_id not in self.results:
                 self.results[message.slide_id] = message
                 self._progress.slide(message)
-        else:
+        elif message:
+            self._ended += 1
             for stage, seconds in message.items():
                 self.timings[stage] += seconds
 
@@ -65,6 +68,9 @@ class Report:
 
     def print(self, processes: int) -> int:
         """Print the summary and, where tiles were made, where the time went.
+
+        Args:
+            processes: That did the job; on a cluster more may have come.
 
         Returns:
             The exit code: 0 when all slides are in the store.
@@ -82,8 +88,9 @@ class Report:
                 )
                 self.results[task.slide_id] = SlideResult(task.slide_id, error=error)
         _print_summary(self, seconds)
-        if any(result.num_tiles for result in self.results.values()):
-            _print_timings(self._err, self.timings, seconds * processes)
+        # those of a process that died are not known
+        if self.timings and any(result.num_tiles for result in self.results.values()):
+            _print_timings(self._err, self.timings, seconds * max(processes, self._ended))
         return 1 if any(result.error for result in self.results.values()) else 0
 
     def _is_stored(self, slide_id: str) -> bool:
@@ -136,12 +143,16 @@ def _print_summary(report: Report, seconds: float) -> None:
     others = len(report.elsewhere - report.results.keys())
     tiles = sum(result.num_tiles for result in report.results.values())
     rate = f" ({tiles:,} tiles in {seconds:.1f} s, {tiles / seconds:,.1f} tiles/s)" if tiles else ""
-    by_others = f"{others} by other jobs, " if others else ""
+    # of another job, or of a process of ours that died before it could say so
+    more = f"{others} more {'is' if others == 1 else 'are'} in the store, " if others else ""
     out.print(
-        f"{made} slides extracted{rate}, {by_others}{len(report.done)} were done before, "
+        f"{made} slides extracted{rate}, {more}{len(report.done)} were done before, "
         f"{len(failed)} failed. Store: {report.store.path}",
         markup=False,
     )
+    bad = {result.slide_id: result.bad_tiles for result in report.results.values()}
+    if text := undecoded(bad):
+        out.print(f"  {text}", markup=False)
     for result in failed:
         assert result.error is not None
         out.print(
@@ -151,7 +162,10 @@ def _print_summary(report: Report, seconds: float) -> None:
 
 def _print_timings(err: Console, seconds: Mapping[str, float], total: float) -> None:
     table = Table("stage", "seconds", "share", title="where the time went", title_justify="left")
-    for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+    # one after the other; what is "(threads)" or "(GPU)" went on beside them
+    in_turn = sum(spent for stage, spent in seconds.items() if "(" not in stage)
+    rows = dict(seconds) | {"other (starting, waiting)": max(0.0, total - in_turn)}
+    for stage, spent in sorted(rows.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{spent:.2f}", f"{spent / total:.0%}")
     err.print(table)
     if "encode (GPU)" in seconds:

@@ -1,17 +1,17 @@
 """`hmil-fast extract --retry-failed`: slides that were given up are tried once more."""
 
-import os
 import socket
 import time
 from collections.abc import Iterable
 
-from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, read_lease
+from hmil_fast.extraction.events import Failures
+from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, read_lease, runs
 from hmil_fast.io.store import files, slide_dirname
 from hmil_fast.io.store.location import Location
 
 
 def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
-    """Delete the leases of slides on which as many processes died as may.
+    """Delete the leases of slides on which as many processes died as may, and that they failed.
 
     Unlike the takers of leases this goes by the clock: where it is wrong by minutes, two processes
     may do the same slide, of which one loses.
@@ -20,6 +20,7 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         store: The store.
         slide_ids: Slides of the job.
     """
+    failures = Failures(store)
     given_up = {name.rsplit(".", 1)[0] for name in files.stamps(store / LEASES)}
     for slide_id in slide_ids:
         name = slide_dirname(slide_id)
@@ -28,18 +29,9 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         if last is None:
             continue
         lease, stamp = last
-        gone = lease.get("host") == socket.gethostname() and not _runs(lease.get("pid"))
+        gone = lease.get("host") == socket.gethostname() and not runs(lease.get("pid"))
         seconds = lease.get("seconds")
         if gone or not isinstance(seconds, (int, float)) or time.time() - stamp.time > seconds:
             for path in reversed(paths):
                 files.unlink(path)
-
-
-def _runs(pid: object) -> bool:
-    try:
-        os.kill(int(str(pid)), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+            failures.forget(slide_id)

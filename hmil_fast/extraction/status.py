@@ -3,18 +3,21 @@
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from hmil_fast.errors import StoreError
 from hmil_fast.extraction.events import EVENTS, FAILED, JOBS, read_json
-from hmil_fast.extraction.leases import read_leases
-from hmil_fast.io.store import files, open_store
+from hmil_fast.extraction.leases import machine, read_leases, runs
+from hmil_fast.io.store import FeatureStore, files, open_store
 from hmil_fast.io.store.location import Location, location
 
 WINDOW_SECONDS = 300.0
 _TAIL_BYTES = 2**18
+_NAMED = 3  # slides with undecodable tiles
 
 
 def status(args: argparse.Namespace) -> int:
@@ -32,18 +35,26 @@ def read_status(path: str | Location) -> dict[str, Any]:
 
     Returns:
         `committed` (slides), `left` of the newest job (None if unknown), `in_work` (by whom, since
-        when, `silent_s` since the last sign of life), `failed` (latest reason and fix),
-        `processes` that run, and their `tiles_per_second` of the last five minutes.
+        when, `silent_s` since the last sign of life), `failed` (latest reason and fix; a slide that
+        is tried again now is in work instead), `bad_tiles` of slides where some could not be
+        decoded, `processes` that run, and their `tiles_per_second` of the last five minutes.
 
     Raises:
         StoreError: No store there.
     """
     path = location(path)
-    committed = set(open_store(path).slide_ids())
+    # before the slides: one that is committed in between is then not in work
+    leases = {lease["slide_id"]: lease for lease in _in_work(path)}
+    store = open_store(path)
+    committed = set(store.slide_ids())
     failed = {}
     for facts in _read_all(path, FAILED):
-        if isinstance(facts, dict) and facts.get("slide_id") not in committed:
-            failed[facts.get("slide_id")] = facts
+        slide_id = facts.get("slide_id") if isinstance(facts, dict) else None
+        if not isinstance(slide_id, str) or slide_id in committed:
+            continue
+        lease = leases.get(slide_id)
+        if lease is None or lease["dead"] or lease["since"] <= facts.get("time", 0):
+            failed[slide_id] = facts
     lists = files.stamps(path / JOBS)
     newest = (
         read_json(path / JOBS / max(lists, key=lambda name: lists[name].time)) if lists else None
@@ -56,8 +67,11 @@ def read_status(path: str | Location) -> dict[str, Any]:
         "store": str(path),
         "committed": len(committed),
         "left": left,
-        "in_work": [lease for lease in _in_work(path) if lease["slide_id"] not in committed],
+        "in_work": [
+            lease for name, lease in leases.items() if name not in committed | failed.keys()
+        ],
         "failed": list(failed.values()),
+        "bad_tiles": _bad_tiles(store, sorted(committed)),
         "processes": len(running),
         "tiles_per_second": round(sum(running), 2),
     }
@@ -69,14 +83,48 @@ def _read_all(path: Location, folder: str) -> list[Any]:
     return [facts[0] for facts in found if facts]
 
 
+def undecoded(bad_tiles: Mapping[str, int]) -> str:
+    """How many tiles of how many slides cannot be decoded, those with the most named; "" if none.
+
+    Args:
+        bad_tiles: Of each slide.
+    """
+    bad = sorted((-count, slide_id) for slide_id, count in bad_tiles.items() if count)
+    if not bad:
+        return ""
+    named = ", ".join(f"{slide_id} ({-count:,})" for count, slide_id in bad[:_NAMED])
+    tiles, more = -sum(count for count, _ in bad), ", …" if len(bad) > _NAMED else ""
+    return (
+        f"{tiles:,} tile{'s' * (tiles > 1)} of {len(bad):,} slide{'s' * (len(bad) > 1)} "
+        f"cannot be decoded: {named}{more}"
+    )
+
+
+def _bad_tiles(store: FeatureStore, slide_ids: list[str]) -> dict[str, int]:
+    def count(slide_id: str) -> int:
+        try:
+            return int(store.record(slide_id).attrs.get("bad_tiles") or 0)
+        except (StoreError, ValueError, TypeError):  # `store verify` says so
+            return 0
+
+    counts = zip(slide_ids, files.each(store.path, count, slide_ids), strict=True)
+    return {slide_id: bad for slide_id, bad in counts if bad}
+
+
 def _in_work(path: Location) -> list[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
+    here = machine()
     for name, lease, stamp in read_leases(path):  # those of the dead come first
         silent = max(0.0, time.time() - stamp.time)
         facts = {key: lease.get(key) for key in ("slide_id", "host", "pid", "since")}
+        if not isinstance(facts["slide_id"], str) or not isinstance(facts["since"], (int, float)):
+            continue  # damaged: it is waited out
         seconds = lease.get("seconds")
         dead = isinstance(seconds, (int, float)) and silent > seconds
-        latest[name.rpartition(".")[0]] = {**facts, "silent_s": round(silent, 1), "dead": dead}
+        slide = name.rpartition(".")[0]
+        latest[slide] = {**facts, "silent_s": round(silent, 1), "dead": dead}
+        if lease.get("machine") == here and not runs(lease.get("pid")):
+            del latest[slide]
     return list(latest.values())
 
 
@@ -87,7 +135,7 @@ def _rate(file: Location) -> float | None:
         stream.read_into(stream.size - len(tail), [tail])
     lines = tail.tobytes().splitlines()
     events: list[dict[str, Any]] = []
-    silent = None
+    alive: dict[str, Any] = {}  # the last event that says who the process is
     for line in reversed(lines):
         try:
             event = json.loads(line)
@@ -96,12 +144,16 @@ def _rate(file: Location) -> float | None:
             if events and events[0]["time"] - event["time"] > WINDOW_SECONDS:
                 break
             events.append(event)
-            silent = silent or event.get("silent_s")
+            if not alive and "silent_s" in event:
+                alive = event
             if event["event"] == "job start":
                 break
         except (ValueError, KeyError, TypeError):  # cut off: still being written, or our tail
             continue
-    if not events or time.time() - events[0]["time"] > float(silent or WINDOW_SECONDS):
+    silent = float(alive.get("silent_s") or WINDOW_SECONDS)
+    if not events or time.time() - events[0]["time"] > silent:
+        return None
+    if alive.get("machine") == machine() and not runs(alive.get("pid")):
         return None
     seconds = events[0]["time"] - events[-1]["time"]
     return (events[0]["tiles"] - events[-1]["tiles"]) / seconds if seconds > 0 else 0.0
@@ -115,8 +167,10 @@ def _print(found: dict[str, Any]) -> None:
         f"{found['processes']} processes at {found['tiles_per_second']:,.1f} tiles/s",
         markup=False,
     )
+    if text := undecoded(found["bad_tiles"]):
+        out.print(f"  {text}", markup=False)
     for lease in found["in_work"]:
-        since = time.strftime("%H:%M:%S", time.localtime(lease["since"] or 0))
+        since = time.strftime("%H:%M:%S", time.localtime(lease["since"]))
         silent = f", silent for {lease['silent_s']:.0f} s" if lease["dead"] else ""
         out.print(
             f"  {lease['slide_id']}: since {since} by process {lease['pid']} on "

@@ -79,7 +79,7 @@ class WorkList:
         emit: Callable[["Message"], None],
     ) -> None:
         self.store = store
-        self.leases = Leases(store.path, seconds, lambda: log.write("beat", silent_s=seconds))
+        self.leases = Leases(store.path, seconds, lambda: log.alive("beat", seconds))
         self.failures = Failures(store.path)
         self.log = log
         self._left = {task.slide_id: task for task in tasks}
@@ -204,7 +204,7 @@ def work(
         emit(TilesDone(task.slide_id, done, total))
 
     device = str(extractor.encoder.device)
-    log.write("job start", slides=len(tasks), device=device, silent_s=lease_seconds)
+    log.alive("job start", lease_seconds, slides=len(tasks), device=device)
     slides = WorkList(extractor.store, tasks, lease_seconds, log, emit)
     try:
         for result in extractor.run_from(take, on_tiles):

@@ -146,6 +146,8 @@ def test_a_corrupt_tile_is_a_row_of_zeros_in_a_good_slide(
     # the same tiles: what the thumbnail cannot show is not taken for glass
     assert np.array_equal(store.coords("hurt"), coords)
     assert result.bad_tiles == 1
+    assert store.record("hurt").attrs["bad_tiles"] == 1
+    assert store.record(good.stem).attrs["bad_tiles"] == 0
     status = store.status("hurt")
     assert np.flatnonzero(status).tolist() == [20]
     assert status[20] == TileStatus.CORRUPT

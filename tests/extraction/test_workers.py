@@ -114,10 +114,7 @@ def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
     now = read_status(store)
     assert (now["committed"], now["left"], now["in_work"]) == (SLIDES, 0, [])
     assert now["failed"] == []
-    until = time.monotonic() + 20
-    while read_status(store)["processes"]:  # the killed one, until it was silent for its time
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    assert now["processes"] == 0  # the killed one is gone from this machine
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
