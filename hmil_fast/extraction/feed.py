@@ -148,8 +148,7 @@ class TileFeed:
         # closed whatever happens: its threads read the slide, which is closed next
         with closing(decoder) as batches:
             for tiles in batches:
-                if not tiles.grid:
-                    slide.sheet.look(tiles.rows, tiles.pixels, tiles.status)
+                slide.sheet.look(tiles.grid, tiles.rows, tiles.pixels, tiles.status)
                 self._out.put(Decoded(slide, tiles))
                 if self._stopped or slide.error is not None:
                     break

@@ -107,7 +107,7 @@ class Extractor:
                 facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
                 others = list(zip(coarser, facts, strict=True))
                 writer = self.store.writer(task.slide_id, n, attributes, others)
-                sheet = ContactSheet(self.store, task.slide_id, ready.grid)
+                sheet = ContactSheet(self.store, ready)
                 return ActiveSlide(ready, writer, files, sheet, start)
             except BaseException:
                 ready.reader.close()

@@ -118,6 +118,17 @@ def optical_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 _OD = -np.log((np.arange(256) + 1) / 256)
 
 
+def mapped(pixels: NDArray[np.uint8], matrix: Matrix) -> NDArray[np.uint8]:
+    """Pixels [..., 3] after a map of their optical densities, for pictures.
+
+    What encoders get is made by `pixels.change`, which does not round.
+    """
+    od = _OD.astype(np.float32)[pixels] @ matrix[:, :3].T.astype(np.float32)
+    od += matrix[:, 3].astype(np.float32)
+    np.exp(-od, out=od)
+    return np.asarray((od * 256 - 0.5).clip(0, 255), np.uint8)  # - 1, rounded
+
+
 def _unfit(why: str) -> StainFit:
     return StainFit(IDENTITY, f"stain not normalised: {why}")
 

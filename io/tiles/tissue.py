@@ -1,5 +1,6 @@
 """Where the tissue is, seen on a thumbnail: classical, deterministic, no weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ CLOSE_UM = 8.0  # gaps up to twice this between tissue pixels belong to the tiss
 HOLE_UM2 = 20_000.0  # a smaller hole (a gland, a vessel) belongs to the tissue
 SPECK_UM2 = 2_000.0  # anything smaller is dust
 TISSUE_COLOUR, TILE_COLOUR = (0, 170, 60), (30, 80, 220)
+_COARSER_COLOURS = ((215, 95, 0), (150, 0, 160))
 LEAST_BOX_PX = 16  # smaller tiles are tinted on the overlay: their edges would hide the tissue
 BLACK = 10  # brightfield pixels darker than this in all channels are a scanner's padding
 
@@ -66,17 +68,26 @@ def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float) -> TissueMask:
     return TissueMask(mask, um_per_px, note)
 
 
-def overlay(
-    thumbnail: NDArray[np.uint8], tissue: TissueMask, grid: "TileGrid", info: SlideInfo
-) -> Image.Image:
-    """The thumbnail with the tissue's outline (green) and the tiles (blue).
+def tile_colour(scale: int) -> tuple[int, int, int]:
+    """What `overlay` draws a scale's tiles in; the finest is 0."""
+    return _COARSER_COLOURS[(scale - 1) % len(_COARSER_COLOURS)] if scale else TILE_COLOUR
 
-    Tiles are boxes; where a box would be all edge, their area is tinted and outlined as one.
+
+def overlay(
+    thumbnail: NDArray[np.uint8],
+    tissue: TissueMask,
+    grids: "Sequence[TileGrid]",
+    info: SlideInfo,
+) -> Image.Image:
+    """The thumbnail with the tissue's outline (green) and the tiles (blue; coarser: orange, …).
+
+    Tiles are boxes; where a box would be all edge, their area is outlined as one, and that of the
+    finest scale tinted.
 
     Args:
         thumbnail: uint8 [h, w, 3] of the whole slide, at least as large as the mask.
         tissue: What `find_tissue` saw.
-        grid: The tiles.
+        grids: The tiles, the finest scale first.
         info: The slide's facts.
     """
     high, wide = thumbnail.shape[:2]
@@ -85,6 +96,13 @@ def overlay(
     if mask.shape != (high, wide):
         mask = np.asarray(Image.fromarray(mask).resize((wide, high), Image.Resampling.NEAREST))
     picture[_edge(mask, 2)] = TISSUE_COLOUR
+    for scale, grid in enumerate(grids):
+        _draw_tiles(picture, grid, info, scale)
+    return Image.fromarray(picture)
+
+
+def _draw_tiles(picture: NDArray[np.uint8], grid: "TileGrid", info: SlideInfo, scale: int) -> None:
+    high, wide = picture.shape[:2]
     level_wide, level_high = info.level_dimensions[grid.level]
     columns, rows = -(-level_wide // grid.read_px), -(-level_high // grid.read_px)
     kept = np.zeros((rows, columns), np.bool_)
@@ -95,8 +113,9 @@ def overlay(
     )
     tiled = kept[row][:, column]
     if grid.read_px * wide < LEAST_BOX_PX * level_wide:
-        blue = np.array(TILE_COLOUR, np.uint16)
-        picture[tiled] = (picture[tiled] * np.uint16(2) + blue) // 3
+        if not scale:
+            blue = np.array(TILE_COLOUR, np.uint16)
+            picture[tiled] = (picture[tiled] * np.uint16(2) + blue) // 3
         drawn = _edge(tiled, 1)
     else:
         ends_x, ends_y = (
@@ -104,8 +123,7 @@ def overlay(
             for index in (column, row)
         )
         drawn = tiled & (ends_x | ends_y[:, None])
-    picture[drawn] = TILE_COLOUR
-    return Image.fromarray(picture)
+    picture[drawn] = tile_colour(scale)
 
 
 def _edge(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:

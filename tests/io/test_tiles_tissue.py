@@ -122,7 +122,7 @@ def test_holes_and_dust_go_by_size() -> None:
 def test_overlay_draws_outline_and_tiles(slide_file: SlideFile) -> None:
     thumbnail, tissue, info = look(slide_file("CMU-1-Small-Region.svs"), 0.499, 800)
     grid = plan_grid(info, TileSpec(), tissue)
-    picture = np.asarray(overlay(thumbnail, tissue, grid, info))
+    picture = np.asarray(overlay(thumbnail, tissue, [grid], info))
     assert picture.shape == thumbnail.shape
     scale = 800 / 2967
     x, y = (grid.xy[0] * scale).round().astype(int)
