@@ -80,7 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("store burn s", "invalid choice: 'burn'"),
         ("extract x --store s3:/bucket/ex", "--store: 's3:/bucket/ex' is no store: give a folder"),
         ("status file:///s", "STORE: 'file:///s' is no store: give a folder"),
-        ("store export s s3://bucket/ex --format h5", "FOLDER: 's3://bucket/ex' is a URL"),
+        ("store export s s3://bucket/ex --format npy", "FOLDER: 's3://bucket/ex' is a URL"),
         ("demo --out gs://bucket/x", "--out: 'gs://bucket/x' is a URL"),
         ("report s3:/bucket/run", "RUN: 's3:/bucket/run' is a URL"),
     ],
