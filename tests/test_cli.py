@@ -156,7 +156,18 @@ def test_options_and_slides_in_any_order(
     slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = str(slide_file("cmu1_small_pyramid.tif")), str(slide_file("CMU-1-Small-Region.svs"))
-    args = ["extract", one, "--mpp", "2", "--views", "0", "--dry-run", "--store", str(tmp_path / "s"), two]
+    args = [
+        "extract",
+        one,
+        "--mpp",
+        "2",
+        "--views",
+        "0",
+        "--dry-run",
+        "--store",
+        str(tmp_path / "s"),
+        two,
+    ]
     assert main(args) == 0
     said = capsys.readouterr().out
     assert "✓ cmu1_small_pyramid: " in said
