@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -88,6 +89,8 @@ def test_a_killed_process_is_neither_counted_nor_at_a_slide(
     assert read_status(store.path)["processes"] == 2
     assert read_status(store.path)["tiles_per_second"] > 0
     killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as without an init
+    assert in_work(store.path) == ["b"]
     killed.wait()
     assert in_work(store.path) == ["b"]
     now = read_status(store.path)
