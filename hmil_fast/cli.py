@@ -106,6 +106,12 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         help="µm/px of level 0, for slides that state none or an implausible one",
     )
     parser.add_argument(
+        "--reader",
+        choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "openslide"),
+        help="read slides with this one only (the first that reads a slide right; never the GPU, "
+        "whose pixels differ)",
+    )
+    parser.add_argument(
         "--tile", type=tile_px, default=256, metavar="PX", help="edge of a tile (256)"
     )
     parser.add_argument(

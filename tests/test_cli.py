@@ -14,6 +14,7 @@ import torch
 from hmil_fast import __version__
 from hmil_fast.arguments import path
 from hmil_fast.cli import _parser, main
+from hmil_fast.io.slide.choose import READERS
 
 SlideFile = Callable[[str], Path]
 COMMANDS = (
@@ -211,3 +212,16 @@ def test_only_stores_are_urls() -> None:
     kinds = [action.type for each in parsers(_parser()) for action in each._actions]
     assert path in kinds
     assert Path not in kinds
+
+
+def test_slides_are_read_by_the_reader_that_is_named(
+    slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = str(slide_file("cmu1_small_pyramid.tif"))
+    assert main(["doctor", slide, "--mpp", "2", "--reader", "openslide"]) == 0
+    assert "✓ cmu1_small_pyramid: openslide, jpeg, " in capsys.readouterr().out
+    for reader in READERS:  # the command line knows them all
+        _parser().parse_args(["doctor", slide, "--reader", reader])
+    with pytest.raises(SystemExit):
+        main(["extract", slide, "--store", str(tmp_path / "s"), "--reader", "fastslide"])
+    assert "nvimagecodec" in capsys.readouterr().err

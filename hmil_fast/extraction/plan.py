@@ -5,7 +5,7 @@ import glob
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,21 @@ class SlideTask:
         path: The file; for a DICOM series the largest file of its folder.
         mpp: Level-0 resolution in µm/px by the manifest, which wins over the file, or None.
         fallback_mpp: The one to use where the file states none, or an implausible one.
+        reader: The one to read it with, as `open_slide` names them; by default it chooses.
     """
 
     slide_id: str
     path: Path
     mpp: float | None = None
     fallback_mpp: float | None = None
+    reader: str | None = None
 
 
 def collect_slides(
-    inputs: Sequence[str], manifest: Path | None = None, slide_mpp: float | None = None
+    inputs: Sequence[str],
+    manifest: Path | None = None,
+    slide_mpp: float | None = None,
+    reader: str | None = None,
 ) -> list[SlideTask]:
     """Slides of files, folders (searched through), globs and a manifest, in a fixed order.
 
@@ -44,6 +49,7 @@ def collect_slides(
         inputs: Files, folders or glob patterns.
         manifest: CSV with columns path[,slide_id][,mpp]; paths are relative to its folder.
         slide_mpp: Level-0 µm/px of slides that state none, or an implausible one.
+        reader: Of all of them.
 
     Raises:
         UsageError: Nothing found, an unreadable manifest, or two slides with one id.
@@ -51,7 +57,7 @@ def collect_slides(
     tasks = [task for text in inputs for task in _from_input(text, slide_mpp)]
     if manifest is not None:
         tasks += _from_manifest(manifest, slide_mpp)
-    tasks = list(dict.fromkeys(tasks))
+    tasks = [replace(task, reader=reader) for task in dict.fromkeys(tasks)]
     if not tasks:
         raise UsageError(
             f"no slide found in {', '.join(inputs) or manifest or 'an empty command line'}",

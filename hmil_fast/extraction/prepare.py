@@ -56,7 +56,7 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
         str(task.path).encode()
     except UnicodeEncodeError:
         raise SlideError(f"the name of {task.path} is not UTF-8", "rename the file") from None
-    reader = open_slide(task.path, mpp=task.mpp, fallback_mpp=task.fallback_mpp)
+    reader = open_slide(task.path, mpp=task.mpp, fallback_mpp=task.fallback_mpp, reader=task.reader)
     try:
         require_mpp(reader.info)
         picture, thumbnail, um_per_px = _thumbnails(reader)
