@@ -73,7 +73,7 @@ class TileFeed:
         self._todo: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._out: queue.Queue[Decoded | Ended] = queue.Queue(_QUEUED)
         self._stopped = False
-        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-slide")
+        self._openers = started(OPENERS, "open-slide")
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
@@ -108,7 +108,7 @@ class TileFeed:
         return item
 
     def close(self) -> None:
-        """End all threads; slides that have not ended are closed and what they wrote is deleted."""
+        """End all threads and close the slides that have not ended."""
         self._stopped = True
         self._openers.shutdown(wait=False, cancel_futures=True)
         self._todo.put(None)
@@ -121,10 +121,9 @@ class TileFeed:
                 item.tiles.release()
         self._openers.shutdown(wait=True)
         for entry in self._entries:
-            if not entry.opening.cancelled() and entry.opening.exception() is None:
-                if not entry.begun:
-                    entry.opening.result().reader.close()
-                entry.opening.result().abandon()
+            done = not entry.opening.cancelled() and entry.opening.exception() is None
+            if done and not entry.begun:
+                entry.opening.result().reader.close()
 
     def _run(self) -> None:
         while (entry := self._todo.get()) is not None and not self._stopped:
@@ -153,3 +152,16 @@ class TileFeed:
                 if self._stopped or slide.error is not None:
                     break
         self._timings.add("decode (threads)", stats.busy_s)
+
+
+def started(threads: int, name: str) -> ThreadPoolExecutor:
+    """An executor whose threads all run already.
+
+    One that a signal's exception strikes while it starts a thread does not know of that thread, and
+    its shutdown does not wait for it.
+    """
+    pool, met = ThreadPoolExecutor(threads, thread_name_prefix=name), threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(met.wait)
+    met.wait()
+    return pool

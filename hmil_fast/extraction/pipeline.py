@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmil_fast.extraction.active import ActiveSlide
 from hmil_fast.extraction.batches import Parts, StaticBatch
-from hmil_fast.extraction.feed import OPENERS, Decoded, Ended, TileFeed
+from hmil_fast.extraction.feed import OPENERS, Decoded, Ended, TileFeed, started
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.result import SlideResult, explained
 from hmil_fast.extraction.timings import Timings
@@ -53,10 +53,12 @@ class Pipeline:
     ) -> None:
         self._steps, self._batch, self._on_tiles = steps, batch, on_tiles
         self._timings = steps.timings
-        self._feed = TileFeed(steps.open, steps.batch, steps.threads, steps.timings)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._committer = ThreadPoolExecutor(2, thread_name_prefix="commit")
-        self._active: dict[int, ActiveSlide] = {}
+        self._feed = TileFeed(self._open, steps.batch, steps.threads, steps.timings)
+        self._writer = started(1, "write")
+        self._committer = started(2, "commit")
+        # from the thread that opens a slide to the one that commits it: a signal, which strikes
+        # the driving thread between any two steps, loses none
+        self._unfinished: set[ActiveSlide] = set()
         self._writes: deque[tuple[Parts, Future[None]]] = deque()
         self._commits: deque[Future[SlideResult]] = deque()
         self._last_slide: int | None = None
@@ -100,8 +102,13 @@ class Pipeline:
         self._feed.close()
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._committer.shutdown(wait=True)
-        for slide in self._active.values():
+        for slide in self._unfinished:
             slide.abandon()
+
+    def _open(self, task: SlideTask) -> ActiveSlide:
+        slide = self._steps.open(task)
+        self._unfinished.add(slide)
+        return slide
 
     def _wants_more(self) -> bool:
         """Whether it is time for another slide: late in a long one, early among short ones.
@@ -115,7 +122,6 @@ class Pipeline:
 
     def _add(self, decoded: Decoded) -> None:
         slide, tiles = decoded.slide, decoded.tiles
-        self._active[id(slide)] = slide
         self._last_slide = slide.num_tiles
         try:
             slide.decoded(tiles.grid, tiles.rows, tiles.status)
@@ -134,7 +140,6 @@ class Pipeline:
             tiles.release()
 
     def _end(self, item: Ended, slide: ActiveSlide) -> None:
-        self._active[id(slide)] = slide
         self._last_slide = slide.num_tiles
         slide.ended = True
         if item.error is not None:
@@ -188,12 +193,13 @@ class Pipeline:
 
     def _commit_if_done(self, slide: ActiveSlide) -> None:
         if slide.ended and slide.passed == slide.added:
-            del self._active[id(slide)]
             self._commits.append(self._committer.submit(self._commit, slide))
 
     def _commit(self, slide: ActiveSlide) -> SlideResult:
         with self._timings.of("commit (threads)"):
-            return slide.finish()
+            result = slide.finish()
+        self._unfinished.discard(slide)
+        return result
 
     def _results(self, most: int) -> Iterator[SlideResult]:
         while self._commits and (self._commits[0].done() or len(self._commits) > most):

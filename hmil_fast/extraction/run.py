@@ -106,8 +106,8 @@ class Extractor:
                 n, *coarser = (len(grid.coords) for grid in ready.grids)
                 facts = (scale_attributes(ready, grid) for grid in ready.grids[1:])
                 others = list(zip(coarser, facts, strict=True))
-                writer = self.store.writer(task.slide_id, n, attributes, others)
                 sheet = ContactSheet(self.store, ready)
+                writer = self.store.writer(task.slide_id, n, attributes, others)
                 return ActiveSlide(ready, writer, files, sheet, start)
             except BaseException:
                 ready.reader.close()

@@ -1,6 +1,7 @@
 """The command line as a child process, and folders of real slides for it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ ENV = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
+SlideFile = Callable[[str], Path]
 
 
 def command(*args: object) -> list[str]:
@@ -104,3 +106,13 @@ def check_store() -> Callable[[Path], dict[str, bytes]]:
         return commits
 
     return check
+
+
+@pytest.fixture
+def slides(slide_file: SlideFile, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """As many copies of a small slide as the test's file says in SLIDES."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(request.module.SLIDES):
+        shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / f"s{number}.tif")
+    return folder

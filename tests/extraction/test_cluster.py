@@ -1,7 +1,6 @@
 """Jobs on a dask cluster: real schedulers and workers, killed, stopped, out of reach."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,20 +17,10 @@ from hmil_fast.extraction.status import read_status
 pytest.importorskip("distributed")
 
 Start = Callable[..., "subprocess.Popen[str]"]
-SlideFile = Callable[[str], Path]
 CheckStore = Callable[[Path], dict[str, bytes]]
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 SLIDES = 5
-
-
-@pytest.fixture
-def slides(slide_file: SlideFile, tmp_path: Path) -> Path:
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for number in range(SLIDES):
-        shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / f"s{number}.tif")
-    return folder
 
 
 def command(slides: Path, store: Path, *more: object) -> list[object]:

@@ -1,31 +1,18 @@
 """Stopping and crowding: signals, kills and two jobs at once on one store."""
 
 import json
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from hmil_fast.io.store import open_store
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-SlideFile = Callable[[str], Path]
 CheckStore = Callable[[Path], dict[str, bytes]]
 
 SLIDES = 5
-
-
-@pytest.fixture
-def slides(slide_file: SlideFile, tmp_path: Path) -> Path:
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for number in range(SLIDES):
-        shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / f"s{number}.tif")
-    return folder
 
 
 def wait_for_a_slide(process: "subprocess.Popen[str]") -> None:

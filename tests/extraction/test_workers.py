@@ -19,20 +19,10 @@ from hmil_fast.extraction.status import read_status
 from hmil_fast.extraction.worklist import in_order
 
 Start = Callable[..., "subprocess.Popen[str]"]
-SlideFile = Callable[[str], Path]
 CheckStore = Callable[[Path], dict[str, bytes]]
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 SLIDES = 6
-
-
-@pytest.fixture
-def slides(slide_file: SlideFile, tmp_path: Path) -> Path:
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for number in range(SLIDES):
-        shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / f"s{number}.tif")
-    return folder
 
 
 def command(slides: Path, store: Path) -> list[object]:
