@@ -1,6 +1,7 @@
 """The memory of SupCon: a queue per leaf, in the loss, over a resume, and across real ranks."""
 
 import math
+import os
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,8 @@ def _rank(rank: int, inputs: tuple[LabelTree, list[Any]], folder: str) -> None:
         found[f"{step} grad"] = torch.autograd.grad(terms.total, z)[0]
     found.update(loss.state_dict())
     torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # torch's threads have been seen to abort an ordinary exit
 
 
 def test_ranks_share_one_past(uneven: LabelTree, batch: Any, tmp_path: Path) -> None:
