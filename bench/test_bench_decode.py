@@ -29,13 +29,13 @@ from hmil_fast.io.tiles.transform import build_transform
 
 ROOT = Path(__file__).resolve().parent.parent
 SLIDE = ROOT / "tests" / "data" / "CMU-1-Small-Region.svs"
-SIDE = 4096
+SIDE = 8192
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
 def big_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4096 × 4096 px of tissue from CMU-1-Small-Region, every tile its own JPEG."""
+    """8192 × 8192 px of tissue from CMU-1-Small-Region, every tile its own JPEG."""
     tifffile = pytest.importorskip("tifffile")
     from PIL import Image
 
