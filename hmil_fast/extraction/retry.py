@@ -1,11 +1,10 @@
 """`hmil-fast extract --retry-failed`: slides that were given up are tried once more."""
 
-import socket
 import time
 from collections.abc import Iterable
 
 from hmil_fast.extraction.events import Failures
-from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, read_lease, runs
+from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, machine, read_lease, runs
 from hmil_fast.io.store import files, slide_dirname
 from hmil_fast.io.store.location import Location
 
@@ -29,7 +28,7 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         if last is None:
             continue
         lease, stamp = last
-        gone = lease.get("host") == socket.gethostname() and not runs(lease.get("pid"))
+        gone = lease.get("machine") == machine() and not runs(lease.get("pid"))
         seconds = lease.get("seconds")
         if gone or not isinstance(seconds, (int, float)) or time.time() - stamp.time > seconds:
             for path in reversed(paths):
