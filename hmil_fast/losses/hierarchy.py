@@ -31,16 +31,20 @@ def marginal(log_p: Tensor, ancestors: Tensor, targets: Tensor) -> Tensor:
 def hxe(log_p: Tensor, ancestors: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Hierarchical cross-entropy: −Σ_l weight · log p(node | parent): [B].
 
-    Bertinetto et al., CVPR 2020. Arguments as for `node_log_p`, and the [K, L] of `hxe_weights`.
+    Bertinetto et al., CVPR 2020. Arguments as for `node_log_p`, and the [L] of `hxe_weights`.
     """
     nodes = node_log_p(log_p, ancestors, targets)
     conditional = nodes.diff(dim=1, prepend=nodes.new_zeros(len(nodes), 1))
-    return -(weights.to(nodes.dtype)[targets[:, -1]] * conditional).sum(1)
+    return -(weights.to(nodes.dtype) * conditional).sum(1)
 
 
 def hxe_weights(tree: LabelTree, alpha: float) -> Tensor:
-    """exp(−α · height) of the node of every leaf on every level, float64 [K, L]."""
-    return torch.exp(-alpha * torch.from_numpy(tree.heights()).double()).T
+    """exp(−α · edges from the root to the node) of the levels, float64 [L].
+
+    The paper writes h(C) and calls it height, and says that α discounts information *down* the
+    hierarchy, in favour of the generic; the authors' code takes the distance from the root.
+    """
+    return torch.exp(-alpha * torch.arange(1, tree.num_levels + 1, dtype=torch.float64))
 
 
 def soft_cross_entropy(log_p: Tensor, leaf: Tensor, labels: Tensor) -> Tensor:

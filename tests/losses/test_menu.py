@@ -16,10 +16,11 @@ from hmil_fast.losses import PRESETS, HmilLoss
 BRACS = LabelTree.from_nested({"b": ["N", "PB", "UDH"], "a": ["FEA", "ADH"], "m": ["DCIS", "IC"]})
 LEAVES = [0, 1, 2, 2, 4, 3, 1]
 
-# of n, micro, large, small, end, by hand: nodes from the top, and heights of common ancestors
+# of n, micro, large, small, end, by hand: nodes from the top, edges from the root to them, and
+# heights of common ancestors
 PATHS = [["n"], ["p", "micro"], ["p", "macro", "large"], ["p", "macro", "small"],
          ["p", "only", "end"]]  # fmt: skip
-HEIGHT = {"n": 0, "p": 2, "micro": 0, "macro": 1, "only": 1, "large": 0, "small": 0, "end": 0}
+DEPTH = {"n": 1, "p": 1, "micro": 2, "macro": 2, "only": 2, "large": 3, "small": 3, "end": 3}
 COMMON = [[0, 3, 3, 3, 3], [3, 0, 2, 2, 2], [3, 2, 0, 1, 2], [3, 2, 1, 0, 2], [3, 2, 2, 2, 0]]
 LEVELS = [["n", "p", "p", "p", "p"], ["n", "micro", "macro", "macro", "only"],
           ["n", "micro", "large", "small", "end"]]  # fmt: skip
@@ -51,7 +52,7 @@ def _hxe(p: list[float], leaf: int, alpha: float) -> float:
     above, loss = 1.0, 0.0
     for name in PATHS[leaf]:
         node = sum(q for q, path in zip(p, PATHS, strict=True) if name in path)
-        loss -= math.exp(-alpha * HEIGHT[name]) * math.log(node / above)
+        loss -= math.exp(-alpha * DEPTH[name]) * math.log(node / above)
         above = node
     return loss
 
@@ -113,6 +114,21 @@ def test_at_their_ends_hxe_and_soft_are_cross_entropy(
     ]
     a, b = (loss(output, bags, targets, 0, 1).total for loss in losses)
     torch.testing.assert_close(a, b)
+
+
+def test_hxe_blames_a_mistake_far_off_in_the_tree_more(uneven: LabelTree, batch: Any) -> None:
+    """The larger α, the more: what the loss is for (Bertinetto et al.)."""
+    output, bags, targets = batch([2])  # large
+    ratio = []
+    for alpha in (0.0, 0.5, 2.0):
+        loss = HmilLoss(uneven, _settings(hierarchy="hxe", hxe_alpha=alpha))
+        value = []
+        for wrong in (0, 3):  # n, small
+            said = output._replace(logits=(*output.logits[:-1], 9.0 * torch.eye(5)[[wrong]]))
+            value.append(loss(said, bags, targets, 0, 1).total.item())
+        ratio.append(value[0] / value[1])
+    assert ratio[0] == pytest.approx(1)
+    assert 1.1 < ratio[1] < ratio[2]
 
 
 @pytest.mark.parametrize("kind", LOSSES)
