@@ -83,13 +83,16 @@ def weighted_flat_metrics(
     }
 
 
-def weighted_class_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Floats]:
+def weighted_class_metrics(
+    y: Ints, p: Floats, weights: Floats, scores: Floats | None = None
+) -> dict[str, Floats]:
     """Metrics of every class against the rest, for every row of weights.
 
     Args:
         y: True classes, int [n].
         p: Probabilities, float [n, K].
         weights: How often each slide counts, float [draws, n].
+        scores: What the AUC sorts slides by, float [n, K]; by default the probabilities.
 
     Returns:
         ``auc``, ``recall`` (sensitivity), ``specificity``, ``precision`` and ``f1``, each float
@@ -102,8 +105,9 @@ def weighted_class_metrics(y: Ints, p: Floats, weights: Floats) -> dict[str, Flo
     true = weights @ is_true
     guessed = weights @ np.eye(classes)[predicted]
     both = weights @ (is_true * (y == predicted)[:, None])
+    scores = p if scores is None else scores
     return {
-        "auc": np.stack([_auc(y == c, p[:, c], weights) for c in range(classes)], 1),
+        "auc": np.stack([_auc(y == c, scores[:, c], weights) for c in range(classes)], 1),
         "recall": ratio(both, true),
         "specificity": ratio(total - true - guessed + both, total - true),
         "precision": ratio(both, guessed),

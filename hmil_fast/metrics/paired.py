@@ -7,7 +7,12 @@ import numpy as np
 
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.bootstrap import bootstrap
-from hmil_fast.metrics.flat import Floats, Ints, weighted_flat_metrics
+from hmil_fast.metrics.flat import (
+    Floats,
+    Ints,
+    weighted_class_metrics,
+    weighted_flat_metrics,
+)
 from hmil_fast.metrics.summary import checked_levels
 from hmil_fast.metrics.tree import weighted_tree_metrics
 
@@ -41,7 +46,10 @@ def paired_comparison(
     The interval is the percentile interval of the paired bootstrap: both models are evaluated on
     the same draw of patients. The p value is that of a permutation test: if the models were alike,
     swapping their answers for all slides of a patient would change nothing but by chance. It holds
-    for any metric, and for a mean over slides such as accuracy it is a sign-flip test.
+    for any metric, and for a mean over slides such as accuracy it is a sign-flip test. For the AUC
+    it is ranks within a model that are swapped (Bandos et al. 2005): a model that is surer or
+    leans to one class has the same AUC, and its scores among those of another would hide which
+    of the two sorts better.
 
     Args:
         tree: The label tree.
@@ -58,19 +66,25 @@ def paired_comparison(
         UsageError: A probability is not finite.
         ValueError: Shapes do not fit the tree.
     """
+    from scipy.stats import rankdata
+
     n = len(y_leaf)
     if not n:
         return {}
     both = [checked_levels(tree, y_leaf, model, patients) for model in models]
     truths = [np.concatenate(pair) for pair in zip(both[0][0], both[1][0], strict=True)]
     levels = [np.concatenate(pair) for pair in zip(both[0][1], both[1][1], strict=True)]
+    ranks = [
+        np.concatenate([rankdata(p, axis=0) for p in pair])
+        for pair in zip(both[0][1], both[1][1], strict=True)
+    ]
 
     def of_one(which: int, weights: Floats) -> dict[str, Floats]:
-        return _measured(tree, *both[which], weights)
+        return _measured(tree, *both[which], both[which][1], weights)
 
     def mixed(first: Floats, second: Floats) -> dict[str, Floats]:
         """Metrics of a model whose answers are the first's or the second's, as weighted."""
-        return _measured(tree, truths, levels, np.hstack([first, second]))
+        return _measured(tree, truths, levels, ranks, np.hstack([first, second]))
 
     def difference(weights: Floats) -> dict[str, Floats]:
         one, two = of_one(0, weights), of_one(1, weights)
@@ -110,14 +124,18 @@ def paired_comparison(
 
 
 def _measured(
-    tree: LabelTree, truths: Sequence[Ints], levels: Sequence[Floats], weights: Floats
+    tree: LabelTree,
+    truths: Sequence[Ints],
+    levels: Sequence[Floats],
+    scores: Sequence[Floats],
+    weights: Floats,
 ) -> dict[str, Floats]:
-    """Every metric for every row of weights."""
-    values = {
-        f"{level}/{name}": v
-        for level, (y, p) in enumerate(zip(truths, levels, strict=True))
-        for name, v in weighted_flat_metrics(y, p, weights).items()
-    }
+    """Every metric for every row of weights; the AUC sorts slides by the scores."""
+    values = {}
+    for level, (y, p, s) in enumerate(zip(truths, levels, scores, strict=True)):
+        of_class = weighted_class_metrics(y, p, weights, s)
+        for name, v in weighted_flat_metrics(y, p, weights, of_class).items():
+            values[f"{level}/{name}"] = v
     on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights)
     return values | {f"tree/{name}": v for name, v in on_tree.items()}
 

@@ -47,7 +47,12 @@ def test_p_is_the_share_of_enumerated_swaps() -> None:
         take = np.array(swap)[np.arange(16) // 2][:, None] == 1
         one, two = np.where(take, b[1], a[1]), np.where(take, a[1], b[1])
         first, second = flat_metrics(y, one), flat_metrics(y, two)
-        return second["accuracy"] - first["accuracy"], second["auc"] - first["auc"]
+        ranks = [p[1].argsort(axis=0).argsort(axis=0) for p in (a, b)]
+        auc = [
+            flat_metrics(y, np.where(take, ranks[1 - i], ranks[i]).astype(float))["auc"]
+            for i in (0, 1)
+        ]
+        return second["accuracy"] - first["accuracy"], auc[1] - auc[0]
 
     every = np.array([difference(swap) for swap in product((0, 1), repeat=8)])
     for name, column in (("accuracy", every[:, 0]), ("auc", every[:, 1])):
@@ -65,6 +70,21 @@ def test_a_better_model_is_told_from_an_equal_one() -> None:
     assert better["1/nll"].high < 0
     same = paired_comparison(TREE, y, (base, base), patients, draws=100)
     assert all((c.difference, c.low, c.high, c.p) == (0, 0, 0, 1) for c in same.values())
+
+
+def test_a_model_that_leans_to_a_class_hides_no_difference_of_the_auc() -> None:
+    """What moves all scores of a model alike moves neither its AUC nor the p value of it."""
+    tree = LabelTree.from_nested(["no", "yes"])
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 100)
+    z = [(y - 0.5) * signal + rng.normal(size=100) for signal in (0.5, 2)]
+    found = []
+    for lean in (0, 6):
+        pair = [1 / (1 + np.exp(-x - by)) for x, by in zip(z, (-lean, lean), strict=True)]
+        models = tuple([np.stack([1 - p, p], 1)] for p in pair)
+        found.append(paired_comparison(tree, y, models, list(map(str, range(100))), draws=400))
+    assert found[0]["0/auc"].difference == pytest.approx(found[1]["0/auc"].difference)
+    assert found[0]["0/auc"].p == found[1]["0/auc"].p < 0.01
 
 
 def test_p_values_of_equal_models_are_uniform() -> None:
