@@ -69,16 +69,6 @@ class LabelTree:
             rows.append(np.asarray(parent, dtype=np.int64)[rows[-1]])
         return np.stack(rows[::-1]).astype(np.int64)
 
-    def distances(self) -> NDArray[np.int64]:
-        """Tree distance between leaves: edges up to the lowest common ancestor and down again.
-
-        Returns:
-            int64 [num_leaves, num_leaves], 0 on the diagonal, at most 2·L.
-        """
-        up = self.ancestors()
-        shared = (up[:, :, None] == up[:, None, :]).sum(axis=0)
-        return np.asarray(2 * (self.num_levels - shared), dtype=np.int64)
-
     def heights(self) -> NDArray[np.int64]:
         """Edges from the node of every leaf on every level down to the lowest leaf below it.
 

@@ -41,7 +41,8 @@ def tree_metrics(
       sets of a slide's true and predicted leaf and all their ancestors but the root,
       Σ|T ∩ P| / Σ|P|, Σ|T ∩ P| / Σ|T| and their harmonic mean. A leaf that the tree repeats down
       to the last level counts once, so the two differ where leaves lie at different depths.
-    * ``mean_tree_distance``: edges between true and predicted leaf, over all slides.
+    * ``mean_tree_distance``: edges between true and predicted leaf, over all slides; repeats of a
+      leaf add none.
     * ``mistake_severity`` (Bertinetto et al. 2020, in edges): the same over the mistakes only;
       absent when there are none.
     * ``agreement_<l>``: share of slides for which level l's own prediction is the ancestor of the
@@ -79,9 +80,10 @@ def weighted_tree_metrics(
     real = own_nodes(tree)
     shared = ((up[:, y_leaf] == up[:, predicted]) & real[:, y_leaf] & real[:, predicted]).sum(0)
     common = weights @ shared.astype(np.float64)
-    precision = ratio(common, weights @ real[:, predicted].sum(0).astype(np.float64))
-    recall = ratio(common, weights @ real[:, y_leaf].sum(0).astype(np.float64))
-    away = tree.distances()[y_leaf, predicted].astype(np.float64)
+    depth_true, depth_predicted = real[:, y_leaf].sum(0), real[:, predicted].sum(0)
+    precision = ratio(common, weights @ depth_predicted.astype(np.float64))
+    recall = ratio(common, weights @ depth_true.astype(np.float64))
+    away = (depth_true + depth_predicted - 2 * shared).astype(np.float64)
     wrong = (y_leaf != predicted).astype(np.float64)
     total = weights.sum(axis=1)
     values = {

@@ -1,5 +1,7 @@
 """Tree metrics against sets of ancestors written out by name."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,15 @@ def test_distances_of_all_and_of_mistakes() -> None:
     got = tree_metrics(BRACS, y, np.eye(7)[predicted])
     assert got["mean_tree_distance"] == pytest.approx((0 + 2 + 4 + 0) / 4)
     assert got["mistake_severity"] == pytest.approx((2 + 4) / 2)
+
+
+def test_repeats_of_a_leaf_add_no_distance() -> None:
+    """Edges of the tree as it is written: the path up from one leaf and down to the other."""
+    for true, predicted in product(UNEVEN_PATHS, repeat=2):
+        edges = len(set(UNEVEN_PATHS[true]) ^ set(UNEVEN_PATHS[predicted]))
+        y, p = np.array([UNEVEN.leaf(true)]), np.eye(4)[[UNEVEN.leaf(predicted)]]
+        assert tree_metrics(UNEVEN, y, p)["mean_tree_distance"] == edges
+        assert tree_metrics(UNEVEN, y, p).get("mistake_severity", 0) == edges
 
 
 def test_no_mistake_has_no_severity_and_all_wrong_has_f1_zero() -> None:
