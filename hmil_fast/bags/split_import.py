@@ -19,6 +19,7 @@ _SPELLINGS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _HMIL_NAME = re.compile(r"(train|val|test)_splits_(\d+)\.pkl")
+_EMPTY = {"", "nan", "na"}  # as pandas writes, and CLAM reads, what a shorter column lacks
 _Row = tuple[str, str, str, str]  # slide_id, part, label, patient_id
 
 
@@ -39,11 +40,13 @@ def import_splits(paths: Sequence[Path], kind: str) -> Manifest:
     Raises:
         UsageError: A file cannot be read or used; names file, line and field.
     """
-    files = _files(paths, "*.pkl" if kind == "hmil" else "*.csv")
+    files = _files(paths, {"csv": "*.csv", "clam": "splits_*[0-9].csv", "hmil": "*.pkl"}[kind])
     if kind == "hmil":
         folds = _hmil(files)
     else:
         read = _csv if kind == "csv" else _clam
+        if kind == "clam":
+            _check_numbers(files)
         folds = [list(read(file)) for file in files]
     slides: dict[str, Slide] = {}
     for number, rows in enumerate(folds):
@@ -83,6 +86,18 @@ def _number(path: Path) -> tuple[int, str]:
     return int(numbers[-1]) if numbers else -1, path.name
 
 
+def _check_numbers(files: Sequence[Path]) -> None:
+    """CLAM writes every fold three times: its slides, the same as marks, and their counts."""
+    seen: dict[tuple[Path, int], Path] = {}
+    for path in files:
+        other = seen.setdefault((path.parent, _number(path)[0]), path)
+        if other != path:
+            raise UsageError(
+                f"{path} and {other.name} are of the same fold",
+                "name one file a fold, or their folder, of which the splits_<i>.csv are read",
+            )
+
+
 def _table(path: Path) -> Iterable[tuple[int, list[str]]]:
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -108,20 +123,23 @@ def _table(path: Path) -> Iterable[tuple[int, list[str]]]:
 def _csv(path: Path) -> Iterable[_Row]:
     rows = iter(_table(path))
     header = [name.lower() for name in next(rows, (0, []))[1]]
+    for name in ("slide_id", "split", "label", "patient_id"):
+        if header.count(name) > 1:
+            raise UsageError(f"{path} line 1: two columns named {name}", "remove one")
     if not {"slide_id", "split"} <= set(header):
         raise UsageError(
             f"{path} line 1: no columns slide_id and split (there are: {', '.join(header)})",
             "begin the file with the line slide_id,split",
         )
     for line, row in rows:
-        fields = dict(zip(header, row, strict=False))
+        fields = dict.fromkeys(header, "") | dict(zip(header, row, strict=False))
         if not any(row):
             continue
-        part = _SPELLINGS.get(fields.get("split", "").lower())
+        part = _SPELLINGS.get(fields["split"].lower())
         if part is None or not fields["slide_id"]:
             raise UsageError(
                 f"{path} line {line}: slide_id {fields['slide_id']!r} has split "
-                f"{fields.get('split', '')!r}",
+                f"{fields['split']!r}",
                 "write a slide and train, val or test in every line",
             )
         yield fields["slide_id"], part, fields.get("label", ""), fields.get("patient_id", "")
@@ -147,7 +165,9 @@ def _clam(path: Path) -> Iterable[_Row]:
                 )
             yield from ((row[0], part, "", "") for part in chosen)
         else:
-            yield from ((cell, part, "", "") for part, cell in cells.items() if cell)
+            yield from (
+                (cell, part, "", "") for part, cell in cells.items() if cell.lower() not in _EMPTY
+            )
 
 
 def _hmil(files: Sequence[Path]) -> list[list[_Row]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from hmil_fast.errors import UsageError
 
-_MAX_BYTES = 64 * 2**20
+_MAX_BYTES = 8 * 2**20  # some 50,000 slides; a byte may ask for an empty list, 64 bytes in memory
+_NOT_PLAIN = {"EMPTY_SET", "FROZENSET", "BYTEARRAY8", "LONG4"}  # sets, bytes, endless numbers
 
 
 class _Plain(pickle.Unpickler):
@@ -34,12 +35,14 @@ def read_plain_pickle(path: Path) -> object:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from None
     if len(data) > _MAX_BYTES:
-        raise UsageError(f"{path} is larger than 64 MiB", "give the split file, not the data")
+        raise UsageError(f"{path} is larger than 8 MiB", "give the split file, not the data")
     try:
         for code, number, _ in pickletools.genops(data):
             # the memo is an array: a large index alone would allocate gigabytes
             if code.name.endswith("PUT") and int(number or 0) > len(data):
                 raise ValueError(f"memo index {number}")
+            if code.name in _NOT_PLAIN:
+                raise ValueError(f"it holds a {code.name}")
         return _Plain(io.BytesIO(data)).load()
     except UsageError as error:
         raise UsageError(f"{path}: {error.what}", error.fix) from None

@@ -47,6 +47,20 @@ def test_clam_csv_in_both_styles_and_in_the_order_of_their_numbers(tmp_path: Pat
     assert import_splits([style], "clam").folds == [Fold(("x",), (), ("y",))]
 
 
+def test_a_folder_as_clam_leaves_it(tmp_path: Path) -> None:
+    """Beside the slides of a fold lie the same as marks, and counts that are no slides."""
+    for i in (0, 1):
+        (tmp_path / f"splits_{i}.csv").write_bytes(
+            f"\ufeff,train,val,test\r\n1,b,NaN,e{i}\r\n0,a,c,nan\r\n".encode()
+        )
+        (tmp_path / f"splits_{i}_bool.csv").write_text(",train,val,test\na,True,False,False\n")
+        (tmp_path / f"splits_{i}_descriptor.csv").write_text(",train,val,test\ntumor,2,1,1\n")
+    folds = [Fold(("b", "a"), ("c",), (f"e{i}",)) for i in (0, 1)]
+    assert import_splits([tmp_path], "clam").folds == folds
+    with pytest.raises(UsageError, match=r"splits_0_\w+\.csv and splits_0\.csv are of the same"):
+        import_splits(list(tmp_path.glob("*.csv")), "clam")
+
+
 def hmil_pickle(path: Path, rows: object, protocol: int = 4) -> Path:
     path.write_bytes(pickle.dumps(rows, protocol=protocol))
     return path
@@ -97,6 +111,8 @@ def test_a_pickle_that_runs_a_program_is_named_and_not_run(tmp_path: Path, proto
         (b"\x80\x02Pbad\n.", "no pickle of plain lists"),
         # a memo index that would allocate 16 GB
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo index 2147483647"),
+        (pickle.dumps([("a", 10**5000)]), "holds a LONG4"),
+        (b"\x80\x04\x8f.", "holds a EMPTY_SET"),
         (b"\x80\x04\x8d\xff\xff\xff\xff\xff\x00\x00\x00a.", "no pickle of plain lists"),
     ],
 )
@@ -110,8 +126,8 @@ def test_damaged_and_hostile_pickles_are_refused(tmp_path: Path, data: bytes, me
 def test_a_pickle_has_a_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     with path.open("wb") as file:
-        file.truncate(64 * 2**20 + 1)
-    with pytest.raises(UsageError, match="larger than 64 MiB"):
+        file.truncate(8 * 2**20 + 1)
+    with pytest.raises(UsageError, match="larger than 8 MiB"):
         read_plain_pickle(path)
     assert read_plain_pickle(hmil_pickle(path, [("a", 1, {"b": None})])) == [("a", 1, {"b": None})]
 
@@ -130,6 +146,8 @@ def test_a_pickle_has_a_size_limit(tmp_path: Path) -> None:
             "line 2: slide 'a' is in train and in val",
         ),
         ("csv", "", "line 1: no columns"),
+        ("csv", "split,slide_id\ntrain\n", "line 2: slide_id '' has split 'train'"),
+        ("csv", "slide_id,split,split\na,train,test\n", "line 1: two columns named split"),
     ],
 )
 def test_faulty_tables_are_refused(tmp_path: Path, kind: str, text: str, message: str) -> None:
