@@ -21,7 +21,7 @@ class Fold:
 
 
 def check_folds(folds: Sequence[Fold], slides: Sequence[Slide], where: str) -> None:
-    """No slide and no patient in two parts of a fold, none unknown.
+    """No slide and no patient in two parts of a fold, none unknown, and some to train on and test.
 
     A slide may be tested in several folds, as those of Monte-Carlo splits are, but `make_folds`
     makes no such folds. Slides of an unknown patient ("") are not checked for theirs.
@@ -37,7 +37,14 @@ def check_folds(folds: Sequence[Fold], slides: Sequence[Slide], where: str) -> N
     patient = {s.slide_id: s.patient_id for s in slides}
     if len(patient) < len(slides):
         raise UsageError(f"{where}: a slide is listed twice", "keep one entry per slide")
+    if not folds:
+        raise UsageError(f"{where} has no folds", "name at least one")
     for number, fold in enumerate(folds):
+        for name in ("train", "test"):
+            if not getattr(fold, name):
+                raise UsageError(
+                    f"{where}: fold {number} has no {name} slides", "name some, or drop the fold"
+                )
         part_of: dict[str, str] = {}
         patient_part: dict[str, str] = {}
         for name in PARTS:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ def same_features(store: FeatureStore, slide_ids: Sequence[str]) -> list[tuple[s
         record = store.record(slide_id)
         if record.num_tiles:
             alike[record.content_digest].append(slide_id)
-    return [(group[0], other) for group in alike.values() for other in group[1:]]
+    return [pair for group in alike.values() for pair in combinations(group, 2)]
 
 
 def near_duplicates(means: NDArray[np.floating], slide_ids: Sequence[str]) -> list[tuple[str, str]]:

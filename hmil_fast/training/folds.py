@@ -82,7 +82,10 @@ def choose_folds(
 def warn_of_near_duplicates(folds: Sequence[Fold], cache: FeatureCache, say: Say) -> None:
     """Name slides in different parts of a fold whose mean features are almost the same."""
     filled = [i for i in range(len(cache.slide_ids)) if cache.lengths[i]]
-    if cache.tier.name == "stream" or len(filled) < 3:  # it would read the store once more
+    if len(filled) < 3:
+        return
+    if cache.tier.name == "stream":
+        say("slides that are almost the same are not looked for: it would read the store once more")
         return
     means = torch.stack([cache.bag(i).mean(0, dtype=torch.float32).cpu() for i in filled])
     pairs = apart(folds, near_duplicates(means.numpy(), [cache.slide_ids[i] for i in filled]))
@@ -132,7 +135,7 @@ def _from_manifest(
     ]
     if changed:
         say(f"{path} was made with another {', '.join(changed)}; the folds are used as they are")
-    if len(manifest.folds) > 1 or manifest.folds[0].test == ():
+    if len(manifest.folds) > 1:
         say(_tests(manifest.folds, len(used)))
     check_folds(manifest.folds, chosen, str(path))
     folds = []

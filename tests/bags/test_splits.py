@@ -218,6 +218,8 @@ def test_manifest_round_trip_and_change(tmp_path: Path) -> None:
         ([Fold(("a",), ("a",), ("c",))], "slide 'a' in train and in val"),
         ([Fold(("a",), (), ("b",))], "patient 'P' in train and in test"),
         ([Fold(("a", "zz"), (), ("c",))], "slide 'zz', which has no label"),
+        ([Fold(("a",), ("c",), ())], "fold 0 has no test slides"),
+        ([], "has no folds"),
     ],
 )
 def test_leaks_are_refused(tmp_path: Path, folds: list[Fold], message: str) -> None:

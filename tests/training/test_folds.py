@@ -151,6 +151,8 @@ def test_copies_in_two_parts_are_refused_and_near_copies_named(cohort: Any, tmp_
     assert len(said) == 1
     assert said[0].startswith("1 pairs of slides")
     assert "s1 (train) and s21 (test) in fold 0" in said[0]
+    warn_of_near_duplicates([fold], FeatureCache(store, ids, tmp_path, "stream"), said.append)
+    assert "are not looked for" in said[1]
 
 
 def test_training_takes_the_folds_of_another_run_and_answers_with_sums(
