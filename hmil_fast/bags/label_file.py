@@ -9,6 +9,7 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 
 PARTS = ("train", "val", "test")
+MISSING = {"", "nan", "na"}  # as pandas and R write a cell without a value
 _COLUMNS = ("slide_id", "label", "patient_id", "split")
 _MAX_BYTES = 256 * 2**20
 
@@ -88,9 +89,10 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _slide(fields: dict[str, str], where: str, tree: LabelTree) -> Slide:
     for name in ("slide_id", "label", "patient_id"):
-        if name in fields and not fields[name]:
+        value = fields.get(name)
+        if value == "" or (value and name == "patient_id" and value.lower() in MISSING):
             raise UsageError(
-                f"{where}: {name} is empty",
+                f"{where}: {name} is empty" + (f" ({value})" if value else ""),
                 "write the patient, or repeat the slide_id there"
                 if name == "patient_id"
                 else "fill it in, or remove the line",

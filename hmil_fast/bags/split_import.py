@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hmil_fast.bags.fold import Fold
-from hmil_fast.bags.label_file import PARTS, Slide
+from hmil_fast.bags.label_file import MISSING, PARTS, Slide
 from hmil_fast.bags.manifest import Manifest
 from hmil_fast.bags.split_pickle import read_plain_pickle
 from hmil_fast.errors import UsageError
@@ -19,7 +19,6 @@ _SPELLINGS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 _HMIL_NAME = re.compile(r"(train|val|test)_splits_(\d+)\.pkl")
-_EMPTY = {"", "nan", "na"}  # as pandas writes, and CLAM reads, what a shorter column lacks
 _Row = tuple[str, str, str, str]  # slide_id, part, label, patient_id
 
 
@@ -142,7 +141,10 @@ def _csv(path: Path) -> Iterable[_Row]:
                 f"{fields['split']!r}",
                 "write a slide and train, val or test in every line",
             )
-        yield fields["slide_id"], part, fields.get("label", ""), fields.get("patient_id", "")
+        patient = fields.get("patient_id", "")
+        if patient.lower() in MISSING:
+            patient = ""
+        yield fields["slide_id"], part, fields.get("label", ""), patient
 
 
 def _clam(path: Path) -> Iterable[_Row]:
@@ -166,7 +168,7 @@ def _clam(path: Path) -> Iterable[_Row]:
             yield from ((row[0], part, "", "") for part in chosen)
         else:
             yield from (
-                (cell, part, "", "") for part, cell in cells.items() if cell.lower() not in _EMPTY
+                (cell, part, "", "") for part, cell in cells.items() if cell.lower() not in MISSING
             )
 
 

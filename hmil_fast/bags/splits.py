@@ -124,7 +124,7 @@ def cut_validation(
         raise UsageError(
             f"no patient of the {len(slides)} slides to train on can be held back for validation "
             "without losing a class",
-            "use fewer folds, add patients, or set val_fraction to 0",
+            "use fewer folds, add patients, or name val slides in a split column",
         )
     ids = [s.slide_id for s in slides]
     return tuple(i for i in ids if i not in best[1]), tuple(i for i in ids if i in best[1])

@@ -19,15 +19,17 @@ def test_official_csv(tmp_path: Path) -> None:
     path = tmp_path / "official.csv"
     path.write_text(
         "\ufeffSlide_ID,extra,Split,label,patient_id\nb,1,Training,N,P1\n\na,2,test,IC,P2\n"
-        "c,3,Validation,N,P3\n",
+        "c,3,Validation,N,P3\nd,,train,N,NA\ne,,test,N,NA\n",
         encoding="utf-8",
     )
     got = import_splits([path], "csv")
-    assert got.folds == [Fold(("b",), ("c",), ("a",))]
+    assert got.folds == [Fold(("b", "d"), ("c",), ("a", "e"))]
     assert [(s.slide_id, s.label, s.patient_id) for s in got.slides] == [
         ("b", "N", "P1"),
         ("a", "IC", "P2"),
         ("c", "N", "P3"),
+        ("d", "N", ""),
+        ("e", "N", ""),
     ]
 
 

@@ -64,6 +64,7 @@ def test_spreadsheet_habits_do_not_matter(tmp_path: Path) -> None:
         ("slide_id,label\na,N\n,IC\n", "line 3: slide_id is empty"),
         ("slide_id,label\na\n", "line 2: label is empty"),
         ("slide_id,label,patient_id\na,N,\n", "line 2: patient_id is empty"),
+        ("slide_id,label,patient_id\na,N,NA\nb,N,NA\n", r"line 2: patient_id is empty \(NA\)"),
         ("slide_id,label\na,N\nb,IC\na,N\n", "line 4: slide_id 'a' is already on line 2"),
         ("slide_id,label\na,n\n", r"line 2: label 'n' is not a leaf .*leaves: N, PB, IC"),
         ("slide_id,label\na,malignant\n", "line 2: label 'malignant' is not a leaf"),
@@ -157,8 +158,9 @@ def test_a_rare_class_is_named_with_counts_and_fix() -> None:
 
 
 def test_too_few_patients_for_a_validation_part_is_said() -> None:
-    with pytest.raises(UsageError, match="held back for validation"):
+    with pytest.raises(UsageError, match="held back for validation") as caught:
         make_folds(cohort({"N": 2, "IC": 2}, (1,)), 2, 0, 0.2)
+    assert "val_fraction" not in caught.value.fix  # no run goes without validation slides
 
 
 @pytest.mark.parametrize(("k", "fraction"), [(1, 0.2), (0, 0.2), (3, -0.1), (3, 0.9)])
