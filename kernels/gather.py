@@ -25,13 +25,12 @@ def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     if distributed.get_world_size() == 1:
         return tensors
-    rows, device = tensors[0].shape[0], tensors[0].device
-    counts = [
-        torch.empty(1, dtype=torch.int64, device=device)
-        for _ in range(distributed.get_world_size())
-    ]
-    distributed.all_gather(counts, torch.tensor([rows], device=device))
-    sizes = [int(count) for count in torch.cat(counts).tolist()]
+    # from host to host where the group can: the sizes would else have to wait for the device
+    host = "cpu:" in distributed.get_backend_config()
+    own = torch.tensor([tensors[0].shape[0]], device="cpu" if host else tensors[0].device)
+    counts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, own)
+    sizes = torch.cat(counts).tolist()
     return tuple(_Gather.apply(tensor, sizes) for tensor in tensors)
 
 
