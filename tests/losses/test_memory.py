@@ -109,6 +109,18 @@ def test_an_empty_memory_changes_nothing(uneven: LabelTree, batch: Any) -> None:
     torch.testing.assert_close(*rows)
 
 
+def test_autocast_keeps_the_past_in_float32(uneven: LabelTree, batch: Any) -> None:
+    values = []
+    for enabled in (False, True):
+        loss = HmilLoss(uneven, SETTINGS)
+        for seed in range(2):
+            output, bags, targets = batch(STEPS[seed], seed)
+            output = output._replace(embeddings=output.embeddings.detach().float())
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                values.append(loss(output, bags, targets, 0, 1).terms["supcon"])
+    assert torch.equal(torch.stack(values[:2]), torch.stack(values[2:]))
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_resumed_loss_goes_on_bit_for_bit(
     steps: int, uneven: LabelTree, batch: Any, tmp_path: Path

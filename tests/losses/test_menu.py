@@ -213,7 +213,7 @@ class WithOwnLoss(NamedTuple):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_models_own_loss_is_added_as_it_is(preset: str, uneven: LabelTree, batch: Any) -> None:
     output, bags, targets = batch(LEAVES)
-    loss = HmilLoss(uneven, preset).eval()
+    loss = HmilLoss(uneven, preset, [1] * 5).eval()
     without = loss(output, bags, targets, 4, 10)
     none = loss(WithOwnLoss(*output, None), bags, targets, 4, 10)
     assert none.terms.keys() == without.terms.keys()
