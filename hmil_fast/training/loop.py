@@ -35,11 +35,11 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
         with stop_flag(patient=True) as stopped:
             _train_folds(run, cache, device, None, (stopped, report))
         return
-    sweep_partials(run.path)
     with (
         stop_flag(patient=ranks.world_size() > 1) as stopped,
         own_log(run.path / "log.jsonl") as log,
     ):
+        sweep_partials(run.path)
         _train_folds(run, cache, device, log, (stopped, report))
     everything = [
         prediction

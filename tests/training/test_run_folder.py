@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.run_folder import (
     Prediction,
@@ -13,6 +14,8 @@ from hmil_fast.training.run_folder import (
     stack_heads,
     write_predictions,
 )
+from hmil_fast.training.set_aside import set_aside
+from hmil_fast.training.stopping import own_log
 
 TREE = LabelTree.from_nested({"n": None, "t": {"b": None, "m": ["low", "high"]}})
 
@@ -51,3 +54,17 @@ def test_predictions_and_heads_come_back_as_written(tmp_path: Path, heads: bool)
     assert [level.shape for level in stacked] == [(4, 2), (4, 3)]
     own = wanted[1].heads if heads else wanted[1].probabilities
     np.testing.assert_array_equal(stacked[1][1], own[1])
+
+
+@pytest.mark.parametrize("part", [".", "baseline"])
+def test_a_run_that_is_trained_is_not_set_aside(tmp_path: Path, part: str) -> None:
+    run = tmp_path / "run"
+    (run / "baseline").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 1\n")
+    with own_log(run / part / "log.jsonl"), pytest.raises(UsageError, match="another process"):
+        set_aside(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    moved = set_aside(run)
+    assert moved is not None
+    assert (moved / "config.yaml").read_text() == "seed: 1\n"
+    assert not run.exists()
