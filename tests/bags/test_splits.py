@@ -255,6 +255,12 @@ def test_manifests_of_the_first_version_are_read_and_newer_ones_are_not(tmp_path
         [Fold(("a",), (), ("b",))],
         [Slide("a", "N", "a"), Slide("b", "N", "b")],
     )
+    content["folds"] = [{"train": ["a", "b"], "val": [], "test": ["b"]}]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    leaking = {"sha256": hashlib.sha256(text.encode()).hexdigest(), **content}
+    path.write_text(json.dumps({"version": 1, **leaking}))
+    with pytest.raises(UsageError, match="slide 'b' in train and in test"):
+        read_splits(path)
     path.write_text(json.dumps({"version": 9, "sha256": sha256, "made_from": {}, **content}))
     with pytest.raises(UsageError, match="version 9, newer than this"):
         read_splits(path)

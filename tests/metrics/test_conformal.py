@@ -110,6 +110,16 @@ def test_coverage_is_what_was_asked(risk: float) -> None:
         assert np.mean(shares) < 1 - risk + 0.1 + 2.5 * spread, name
 
 
+def test_scores_that_tie_with_the_threshold_are_covered() -> None:
+    """Slides that are all alike, wrong in the same way: the answer must still hold their leaf."""
+    tree = LabelTree.from_nested(["a", "b"])
+    p, y = np.tile([0.75, 0.25], (12, 1)), np.ones(12, dtype=np.int64)
+    got = conformal_answers(tree, (y[:9], p[:9]), p[9:], 0.1)
+    assert (got.level == -1).all()
+    assert got.lac.all()
+    assert got.aps.all()
+
+
 def test_too_few_slides_answer_with_the_root() -> None:
     y, p = sample(30, 3)
     got = conformal_answers(TREE, (y[:8], p[:8]), p[8:], 0.1)

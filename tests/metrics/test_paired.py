@@ -65,7 +65,7 @@ def test_a_better_model_is_told_from_an_equal_one() -> None:
     base = model(y, 1.5, 5)
     better = paired_comparison(TREE, y, (base, model(y, 4, 6)), patients, draws=400)
     for name in ("1/balanced_accuracy", "0/auc", "tree/hierarchical_f1"):
-        assert better[name].p < 0.01
+        assert 1 / 401 <= better[name].p < 0.01  # the order seen is one of those drawn
         assert 0 < better[name].low < better[name].difference < better[name].high
     assert better["1/nll"].high < 0
     same = paired_comparison(TREE, y, (base, base), patients, draws=100)

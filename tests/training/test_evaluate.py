@@ -237,6 +237,10 @@ def test_runs_that_cannot_be_paired_are_refused_by_name(tmp_path: Path) -> None:
         compare_runs([run.path, other.path])
     with pytest.raises(UsageError, match="no run folder"):
         compare_runs([run.path, tmp_path])
+    tree = LabelTree.from_nested({"other": ["N", "PB"], "malignant": ["DCIS", "IC"]})
+    (other.path / "tree.json").write_text(json.dumps(tree.to_dict()))
+    with pytest.raises(UsageError, match="other label trees"):
+        compare_runs([run.path, other.path])
 
 
 def test_slides_tested_twice_are_paired_by_fold(tmp_path: Path) -> None:
