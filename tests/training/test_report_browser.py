@@ -346,3 +346,20 @@ def test_a_model_without_attention_and_one_of_a_single_map_are_shown(
     assert page.do(f"open.rank({x}, {y}) * 254") == pytest.approx(
         page.do("bytes(open.map.ranks)[0]")
     )
+
+
+@pytest.mark.parametrize("width", [390, 761, 800, 961])
+def test_the_scale_bar_is_as_long_as_it_says_and_not_hidden(
+    page: Browser, reported: Path, width: int
+) -> None:
+    page.open(reported / "report.html", "#slide-0", size=(width, 800))
+    page.wait("document.getElementById('viewer').open && open.tint")
+    said, bar = page.do(SCALE).removesuffix("px").split("m", 1)
+    um = float(said[:-1]) * (1 if said[-1] == "µ" else 1000)
+    # a tile is drawn so long, and is so long
+    px, tile = page.do("[open.view.side * open.scale * at.zoom, open.view.side * open.view.mpp]")
+    assert float(bar) / um == pytest.approx(px / tile, rel=1e-3)
+    longest = "`${Math.min(160, stage.clientWidth / 3)}px`"
+    page.do(f"document.querySelector('#scale i').style.width = {longest}")
+    scale = page.do("$('scale').getBoundingClientRect().right")
+    assert scale < page.do("$('key').getBoundingClientRect().left")

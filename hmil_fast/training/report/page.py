@@ -53,7 +53,8 @@ def write_report(run: Path) -> Path:
         chart = _figure(curves_chart(data.epochs), "training curves")
         note = (
             "The training loss weighs its terms anew every epoch, so it may rise while each of "
-            "them falls. The epoch is chosen by the AUC of the validation slides."
+            "them falls. The epoch is chosen by the leaves' balanced accuracy on the validation "
+            "slides, of equals by the loss there."
         )
         body = f'<p class="note">{note}</p><div class="charts">{chart}</div>'
         sections.append(("training", "Training", body))
