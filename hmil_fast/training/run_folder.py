@@ -1,6 +1,6 @@
 """The run folder: what a run was told, on what it was trained, and what it predicted.
 
-config.yaml  tree.json  splits.json  run.json (the store it was trained on)
+config.yaml  tree.json  splits.json  run.json (the store it was trained on, what its preset meant)
 fold-<i>/best.safetensors  last.safetensors (until the fold is done)  predictions.csv
          val_predictions.csv (what calibration and conformal answers are fitted on)
 log.jsonl  tensorboard/  predictions.csv  metrics.json  conformal.csv  views/  report.html
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
@@ -106,6 +106,11 @@ def store_identity(store: FeatureStore) -> dict[str, Any]:
     return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": tiling}
 
 
+def _meant(config: TrainConfig) -> dict[str, Any]:
+    """All settings, with the values that the preset gives."""
+    return asdict(config) | asdict(loss_settings(config))
+
+
 def _unlike(
     ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
@@ -156,7 +161,7 @@ def create_run(
         }
         if not all(same.values()):
             changed = ", ".join(name for name, equal in same.items() if not equal)
-            unlike = _unlike(asdict(config), asdict(there.config))
+            unlike = _unlike(_meant(config), _meant(there.config))
             detail = "; ".join(f"{n} is {a!r}, was {b!r}" for n, a, b in unlike)
             raise UsageError(
                 f"the run folder {path} was set up with other {changed}"
@@ -172,7 +177,7 @@ def create_run(
         raise _cannot_write(path, error) from None
     write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
     write_json(path / "tree.json", tree.to_dict())
-    write_json(path / "run.json", run.store)
+    write_json(path / "run.json", {**run.store, "settings": asdict(loss_settings(config))})
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
 
@@ -216,10 +221,16 @@ def open_run(path: Path) -> Run:
     try:
         tree = LabelTree.from_dict(json.loads((path / "tree.json").read_text("utf-8")))
         store = dict(json.loads((path / "run.json").read_text("utf-8")))
+        taught = dict(store.pop("settings", {}))
+        store = {name: store[name] for name in ("dim", "encoder", "tiling")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"the run folder {path} is damaged: {error}", "train anew") from None
     folds, slides = read_splits(path / "splits.json")
-    return Run(path, load_config(path / "config.yaml"), tree, folds, slides, store)
+    config = load_config(path / "config.yaml")
+    # a preset of another version may mean something else: the run keeps to what it was taught
+    now = asdict(loss_settings(config))
+    kept = {name: value for name, value in taught.items() if now.get(name, value) != value}
+    return Run(path, replace(config, **kept), tree, folds, slides, store)
 
 
 def write_predictions(

@@ -1,15 +1,20 @@
 """Predictions as files, with and without the opinion of the coarse heads."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hmil_fast.config import PRESETS, load_config, loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.run_folder import (
     Prediction,
+    create_run,
+    open_run,
     read_predictions,
     stack_heads,
     write_predictions,
@@ -68,3 +73,22 @@ def test_a_run_that_is_trained_is_not_set_aside(tmp_path: Path, part: str) -> No
     assert moved is not None
     assert (moved / "config.yaml").read_text() == "seed: 1\n"
     assert not run.exists()
+
+
+def test_a_run_keeps_to_what_its_preset_meant(
+    run: Any, cohort: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_run(run.path)
+    meant, fingerprint = loss_settings(before.config), before.config.fingerprint()
+    assert before.sums
+    other = replace(PRESETS["best"], coarse="head", readout="paper", lr=1.0)
+    monkeypatch.setitem(PRESETS, "best", other)
+    again = open_run(run.path)
+    assert loss_settings(again.config) == meant
+    assert again.config.fingerprint() == fingerprint
+    assert again.sums
+    # one that asks for the preset as it is now asks for another run
+    asked = load_config(run.path / "config.yaml")
+    assert loss_settings(asked).coarse == "head"
+    with pytest.raises(UsageError, match="coarse is 'head', was 'sum'"):
+        create_run(run.path, asked, again.tree, (again.folds, again.slides), cohort.store)
