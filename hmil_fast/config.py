@@ -74,6 +74,7 @@ class TrainConfig:
     soft_beta: float | None = None
     coarse: str | None = None
     readout: str | None = None
+    instance_dropout: float | None = None
     feature_dropout: float | None = None
     lr: float | None = None
     weight_decay: float | None = None

@@ -41,6 +41,8 @@ class LossSettings:
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
             loss does not read it.
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
+        instance_dropout: Share of a bag's instances that a training step leaves out. The loss does
+            not read it.
         feature_dropout: Share of the features' entries that a training step leaves out. The loss
             does not read it.
         lr: Learning rate of Adam, at its highest. From here to ema settings are of training; the
@@ -73,6 +75,7 @@ class LossSettings:
     soft_beta: float
     coarse: str
     readout: str
+    instance_dropout: float
     feature_dropout: float
     lr: float
     weight_decay: float
@@ -105,10 +108,8 @@ class LossSettings:
         checks["lr"] = (0 < self.lr < inf, "give a positive number")
         checks["weight_decay"] = (0 <= self.weight_decay < inf, "give 0 or more")
         checks["patience"] = (self.patience >= 1, "give at least 1")
-        checks["feature_dropout"] = (0 <= self.feature_dropout < 1, "give 0 or more, less than 1")
-        checks["warmup"] = (0 <= self.warmup < 1, "give 0 or more, less than 1")
-        checks["ema"] = (0 <= self.ema < 1, "give 0 or more, less than 1")
-        checks["label_smoothing"] = (0 <= self.label_smoothing < 1, "give 0 or more, less than 1")
+        for name in ("instance_dropout", "feature_dropout", "warmup", "ema", "label_smoothing"):
+            checks[name] = (0 <= getattr(self, name) < 1, "give 0 or more, less than 1")
         checks["tau"] = (0 < self.tau < inf, "give a positive number")
         checks["supcon_memory"] = (0 <= self.supcon_memory <= 65_536, "give 0 to 65536")
         if self.supcon == "released" and self.supcon_memory:
@@ -126,6 +127,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "soft_beta":         (10.0,       10.0,     10.0),
     "coarse":            ("sum",      "head",   "head"),
     "readout":           ("evidence", "paper",  "paper"),
+    "instance_dropout":  (0.5,        0.0,      0.0),
     "feature_dropout":   (0.25,       0.0,      0.0),
     "lr":                (2e-3,       1e-4,     1e-4),
     "weight_decay":      (3e-3,       0.0,      0.0),
@@ -134,7 +136,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "warmup":            (0.1,        0.0,      0.0),
     "ema":               (0.95,       0.0,      0.0),
     "label_smoothing":   (0.05,       0.0,      0.0),
-    "class_weights":     ("none",     "none",   "none"),
+    "class_weights":     ("balanced", "none",   "none"),
     "curriculum":        ("constant", "linear", "square"),
     "coarse_weight":     (0.1,        1.0,      1.0),
     "hba":               ("none",     "nll",    "released"),
@@ -142,7 +144,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "ham":               ("none",     "sum",    "sum"),
     "ham_weight":        (1.0,        1.0,      0.0),
     "supcon":            ("levels",   "leaf",   "released"),
-    "supcon_weight":     (0.1,        1.0,      1.0),
+    "supcon_weight":     (0.3,        1.0,      1.0),
     "tau":               (0.1,        0.1,      0.1),
     "supcon_memory":     (8,          0,        0),
 }  # fmt: skip

@@ -206,9 +206,9 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
         "cache": "map", "precision": "bf16", "device": "cpu",
         "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "head",
-        "readout": "paper", "feature_dropout": 0.9, "label_smoothing": 0.9,
+        "readout": "paper", "instance_dropout": 0.9, "feature_dropout": 0.9, "label_smoothing": 0.9,
         "lr_schedule": "constant", "warmup": 0.9, "ema": 0.9,
-        "class_weights": "balanced", "curriculum": "linear",
+        "class_weights": "none", "curriculum": "linear",
         "coarse_weight": 0.9, "hba": "nll", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
         "supcon": "leaf", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
     }  # fmt: skip

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.accuracy.cells import Cell, code_hash, do_cell, make_cell, read_cell, start_worker
 from bench.accuracy.cohorts import TASKS
-from bench.accuracy.methods import methods
+from bench.accuracy.methods import STRENGTHS, methods
 from bench.accuracy.sources import ROOT, MissingError
 from bench.accuracy.statistics import resample
 from bench.accuracy.tables import markdown, page, summarise
@@ -157,7 +157,8 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
         )
     settings: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     for cell in cells:
-        settings[cell.task][cell.method.name] = asdict(cell.method)
+        strength = asdict(STRENGTHS[cell.method.strength])
+        settings[cell.task][cell.method.name] = asdict(cell.method) | strength
     return {
         "tasks": tasks,
         "skipped": skipped,

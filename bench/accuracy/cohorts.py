@@ -68,7 +68,7 @@ class Task:
         draw: The cohort of a seed; raises `bench.accuracy.sources.MissingError`.
         redrawn: Whether each seed draws other bags; else it only splits the same bags otherwise.
         epochs: Training budget of every method.
-        val_fraction: Share of the training bags that chooses the epoch; 0 takes the last.
+        val_fraction: Share of the training bags that chooses the epoch of a preset as published.
     """
 
     name: str

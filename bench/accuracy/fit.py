@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.accuracy.cohorts import Cohort
-from bench.accuracy.methods import YARDSTICK, Method
+from bench.accuracy.methods import STRENGTHS, YARDSTICK, Method
 from bench.accuracy.sources import Floats, Ints
 
 Probabilities = NDArray[np.float64]
@@ -19,8 +19,9 @@ def fit(
 ) -> Probabilities:
     """Leaf probabilities [B, leaves] of every tested bag, each by a model that did not see it.
 
-    The epoch is chosen on a part of the training bags: by the balanced accuracy of the leaves, then
-    by their loss, mean over the classes. Without such a part it is the last.
+    All training bags train, to the last epoch, but for methods as they were published: with these,
+    a part of the training bags chooses the epoch, by the balanced accuracy of the leaves, then by
+    their loss, mean over the classes.
     """
     found = np.full((len(cohort.y), cohort.tree.num_classes[-1]), np.nan)
     for fold, test in enumerate(cohort.tests):
@@ -28,7 +29,7 @@ def fit(
         if method.model == YARDSTICK:
             found[test] = _pooled_regression(cohort, rest, test)
         else:
-            train, val = _cut(rest, cohort.y, val_fraction, seed)
+            train, val = _cut(rest, cohort.y, val_fraction * method.published, seed)
             trainer = _Trainer(method, cohort, epochs, train, seed * 1000 + fold)
             found[test] = trainer.fit(val, test)
     return found
@@ -80,7 +81,7 @@ class _Trainer:
 
         torch.manual_seed(seed)
         self.method, self.cohort, self.epochs, self.seed = method, cohort, epochs, seed
-        self.train = train
+        self.train, self.strength = train, STRENGTHS[method.strength]
         x = _standardised(cohort, train) if cohort.mixed_units else cohort.x
         self.x = torch.from_numpy(x)
         self.targets = torch.from_numpy(
@@ -101,7 +102,7 @@ class _Trainer:
         )
         self.average = WeightAverage(self.model, method.loss.ema)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=method.lr, weight_decay=method.weight_decay
+            self.model.parameters(), lr=method.lr, weight_decay=self.strength.weight_decay
         )
 
     def fit(self, val: Ints, test: Ints) -> Probabilities:
@@ -121,6 +122,7 @@ class _Trainer:
     def _train_epoch(self, epoch: int) -> None:
         import torch
 
+        from hmil_fast.bags.dropout import drop_instances
         from hmil_fast.training.rate import rate_factor
 
         self.model.train()
@@ -130,8 +132,8 @@ class _Trainer:
             done = (epoch + min(1, (i + self.method.batch_bags / 2) / len(order))) / self.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = self.method.lr * rate_factor(self.method.loss, done)
-            x, bags = self._pack(chosen)
-            x = torch.nn.functional.dropout(x, self.method.loss.feature_dropout)
+            x, bags = drop_instances(*self._pack(chosen), self.strength.instance_dropout)
+            x = torch.nn.functional.dropout(x, self.strength.feature_dropout)
             targets = self.targets[chosen]
             output = self.model(x, bags, targets)
             terms = self.loss(output, bags, targets, epoch, self.epochs)

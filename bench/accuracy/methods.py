@@ -16,7 +16,7 @@ PLAIN = replace(
     hba="none",
     ham="none",
     supcon="none",
-    feature_dropout=PRESETS["best"].feature_dropout,
+    class_weights=PRESETS["best"].class_weights,
     lr_schedule=PRESETS["best"].lr_schedule,
     warmup=PRESETS["best"].warmup,
     ema=PRESETS["best"].ema,
@@ -24,15 +24,39 @@ PLAIN = replace(
 
 
 @dataclass(frozen=True)
+class Strength:
+    """How hard a method is kept from learning its training bags by heart.
+
+    Attributes:
+        instance_dropout: Share of a bag's instances that a step leaves out.
+        feature_dropout: Share of the features' entries that a step leaves out.
+        weight_decay: Of Adam.
+    """
+
+    instance_dropout: float
+    feature_dropout: float
+    weight_decay: float
+
+
+STRENGTHS = {
+    "none": Strength(0.0, 0.0, 1e-4),
+    "classic": Strength(0.0, 0.25, 1e-4),
+    "light": Strength(0.5, 0.1, 3e-3),
+    "middle": Strength(0.5, 0.25, 3e-3),
+    "heavy": Strength(0.7, 0.25, 1e-2),
+}
+
+
+@dataclass(frozen=True)
 class Method:
-    """One row of the table; all but name, model, loss and lr are alike for all rows.
+    """One row of the table; all but name, model, loss, lr and strength are alike for all rows.
 
     Attributes:
         name: Its name in the table.
         model: One of `hmil_fast.config.MODELS`, or `YARDSTICK`.
         loss: A preset of HMIL, or `PLAIN`.
         lr: Learning rate of Adam; see `TUNED`.
-        weight_decay: Of Adam.
+        strength: Of the regularisation, one of `STRENGTHS`.
         hidden: Width of the hidden layer.
         batch_bags: Bags in a step.
     """
@@ -41,37 +65,42 @@ class Method:
     model: str
     loss: LossSettings
     lr: float = 4e-3
-    weight_decay: float = 1e-4
+    strength: str = "none"
     hidden: int = 64
     batch_bags: int = 16
 
+    @property
+    def published(self) -> bool:
+        """Whether it is trained as it was published: constant rate, an epoch that is chosen."""
+        return self.name in ("paper", "released")
+
     def fingerprint(self) -> str:
-        """All settings in one line; of a preset's own rate, decay and patience none is used."""
-        settings = asdict(self)
-        for name in ("lr", "weight_decay", "patience"):
+        """All settings in one line; of a preset's own, those that `strength` sets are not used."""
+        settings = asdict(self) | asdict(STRENGTHS[self.strength])
+        for name in ("lr", "patience", *asdict(STRENGTHS[self.strength])):
             del settings["loss"][name]
         return repr(sorted(settings.items()))
 
 
-# learning rate and weight decay of `best` and the baselines as `search` found them
-TUNED: dict[str, dict[str, tuple[float, float]]] = {
+# learning rate and strength of `best` and the baselines as `search` found them
+TUNED: dict[str, dict[str, tuple[float, str]]] = {
     "fashion": {
-        "best": (1.2e-2, 3e-3),
-        "flat": (2e-2, 1e-4),
-        "abmil": (1.2e-2, 3e-3),
-        "clam": (2e-2, 1e-4),
-        "dsmil": (1.2e-2, 3e-3),
-        "mean": (1.2e-2, 3e-3),
-        "max": (2e-2, 3e-3),
+        "best": (4.8e-2, "light"),
+        "flat": (2.4e-2, "light"),
+        "abmil": (4.8e-2, "light"),
+        "clam": (2.4e-2, "light"),
+        "dsmil": (2.4e-2, "light"),
+        "mean": (2.4e-2, "light"),
+        "max": (2.4e-2, "light"),
     },
     "pcam": {
-        "best": (6e-3, 3e-3),
-        "flat": (6e-3, 1e-4),
-        "abmil": (2e-2, 3e-3),
-        "clam": (1.2e-2, 3e-3),
-        "dsmil": (6e-3, 3e-3),
-        "mean": (1.2e-2, 1e-4),
-        "max": (1.2e-2, 1e-4),
+        "best": (1.2e-2, "heavy"),
+        "flat": (1.2e-2, "heavy"),
+        "abmil": (2.4e-2, "heavy"),
+        "clam": (1.2e-2, "heavy"),
+        "dsmil": (1.2e-2, "heavy"),
+        "mean": (1.2e-2, "heavy"),
+        "max": (1.2e-2, "heavy"),
     },
 }
 # of the presets as published, whose learning rate does not fall
@@ -85,8 +114,9 @@ def methods(task: str = "") -> list[Method]:
     found.append(Method(YARDSTICK, YARDSTICK, PLAIN))
     tuned, constant = TUNED.get(task, {}), CONSTANT.get(task, {})
     for i, method in enumerate(found):
-        lr, decay = tuned.get(method.name, (method.lr, method.weight_decay))
-        if method.name in ("paper", "released"):
-            lr = constant.get(method.name, 2e-3)
-        found[i] = replace(method, lr=lr, weight_decay=decay)
+        if method.published:
+            found[i] = replace(method, lr=constant.get(method.name, 2e-3))
+        elif method.model != YARDSTICK:
+            lr, strength = tuned.get(method.name, (method.lr, "classic"))
+            found[i] = replace(method, lr=lr, strength=strength)
     return found

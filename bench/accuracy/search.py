@@ -1,4 +1,4 @@
-"""Learning rate and weight decay of every method, on cohorts that are not reported.
+"""Learning rate and regularisation of every method, on cohorts that are not reported.
 
     python -m bench.accuracy.search [--tasks fashion,pcam] [--workers 2]
 
@@ -23,18 +23,18 @@ from bench.accuracy.statistics import Run, resample
 from hmil_fast.labels import LabelTree
 
 SEEDS = (100, 101, 102)
-RATES, DECAYS = (2e-3, 6e-3, 1.2e-2, 2e-2), (1e-4, 3e-3)
+RATES, SEARCHED = (6e-3, 1.2e-2, 2.4e-2, 4.8e-2), ("light", "middle", "heavy")
 CONSTANT_RATES = (7e-4, 2e-3, 6e-3)
 
 
 def grid(task: str) -> list[Method]:
-    """Every method that learns, at every pair of its grid; presets as published have no decay."""
+    """Every method that learns, at every pair of its grid; presets as published have their own."""
     return [
-        replace(method, lr=lr, weight_decay=decay)
+        replace(method, lr=lr, strength=strength)
         for method in methods(task)
-        if method.name in TUNED[task] or method.name in ("paper", "released")
-        for lr in (RATES if method.name in TUNED[task] else CONSTANT_RATES)
-        for decay in (DECAYS if method.name in TUNED[task] else DECAYS[:1])
+        if method.name in TUNED[task] or method.published
+        for lr in (CONSTANT_RATES if method.published else RATES)
+        for strength in ((method.strength,) if method.published else SEARCHED)
     ]
 
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = code_hash()
     for task in args.tasks.split(","):
         cells = {
-            (method.name, method.lr, method.weight_decay, seed): make_cell(
+            (method.name, method.lr, method.strength, seed): make_cell(
                 task, method, seed, TASKS[task].epochs, code
             )
             for seed in SEEDS
@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
         tree = TASKS[task].draw(SEEDS[0]).tree
         table: dict[str, list[tuple[float, str]]] = {}
-        for name, lr, decay in dict.fromkeys(key[:3] for key in cells):
-            runs = [read_cell(cells[name, lr, decay, seed]) for seed in SEEDS]
+        for name, lr, strength in dict.fromkeys(key[:3] for key in cells):
+            runs = [read_cell(cells[name, lr, strength, seed]) for seed in SEEDS]
             each = np.array([scores(tree, run) for run in runs if run is not None])
             by_seed = " ".join(f"{a:.3f}/{f:.3f}" for a, f in each)
             a, f = each.mean(0)
-            row = f"{task} {name:9} lr {lr:g} decay {decay:g}: {a:.3f} {f:.3f}  ({by_seed})"
+            row = f"{task} {name:9} lr {lr:g} {strength:6}: {a:.3f} {f:.3f}  ({by_seed})"
             table.setdefault(name, []).append((a + f, row))
         for rows in table.values():
             print("\n".join(row for _, row in sorted(rows, reverse=True)), flush=True)

@@ -102,12 +102,14 @@ def page(results: dict[str, Any]) -> str:
     shared = next(iter(next(iter(results["settings"].values())).values()))
     rates = []
     for task, methods in results["settings"].items():
-        by_rate: dict[tuple[float, float], list[str]] = {}
+        by_rate: dict[tuple[float, str], list[str]] = {}
         for name, values in methods.items():
             if name != YARDSTICK:
-                pair = values["lr"], values["weight_decay"]
+                pair = values["lr"], values["strength"]
                 by_rate.setdefault(pair, []).append(f"`{name}`")
-        named = (f"{lr:g}/{wd:g} {', '.join(on)}" for (lr, wd), on in sorted(by_rate.items()))
+        named = (
+            f"{lr:g} {strength} {', '.join(on)}" for (lr, strength), on in sorted(by_rate.items())
+        )
         rates.append(f"- {task}: {'; '.join(named)}")
     text = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return Template(text).substitute(

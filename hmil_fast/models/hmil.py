@@ -19,7 +19,8 @@ class Level(nn.Module):
     """Parameters of one level: embedding, gated attention per class, classifier.
 
     Attributes:
-        embed: h of this level from the level above (from r on the first).
+        embed: h of this level from the level above (from r on the first); None with evidence, where
+            h is r on every level.
         V: Gate inside the tanh.
         U: Gate inside the sigmoid.
         w: Attention scores of the classes from the gates.
@@ -28,16 +29,14 @@ class Level(nn.Module):
         scale: Weight of the evidence; None without.
     """
 
-    def __init__(
-        self, above: int, dim: int, gate: int, classes: int, hidden: int, evidence: bool
-    ) -> None:
+    def __init__(self, above: int, dim: int, gate: int, classes: int, evidence: bool) -> None:
         super().__init__()
-        self.embed = nn.Linear(above, dim)
+        self.embed = None if evidence else nn.Linear(above, dim)
         self.V = nn.Linear(dim, gate)
         self.U = nn.Linear(dim, gate)
         self.w = nn.Linear(gate, classes)
         self.classify = nn.Linear(dim, classes if evidence else 1)
-        self.average = nn.Linear(hidden, classes) if evidence else None
+        self.average = nn.Linear(dim, classes) if evidence else None
         self.scale = nn.Parameter(torch.ones(())) if evidence else None
 
     def logits(self, means: Tensor, lse: Tensor, bag: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -73,8 +72,9 @@ class HMIL(nn.Module):
     the bag the class has found is lost, and one weight vector serves all classes. With the readout
     "evidence" a class has its own w_c, and logit_c = w_c·M_c + b_c + g (lse_c − log n) + u_c·r̄:
     log of the mean of exp(score), which attention has worked out anyway, and the mean r̄ of r,
-    which is one more class whose scores are 0. g, one per level, begins at 1 and u at 0; linear
-    layers begin with gain 1 rather than √2, so that five of them in a row do not grow.
+    which is one more class whose scores are 0. g, one per level, begins at 1 and u at 0. Every
+    level reads r itself: embeddings in a chain are a product of matrices, which learns the frequent
+    classes long before the rare ones. Attention begins almost even (w at a tenth).
 
     Args:
         dim: Feature dimension D.
@@ -106,9 +106,9 @@ class HMIL(nn.Module):
         self.evidence = readout == "evidence"
         self.dim, self.num_classes, self.dropout = dim, tuple(num_classes), dropout
         self.reduce = nn.Linear(dim, hidden)
-        widths = [hidden, dim] + [hidden] * (len(num_classes) - 1)
+        widths = [hidden, hidden if self.evidence else dim] + [hidden] * (len(num_classes) - 1)
         self.levels = nn.ModuleList(
-            Level(above, width, _GATE_WIDTHS[min(l, 1)], num_classes[l], hidden, self.evidence)
+            Level(above, width, _GATE_WIDTHS[min(l, 1)], num_classes[l], self.evidence)
             for l, (above, width) in enumerate(pairwise(widths))
         )
         for module in self.modules():
@@ -121,6 +121,7 @@ class HMIL(nn.Module):
         for level in self._levels():
             if level.average is not None:
                 nn.init.zeros_(level.average.weight)
+                level.w.weight.data.mul_(0.1)
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags.
@@ -199,7 +200,7 @@ class HMIL(nn.Module):
         dtype = self.reduce.weight.dtype
         count = len(spans)
         means = [
-            x.new_zeros(count, k, level.embed.out_features, dtype=dtype)
+            x.new_zeros(count, k, level.V.in_features, dtype=dtype)
             for k, level in zip(self.num_classes, self._levels(), strict=True)
         ]
         scores = [x.new_zeros(x.shape[0], k, dtype=dtype) for k in self.num_classes]
@@ -212,7 +213,7 @@ class HMIL(nn.Module):
             h = F.relu(self.reduce(_cast(x[start : start + length], self.reduce.weight)))
             average[b] = h.mean(0)
             for l, level in enumerate(self._levels()):
-                h = level.embed(h)
+                h = h if level.embed is None else level.embed(h)
                 gated = torch.tanh(level.V(h)) * torch.sigmoid(level.U(h))
                 s = level.w(F.dropout(gated, dropout))
                 scores[l][start : start + length] = s
@@ -232,18 +233,22 @@ class HMIL(nn.Module):
     def _fold(self) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         """Gates of all levels as one gate on r, and per level the map from r to hˡ.
 
-        With evidence there is one class more, last, whose scores are 0: its pooled r is the mean.
+        With evidence there are no maps, and one class more, last, whose scores are 0: its pooled r
+        is the mean.
         """
         maps: list[tuple[Tensor, Tensor]] = []
         gates: list[list[Tensor]] = []
         for level in self._levels():
+            V, U = level.V, level.U
+            if level.embed is None:
+                gates.append([V.weight, V.bias, U.weight, U.bias])
+                continue
             A: Tensor = level.embed.weight
             c: Tensor = level.embed.bias
             if maps:
                 above, shift = maps[-1]
                 A, c = A @ above, A @ shift + c
             maps.append((A, c))
-            V, U = level.V, level.U
             gates.append([V.weight @ A, V.weight @ c + V.bias, U.weight @ A, U.weight @ c + U.bias])
         folded = [torch.cat(parts) for parts in zip(*gates, strict=True)]
         w = torch.block_diag(*(level.w.weight for level in self._levels()))  # type: ignore[no-untyped-call]
@@ -267,10 +272,12 @@ class HMIL(nn.Module):
         levels = len(self.num_classes)
         bag = (pooled_of[-1].squeeze(1), lse_of[-1]) if self.evidence else None
         with torch.autocast(pooled.device.type, enabled=False):
-            means = [
-                torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c
-                for p, (A, c) in zip(pooled_of[:levels], maps, strict=True)
-            ]
+            means = list(pooled_of[:levels])
+            if maps:
+                means = [
+                    torch.where(filled, F.linear(p, A, c), 0)  # Σ a = 1, so M = A (Σ a r) + c
+                    for p, (A, c) in zip(means, maps, strict=True)
+                ]
             return self._output(means, scores_of[:levels], lse_of[:levels], bag)
 
     def _output(

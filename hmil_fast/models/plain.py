@@ -109,7 +109,9 @@ class _Hmil(nn.Module):
         lse = torch.split(torch.logsumexp(scores, 0), self.sizes)
         logits = []
         for l, pooled in enumerate(torch.split(attention.T @ r, self.sizes)):
-            mean = F.linear(pooled, self.get_buffer(f"A{l}"), self.get_buffer(f"c{l}"))
+            mean = pooled
+            if not self.evidence:
+                mean = F.linear(pooled, self.get_buffer(f"A{l}"), self.get_buffer(f"c{l}"))
             level = cast("Level", self.levels[l])
             logits.append(level.logits(mean[None], lse[l][None], bag).squeeze(0))
         return logits, list(torch.split(attention, self.sizes, 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.bags.feature_dropout import drop_features
+from hmil_fast.bags.dropout import drop_features, drop_instances
 from hmil_fast.bags.sampler import draw_views, epoch_batches, split_batch
 from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, is_bf16
@@ -85,9 +85,11 @@ class FoldTrainer:
         torch.manual_seed(config.seed * 1_000 + fold)
         self.model = build_for_run(run).to(device)
         leaves = self.targets[self.train_bags, -1]
-        counts = torch.bincount(leaves, minlength=len(run.tree.leaves)).tolist()
+        counts = torch.bincount(leaves, minlength=len(run.tree.leaves))
+        if config.balance == "leaf":  # the sampler has weighed them
+            counts = counts.clamp_max(1)
         self.preset = loss_settings(config)
-        self.loss = HmilLoss(run.tree, self.preset, counts).to(device)
+        self.loss = HmilLoss(run.tree, self.preset, counts.tolist()).to(device)
         self.average = WeightAverage(self.model, self.preset.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -228,6 +230,7 @@ class FoldTrainer:
             share: These bags over those of the step.
         """
         config = self.run.config
+        x, bags = drop_instances(x, bags, self.preset.instance_dropout)
         x = drop_features(x, self.preset.feature_dropout)
         with amp(self.device, config.precision):
             output = forward(self.model, x, bags, targets)

@@ -54,9 +54,9 @@ def test_every_method_learns_what_is_plain_to_see(name: str) -> None:
     assert flat_metrics(cohort.y[tested], p[tested])["balanced_accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
-def test_tested_bags_have_no_say(val_fraction: float) -> None:
-    method = Method("mean", "mean", PLAIN, hidden=8)
+@pytest.mark.parametrize(("name", "model"), [("mean", "mean"), ("paper", "hmil")])
+def test_tested_bags_have_no_say(name: str, model: str) -> None:
+    method, val_fraction = Method(name, model, PLAIN, hidden=8), 0.2
     cohort = toy(0, folds=2)
     before = fit(method, cohort, epochs=2, val_fraction=val_fraction, seed=3)
     x, y = cohort.x.copy(), cohort.y.copy()

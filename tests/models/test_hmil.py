@@ -64,7 +64,7 @@ def test_evidence_is_what_the_class_found_and_the_mean_of_the_bag() -> None:
     level = model.levels[0]
     attention = (out.attention_logits[0] - out.lse[0]).exp()  # [6, 2]
     for c in range(2):
-        found = attention[:, c] @ level.embed(r)
+        found = attention[:, c] @ r
         evidence = out.attention_logits[0][:, c].exp().mean().log()
         logit = level.classify.weight[c] @ found + level.classify.bias[c] + level.scale * evidence
         logit = logit + level.average.weight[c] @ r.mean(0) + level.average.bias[c]

@@ -101,7 +101,14 @@ def test_stopped_and_killed_runs_end_bitwise_as_if_nothing_had_been(
 def test_a_stop_in_the_last_epoch_that_patience_allows_adds_none(
     tmp_path: Path, cohort: Any, train_small: Callable[..., Any]
 ) -> None:
-    jumpy = {"lr_schedule": "constant", "warmup": 0.0, "ema": 0.0}  # so that patience ends
+    # so that patience ends
+    jumpy = {
+        "lr_schedule": "constant",
+        "warmup": 0.0,
+        "ema": 0.0,
+        "class_weights": "none",
+        "lr": 0.05,
+    }
     run = train_small(tmp_path / "run", folds=2, patience=2, **jumpy)
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     end = max(r["epoch"] for r in log if r["event"] == "epoch" and r["fold"] == 0)

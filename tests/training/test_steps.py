@@ -248,7 +248,7 @@ def test_a_bag_larger_than_a_batch_goes_in_chunks(
 
     monkeypatch.setattr(HMIL, "forward_chunks", note)
     common = {"epochs": 2, "folds": 2, "dropout": 0.0, "batch_bags": 1, "cache": tier}
-    common["feature_dropout"] = 0.0
+    common |= {"instance_dropout": 0.0, "feature_dropout": 0.0}
     runs = [train_small(tmp_path / f"{n}", batch_instances=n, **common) for n in (1000, 16)]
     assert max(seen) >= (59 // 16 if tier == "host" else 1)  # whole chunks of the file
     assert len(seen) > 36
