@@ -112,5 +112,6 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         raise UsageError(
             f"a checkpoint does not fit the run's model: {error}",
-            "delete it and run `hmil-fast train` again, it trains what is missing",
+            "use the version of hmil-fast that trained it (model_card.json names it), or train "
+            "anew with another --out",
         ) from None

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from hmil_fast.config import PRESETS, load_config, loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
+from hmil_fast.training.checkpoint import load_module
 from hmil_fast.training.run_folder import (
     Prediction,
     create_run,
@@ -92,3 +94,10 @@ def test_a_run_keeps_to_what_its_preset_meant(
     assert loss_settings(asked).coarse == "head"
     with pytest.raises(UsageError, match="coarse is 'head', was 'sum'"):
         create_run(run.path, asked, again.tree, (again.folds, again.slides), cohort.store)
+
+
+def test_weights_of_another_version_are_not_to_be_deleted() -> None:
+    with pytest.raises(UsageError) as refused:
+        load_module(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())
+    assert "version" in refused.value.fix
+    assert "delete" not in refused.value.fix
