@@ -35,7 +35,8 @@ class LossSettings:
         hierarchy: What the leaf logits learn. "ce": cross-entropy. "marginal": NLL of the true node
             of every level, probabilities summed up from the leaves, mean over the levels. "hxe" and
             "soft": the two losses of Bertinetto et al. (CVPR 2020).
-        hxe_alpha: α of hxe: −log p(node | parent) weighs exp(−α · height of the node); 0 is ce.
+        hxe_alpha: α of hxe: −log p(node | parent) weighs exp(−α · edges from the root to the node):
+            the larger, the dearer a mistake far off in the tree; 0 is ce.
         soft_beta: β of soft: the target of a leaf is proportional to exp(−β d), where d is the
             height of the common ancestor with the true leaf over that of the root; large is ce.
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.accuracy.cells import Cell, code_hash, do_cell, make_cell, read_cell, start_worker
 from bench.accuracy.cohorts import TASKS
-from bench.accuracy.methods import STRENGTHS, methods
+from bench.accuracy.methods import STRENGTHS, TREES_ONLY, methods
 from bench.accuracy.sources import ROOT, MissingError
 from bench.accuracy.statistics import resample
 from bench.accuracy.tables import markdown, page, summarise
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in skipped
         for seed in seeds
         for method in methods(name)
-        if method.name in chosen and (method.name != "flat" or TASKS[name].redrawn)
+        if method.name in chosen and (method.name not in TREES_ONLY or TASKS[name].redrawn)
     ]
     if not cells:
         console.print("no data set is at hand", style="red")

@@ -9,14 +9,15 @@ from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 def drop_instances(
     x: Tensor | Chunks, bags: Tensor, share: float
 ) -> tuple[Tensor | Chunks, Tensor]:
-    """Leave out a share of every bag's instances at random; the host does not wait for the device.
+    """Leave out instances at random; the host does not wait for the device.
 
-    A bag of n keeps n · (1 − share), rounded up. One that comes in chunks keeps all.
+    The host draws how many a bag keeps, at least one, the device which: so every instance is left
+    out with the same probability, whatever becomes of others. A bag in chunks keeps all.
 
     Args:
         x: [N, D] packed bags, or the chunks of one bag.
         bags: int64 [B, 2], (start, length) of bags that follow one another in x, on the CPU.
-        share: In [0, 1).
+        share: Probability of leaving an instance out, in [0, 1).
 
     Returns:
         The instances that are left, those of a bag in random order, and their bags.
@@ -24,7 +25,8 @@ def drop_instances(
     if not share or not isinstance(x, Tensor):
         return x, bags
     lengths = bags[:, 1]
-    kept = lengths - (lengths.double() * share).long()
+    drawn = torch.binomial(lengths.double(), torch.full(lengths.shape, 1 - share).double())
+    kept = torch.minimum(drawn.long().clamp_min(1), lengths)
     ends = kept.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     # sorted by bag + u, the instances of a bag are shuffled in its place

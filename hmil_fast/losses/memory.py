@@ -56,7 +56,8 @@ class Memory(nn.Module):
         """Put slides into the queues of their leaves; call `recall` before.
 
         Slides of one step have no order in time: they go in by their first entry, so that the same
-        ones stay however processes have shared the step.
+        ones stay however processes have shared the step. Of more than a queue holds, those stay
+        that stand evenly in this order: the last would all lie to one side.
 
         Args:
             rows: [B, E].
@@ -74,7 +75,10 @@ class Memory(nn.Module):
         # of the new slides of a leaf, the last one that falls on a slot
         slot = torch.arange(size, device=leaf.device)
         last = new[:, None] - 1 - (self.count[:, None] - 1 - slot) % size
-        source = order[(first[:, None] + last).clamp(0, len(rows) - 1)]
+        over = new[:, None] - size
+        even = (2 * (last - over) + 1) * new[:, None] // (2 * size)
+        chosen = first[:, None] + torch.where(over > 0, even, last)
+        source = order[chosen.clamp(0, len(rows) - 1)]
         # a new tensor: the step that has just read the old one still needs it for its gradient
         self.rows = torch.where((last >= 0)[:, :, None], rows.detach()[source], self.rows)
 

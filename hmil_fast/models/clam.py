@@ -89,8 +89,8 @@ class CLAM(nn.Module):
         # a true branch has twice the instances, so each counts half
         each = torch.where(true[:, None] == 1, (chosen + worst[..., 0]) / 2, chosen)
         each = torch.where(used[:, :, None], each, 0).sum(1) / samples.clamp_min(1)[:, None]
-        some = (samples > 0).sum().clamp_min(1)
-        return -(each * weight).sum() / some
+        # over all bags: ranks may hold unequal shares of those that have samples
+        return -(each * weight).sum() / max(len(samples), 1)
 
     def _sorted(self, x: Tensor, rows: Tensor) -> Tensor:
         """Log-probabilities [B, S, C, 2] of (negative, positive) for row rows[b, s, c] by c."""

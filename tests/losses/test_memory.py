@@ -20,7 +20,7 @@ from hmil_fast.losses.memory import Memory
 SETTINGS = replace(
     PRESETS["paper"], curriculum="constant", supcon="levels", tau=0.3, supcon_memory=2
 )
-STEPS = [[0, 1, 2, 2, 2, 4], [3, 1, 1, 0], [4], [2, 3, 3, 1, 0, 0]]
+STEPS = [[0, 1, 2, 2, 1, 4], [3, 1, 1, 0], [4], [2, 3, 3, 1, 0, 0]]
 
 
 def test_queues_equal_deques() -> None:
@@ -32,8 +32,10 @@ def test_queues_equal_deques() -> None:
         memory.recall(rows)
         shuffled = torch.randperm(size, generator=generator)  # as processes may share a step
         memory.remember(rows[shuffled], leaf[shuffled])
-        for row, k in sorted(zip(rows, leaf.tolist(), strict=True), key=lambda pair: pair[0][0]):
-            queues[k].append(row)
+        for k, queue in enumerate(queues):
+            new = sorted(rows[leaf == k], key=lambda row: row[0])
+            n = len(new)
+            queue.extend(new if n <= 3 else [new[n // 6], new[n // 2], new[5 * n // 6]])
         past = memory.recall(rows)
         assert past.rows.shape == (12, 6)
         assert past.leaf.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -42,6 +44,16 @@ def test_queues_equal_deques() -> None:
             assert sorted(held.tolist()) == sorted(row.tolist() for row in queue)
     assert memory.count.sum() == 37
     assert not past.filled[-3:].any()
+
+
+def test_what_stays_of_a_frequent_leaf_is_like_all_of_it() -> None:
+    rows = torch.randn(40, 56, 6, generator=torch.Generator().manual_seed(0))
+    memory, held = Memory(1, 8), []
+    for step in rows:
+        memory.recall(step)
+        memory.remember(step, torch.zeros(56, dtype=torch.int64))
+        held.append(memory.recall(step).rows)
+    assert (torch.cat(held).mean(0) - rows.mean((0, 1))).abs().max() < 0.2
 
 
 def _expected(z: Tensor, leaf: list[int], past: list[tuple[Tensor, int]], tree: LabelTree) -> float:

@@ -111,8 +111,7 @@ def _gradients(name: str, preset: str, rank: int | None) -> list[list[Tensor]]:
     loss, found = HmilLoss(TREE, preset, [3, 4, 5, 2, 1]), []
     for k, (drawn, shares) in enumerate(STEPS):
         own = range(len(drawn)) if rank is None else shares[rank]
-        # the instances' loss of CLAM is a mean over the bags that have two
-        lengths = [max(n, 2 if name == "clam" else 0) for n, _ in drawn]
+        lengths = [n for n, _ in drawn]
         generator = torch.Generator().manual_seed(k)
         x = torch.randn(sum(lengths), 12, generator=generator, dtype=torch.float64)
         bags = torch.tensor([[sum(lengths[:i]), lengths[i]] for i in own], dtype=torch.int64)
