@@ -146,6 +146,13 @@ def predict(args: argparse.Namespace) -> int:
     slide_ids = list(dict.fromkeys(args.slides)) or store.slide_ids()
     if not slide_ids:
         raise UsageError(f"the store {store.path} holds no slide", "extract some first")
+    tested = {slide_id for fold in run.folds for slide_id in fold.test}
+    known = {slide_id for fold in run.folds for slide_id in fold.parts()} - tested
+    if seen := sum(slide_id in known for slide_id in slide_ids):
+        Console(stderr=True, soft_wrap=True).print(
+            f"[yellow]{seen} of these slides taught the run and were tested by no fold of it:[/] "
+            "their predictions, and their answers to --risk, are better than on new slides"
+        )
     predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path))
     answers = None
     if args.risk is not None:

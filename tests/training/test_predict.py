@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.bags.splits import Slide
+from hmil_fast.bags.splits import Slide, write_splits
 from hmil_fast.cli import main
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.io.store import StoreSpec, create_store
@@ -65,6 +65,20 @@ def test_a_slide_of_the_run_is_predicted_by_the_fold_that_tested_it(
         assert now[slide_id]["fold"] == row["fold"]
         # other bags share its batch, so sums are rounded otherwise
         np.testing.assert_allclose(numbers(now[slide_id]), numbers(row), atol=1e-5)
+
+
+def test_slides_that_only_taught_the_run_are_counted(
+    run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_run(run.path)
+    one = opened.folds[0]
+    shutil.copytree(run.path, tmp_path / "run")
+    write_splits(tmp_path / "run" / "splits.json", [one], opened.slides)
+    command = ["predict", str(tmp_path / "run"), "--store", str(cohort.path / "store")]
+    assert main([*command, *one.test]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, one.train[0], one.val[0], *one.test]) == 0
+    assert capsys.readouterr().err.startswith("2 of these slides taught the run")
 
 
 def test_a_new_slide_is_predicted_by_the_mean_of_the_folds(run: Any, other: Any) -> None:
