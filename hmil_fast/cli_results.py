@@ -2,7 +2,16 @@
 
 import argparse
 
-from hmil_fast.arguments import Command, Commands, add_command, count, count_or_none, path, risk, store
+from hmil_fast.arguments import (
+    Command,
+    Commands,
+    add_command,
+    count,
+    count_or_none,
+    path,
+    risk,
+    store,
+)
 
 
 def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -113,7 +122,11 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--store", type=store, metavar="STORE", help="show the slides under their attention"
     )
     report.add_argument(
-        "--heatmaps", type=count_or_none, default=100, metavar="N", help="show at most N more slides (100)"
+        "--heatmaps",
+        type=count_or_none,
+        default=100,
+        metavar="N",
+        help="show at most N more slides (100)",
     )
     for parser in (heatmap, report):
         parser.add_argument(

@@ -51,8 +51,8 @@ class LossSettings:
         weight_decay: Of Adam.
         patience: Epochs without a better validation score (balanced accuracy of the leaves; then
             their loss) after which a fold stops. A rate that falls wants all epochs.
-        lr_schedule: Of the learning rate: "constant", or "cosine", which falls to 0 at `epochs`. (The
-            authors' code divides it by 10 after 5 epochs without progress; "released" does not.)
+        lr_schedule: Of the learning rate: "constant", or "cosine", which falls to 0 at `epochs`.
+            The authors' code divides it by 10 after 5 epochs without progress, "released" does not.
         warmup: Share of all epochs over which the learning rate rises to what it is given as.
         ema: Decay a step of the moving average of the weights, which is what is validated, saved
             and exported; 0 takes the weights as they are.
