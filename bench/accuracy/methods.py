@@ -91,27 +91,27 @@ class Method:
 TUNED: dict[str, dict[str, tuple[float, str]]] = {
     "fashion": {
         "best": (4.8e-2, "light"),
-        "flat": (2.4e-2, "light"),
-        "abmil": (4.8e-2, "light"),
-        "clam": (2.4e-2, "light"),
-        "dsmil": (2.4e-2, "light"),
+        "flat": (1.2e-2, "light"),
+        "abmil": (2.4e-2, "middle"),
+        "clam": (4.8e-2, "middle"),
+        "dsmil": (6e-3, "light"),
         "mean": (2.4e-2, "light"),
-        "max": (2.4e-2, "light"),
+        "max": (4.8e-2, "light"),
     },
     "pcam": {
-        "best": (1.2e-2, "heavy"),
+        "best": (4.8e-2, "heavy"),
         "flat": (1.2e-2, "heavy"),
-        "abmil": (2.4e-2, "heavy"),
-        "clam": (1.2e-2, "heavy"),
-        "dsmil": (1.2e-2, "heavy"),
-        "mean": (1.2e-2, "heavy"),
-        "max": (1.2e-2, "heavy"),
+        "abmil": (2.4e-2, "middle"),
+        "clam": (4.8e-2, "heavy"),
+        "dsmil": (6e-3, "middle"),
+        "mean": (2.4e-2, "heavy"),
+        "max": (1.2e-2, "middle"),
     },
 }
 # learning rate of what is trained as it was published
 CONSTANT = {
-    "fashion": {"paper": 2e-3, "released": 6e-3, "abmil-published": 6e-3, "clam-published": 6e-3},
-    "pcam": {"paper": 2e-3, "released": 2e-3, "abmil-published": 2e-3, "clam-published": 2e-3},
+    "fashion": {"paper": 2e-3, "released": 6e-3, "abmil-published": 1.2e-2, "clam-published": 6e-3},
+    "pcam": {"paper": 2e-3, "released": 2e-3, "abmil-published": 6e-3, "clam-published": 2e-3},
 }
 
 

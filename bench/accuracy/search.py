@@ -24,7 +24,7 @@ from hmil_fast.labels import LabelTree
 
 SEEDS = (100, 101, 102)
 RATES, SEARCHED = (6e-3, 1.2e-2, 2.4e-2, 4.8e-2), ("light", "middle", "heavy")
-CONSTANT_RATES = (7e-4, 2e-3, 6e-3)
+CONSTANT_RATES = (7e-4, 2e-3, 6e-3, 1.2e-2)
 
 
 def grid(task: str) -> list[Method]:
