@@ -131,7 +131,7 @@ _TABLE: dict[str, tuple[Any, Any, Any]] = {
     "readout":           ("evidence", "paper",  "paper"),
     "instance_dropout":  (0.5,        0.0,      0.0),
     "feature_dropout":   (0.25,       0.0,      0.0),
-    "lr":                (2e-3,       1e-4,     1e-4),
+    "lr":                (6e-3,       1e-4,     1e-4),
     "weight_decay":      (3e-3,       0.0,      0.0),
     "patience":          (10_000,     30,       30),
     "lr_schedule":       ("cosine",   "constant", "constant"),

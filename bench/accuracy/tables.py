@@ -1,5 +1,6 @@
 """What `make evaluate` writes: JSON for machines, a page for people."""
 
+import math
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,6 +24,7 @@ def summarise(found: dict[str, dict[str, Draws]]) -> dict[str, Any]:
 
     Tests compare each method with preset `best` (with `paper` where there is no `best`) and each
     with the baseline of the highest balanced accuracy; p is Holm's over the methods of the task.
+    The difference is that of these two, in each metric.
     """
     leader = next((name for name in OURS if name in found), next(iter(found)))
     baselines = [name for name in found if name not in OURS]
@@ -34,6 +36,8 @@ def summarise(found: dict[str, dict[str, Draws]]) -> dict[str, Any]:
     if baselines:
         result["best_baseline"] = max(baselines, key=lambda n: found[n]["balanced_accuracy"][0])
         rivals["p_best_baseline"] = result["best_baseline"]
+        ours, theirs = found[leader], found[result["best_baseline"]]
+        result["difference"] = {metric: _cell(ours[metric] - theirs[metric]) for metric in METRICS}
     for field, rival in rivals.items():
         for metric in METRICS:
             p = {
@@ -79,6 +83,9 @@ def markdown(results: dict[str, Any]) -> str:
             tests = [_p(cells["balanced_accuracy"], f) for f in ("p_leader", "p_best_baseline")]
             title = f"`{method}`" if method != YARDSTICK else "pooled logistic regression"
             lines.append("| " + " | ".join([title, *shown, *tests]) + " |")
+        if rival:
+            each = (f"{TITLES[m]} {_shown(task['difference'][m], math.nan)}" for m in metrics)
+            lines += ["", f"`{leader}` over `{rival}`: {', '.join(each)}."]
         parts.append("\n".join(lines))
     for name, why in results["skipped"].items():
         parts.append(f"### {TASKS[name].title}\n\nSkipped: {why}")
@@ -86,9 +93,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _shown(cell: dict[str, float], top: float) -> str:
-    value = f"{cell['value']:.3f}"
+    value, low, high = (f"{round(cell[k], 3) + 0:.3f}" for k in ("value", "low", "high"))  # no -0
     value = f"**{value}**" if cell["value"] == top else value
-    return f"{value} ({cell['low']:.3f}–{cell['high']:.3f})"
+    return f"{value} ({low} to {high})"
 
 
 def _p(cell: dict[str, float], field: str) -> str:

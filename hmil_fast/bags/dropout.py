@@ -16,7 +16,7 @@ def drop_instances(
 
     Args:
         x: [N, D] packed bags, or the chunks of one bag.
-        bags: int64 [B, 2], (start, length) of bags that follow one another in x, on the CPU.
+        bags: int64 [B, 2], (start, length) of bags that follow one another and fill x, on the CPU.
         share: Probability of leaving an instance out, in [0, 1).
 
     Returns:
@@ -29,16 +29,14 @@ def drop_instances(
     kept = torch.minimum(drawn.long().clamp_min(1), lengths)
     ends = kept.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
+    number, count = _on(x.device, torch.arange(len(bags)), lengths)
+    bag = torch.repeat_interleave(number, count, output_size=len(x))
     # sorted by bag + u, the instances of a bag are shuffled in its place
-    bag = torch.repeat_interleave(
-        *_on(x.device, torch.arange(len(bags)), lengths), output_size=len(x)
-    )
     order = (bag + torch.rand(len(x), dtype=torch.float64, device=x.device)).argsort()
     shift, count = _on(x.device, bags[:, 0] - (ends - kept), kept)
     first = torch.repeat_interleave(shift, count, output_size=total)
-    return x[order[first + torch.arange(total, device=x.device)]], torch.stack(
-        [ends - kept, kept], 1
-    )
+    chosen = order[first + torch.arange(total, device=x.device)]
+    return x[chosen], torch.stack([ends - kept, kept], 1)
 
 
 def _on(device: torch.device, *small: Tensor) -> list[Tensor]:

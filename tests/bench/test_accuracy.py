@@ -123,6 +123,11 @@ def test_the_table_names_leader_rival_and_what_was_skipped() -> None:
     assert rows[0][-2].strip() == ""
     assert float(rows[2][-2].strip(" |<")) < 0.1
     assert "Skipped: not here" in text
+    gain = task["difference"]["balanced_accuracy"]
+    best, abmil = (task["methods"][n]["metrics"]["balanced_accuracy"] for n in ("best", "abmil"))
+    assert gain["value"] == pytest.approx(best["value"] - abmil["value"])
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    assert f"`best` over `abmil`: balanced accuracy {gain['value']:.3f} (" in text
 
 
 def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
