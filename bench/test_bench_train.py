@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.dropout import drop_features, drop_instances
 from hmil_fast.device import amp, pick_device
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.losses import HmilLoss
 from hmil_fast.models.hmil import HMIL
 from hmil_fast.models.output import HmilOutput
+from hmil_fast.presets import PRESETS
 
 _TREE = LabelTree.from_nested(
     {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}
@@ -178,6 +180,37 @@ def test_train_step(benchmark: BenchmarkFixture, tmp_path: Path, mean: int, prec
         f"{device.type}: {speed['instances_per_s']:,.0f} instances/s, {speed['bags_per_s']:,.1f} "
         "bags/s; " + ", ".join(f"{form} {ratios[form]:.1f} times" for form in _FORMS[1:])
     )
+
+
+def test_instances_left_out(benchmark: BenchmarkFixture) -> None:
+    """A step of preset `best` on 8 bags of 5,000, beside one that leaves no instance out."""
+    device = pick_device("auto")
+    torch.manual_seed(0)
+    model = HMIL(_DIM, _TREE.num_classes, readout=PRESETS["best"].readout).to(device)
+    loss = HmilLoss(_TREE, "best", [1] * len(_TREE.leaves)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    bags = torch.stack([torch.arange(8) * 5_000, torch.full((8,), 5_000)], 1)
+    x = torch.randn(40_000, _DIM, device=device)
+    targets = torch.from_numpy(_TREE.ancestors()).T[torch.arange(8) % 7].to(device)
+    shares = {"best": PRESETS["best"].instance_dropout, "all": 0.0}
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in shares}
+
+    def step(name: str) -> None:
+        start = clock()
+        own, left = drop_instances(x, bags, shares[name])
+        own = drop_features(own, PRESETS["best"].feature_dropout)
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(own, left), left, targets, 0, 10).total.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[name].append(clock() - start)
+
+    benchmark.pedantic(step, ("best",), setup=lambda: step("all"), rounds=7, warmup_rounds=1)
+    gain = median(seconds["all"]) / median(seconds["best"])
+    benchmark.extra_info.update(device=str(device), seconds=seconds, gain=gain)
+    print(f"\n{shares['best']:.0%} of the instances left out: {gain:.2f} times the rate")
 
 
 @pytest.mark.parametrize("tier", ["host", "map", "stream"])
