@@ -16,7 +16,7 @@ TITLES = {
     "auc": "AUC",
     "accuracy": "accuracy",
 }
-OURS = ("best", "paper", "released")
+OURS = ("best", "paper", "released", "best-flat")
 
 
 def summarise(found: dict[str, dict[str, Draws]]) -> dict[str, Any]:
