@@ -42,8 +42,8 @@ class LossSettings:
         coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
             loss does not read it.
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
-        instance_dropout: Share of a bag's instances that a training step leaves out. The loss does
-            not read it.
+        instance_dropout: Share of a bag's instances that a training step leaves out; a bag in
+            chunks keeps all. The loss does not read it.
         feature_dropout: Share of the features' entries that a training step leaves out. The loss
             does not read it.
         lr: Learning rate of Adam, at its highest. From here to ema settings are of training; the

@@ -73,8 +73,8 @@ class HMIL(nn.Module):
     "evidence" a class has its own w_c, and logit_c = w_c·M_c + b_c + g (lse_c − log n) + u_c·r̄:
     log of the mean of exp(score), which attention has worked out anyway, and the mean r̄ of r,
     which is one more class whose scores are 0. g, one per level, begins at 1 and u at 0. Every
-    level reads r itself: embeddings in a chain are a product of matrices, which learns the frequent
-    classes long before the rare ones. Attention begins almost even (w at a tenth).
+    level reads r itself: with embeddings in a chain rare classes fell behind once instances were
+    left out of steps (docs/accuracy.md). Attention begins almost even (w at a tenth).
 
     Args:
         dim: Feature dimension D.

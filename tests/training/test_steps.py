@@ -235,6 +235,21 @@ def test_the_tier_and_the_device_change_no_bit(
     assert TrainConfig().cache == "auto"
 
 
+def test_leaves_are_weighed_once_by_the_sampler_or_by_the_loss(
+    tmp_path: Path, cohort: Any, train_small: Callable[..., Any]
+) -> None:
+    for balance in ("none", "leaf"):
+        run = train_small(tmp_path / balance, epochs=1, folds=2, balance=balance)
+        cache = FeatureCache(cohort.store, [s.slide_id for s in run.slides], tmp_path)
+        one = FoldTrainer(run, 0, cache, torch.device("cpu"), None)
+        leaves = one.targets[one.train_bags, -1]
+        count = torch.bincount(leaves, minlength=len(run.tree.leaves)).double()
+        weights = one.loss.get_buffer("class_weights").double()
+        drawn = count if balance == "none" else torch.ones_like(count)
+        assert count.unique().numel() > 1
+        assert (weights * drawn).unique().numel() == 1
+
+
 @pytest.mark.parametrize("tier", ["host", "stream"])
 def test_a_bag_larger_than_a_batch_goes_in_chunks(
     tmp_path: Path, train_small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tier: str
