@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,49 @@ class LabelTree:
     def leaves(self) -> tuple[str, ...]:
         """Names of the leaves, in the order of the file."""
         return self.names[-1]
+
+    @cached_property
+    def nodes(self) -> tuple[tuple[int, int], ...]:
+        """The distinct nodes as (level, index), a parent before its children, as the file reads.
+
+        A node and its only child hold the same slides, so a chain of only children is one node.
+        The deepest of the chain stands for it.
+        """
+        paths = self.ancestors().T.tolist()
+        return tuple(
+            dict.fromkeys(self.node(level, k) for path in paths for level, k in enumerate(path))
+        )
+
+    def node(self, level: int, index: int) -> tuple[int, int]:
+        """The entry of `nodes` that stands for a node, as (level, index)."""
+        return self._ends[level][index]
+
+    @cached_property
+    def _ends(self) -> list[list[tuple[int, int]]]:
+        """Per level and node the deepest node of its chain of only children."""
+        ends = [[(self.num_levels - 1, k) for k in range(len(self.leaves))]]
+        for level in reversed(range(self.num_levels - 1)):
+            children = Counter(self.parents[level])
+            row = [(level, k) for k in range(len(self.names[level]))]
+            for child, parent in enumerate(self.parents[level]):
+                if children[parent] == 1:
+                    row[parent] = ends[0][child]
+            ends.insert(0, row)
+        return ends
+
+    def title(self, level: int, index: int) -> str:
+        """The names along the chain of only children around a node, for instance `benign > PB`.
+
+        A name that is repeated is given once, so the title of most nodes is their name.
+        """
+        level, index = self.node(level, index)
+        chain = [self.names[level][index]]
+        for above in range(level - 1, -1, -1):
+            index = self.parents[above][index]
+            if self.node(above, index)[0] != level:
+                break
+            chain.append(self.names[above][index])
+        return " > ".join(dict.fromkeys(reversed(chain)))
 
     def leaf(self, label: str) -> int:
         """Index of a leaf by its name.

@@ -80,6 +80,34 @@ def test_heights_are_those_of_the_tree_before_leaves_are_repeated(tmp_path: Path
     assert tree.heights().tolist() == by_hand
 
 
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        # placed higher, repeated by hand, another name, an inner chain
+        ("{neg: , pos: [micro, macro]}", ["neg", "pos", "micro", "macro"]),
+        ("{neg: [neg], pos: [micro, macro]}", ["neg", "pos", "micro", "macro"]),
+        ("{neg: normal, pos: [micro, macro]}", ["neg > normal", "pos", "micro", "macro"]),
+        ("{a: , b: {c: {d: [e, f]}}}", ["a", "b > c > d", "e", "f"]),
+        ("{a: {b: c}, d: {e: f}}", ["a > b > c", "d > e > f"]),
+        ("[a, b]", ["a", "b"]),
+    ],
+)
+def test_a_chain_of_only_children_is_one_node(tmp_path: Path, text: str, titles: list[str]) -> None:
+    tree = _tree(tmp_path, text)
+    assert [tree.title(*node) for node in tree.nodes] == titles
+    up = tree.ancestors()
+    slides = {}
+    for level, names in enumerate(tree.names):
+        for k in range(len(names)):
+            # what stands for a node holds the same leaves, and is in the list once
+            end, own = tree.node(level, k), np.flatnonzero(up[level] == k).tolist()
+            assert tree.node(*end) == end
+            assert np.flatnonzero(up[end[0]] == end[1]).tolist() == own
+            slides[tuple(own)] = end
+            assert tree.title(level, k) == tree.title(*end)
+    assert sorted(slides.values()) == sorted(tree.nodes)
+
+
 def test_list_entries_may_be_mappings(tmp_path: Path) -> None:
     tree = _tree(tmp_path, "[normal, {tumour: [low, high]}]")
     assert tree.names == (("normal", "tumour"), ("normal", "low", "high"))
