@@ -93,18 +93,52 @@ class LabelTree:
         return " > ".join(dict.fromkeys(reversed(chain)))
 
     def leaf(self, label: str) -> int:
-        """Index of a leaf by its name.
+        """Index of a leaf by its name, or by that of a node with one leaf below it.
 
         Raises:
-            UsageError: The label is no leaf of this tree.
+            UsageError: The label is no node of this tree, or an inner node with several leaves.
         """
-        try:
-            return self.leaves.index(label)
-        except ValueError:
+        leaf = int(self.path(label)[-1])
+        if leaf < 0:
+            raise UsageError(
+                f"label {label!r} is an inner node of the tree, not a leaf (leaves below it: "
+                f"{', '.join(self.below(label))})",
+                "write one of these leaves",
+            )
+        return leaf
+
+    def path(self, label: str) -> NDArray[np.int64]:
+        """The node of every level that a label names, leaf or inner node.
+
+        Returns:
+            int64 [L], coarse first; -1 on the levels below an inner node that has several nodes
+            there. An only child is known from its parent.
+
+        Raises:
+            UsageError: The label is no node of this tree.
+        """
+        for level in reversed(range(self.num_levels)):
+            if label in self.names[level]:
+                break
+        else:
             raise UsageError(
                 f"label {label!r} is not a leaf of the tree (leaves: {', '.join(self.leaves)})",
                 "correct the label, or add the leaf to the tree file",
-            ) from None
+            )
+        nodes = self.ancestors()
+        nodes = nodes[:, nodes[level] == self.names[level].index(label)]
+        return np.where((nodes == nodes[:, :1]).all(axis=1), nodes[:, 0], -1)
+
+    def below(self, label: str) -> tuple[str, ...]:
+        """Names of the leaves below a node, or of the leaf itself, in the order of the file.
+
+        Raises:
+            UsageError: The label is no node of this tree.
+        """
+        path = self.path(label)
+        known = path >= 0
+        leaves = (self.ancestors()[known] == path[known, None]).all(axis=0)
+        return tuple(name for name, under in zip(self.leaves, leaves, strict=True) if under)
 
     def ancestors(self) -> NDArray[np.int64]:
         """The node of every leaf on every level, int64 [L, num_leaves]; the last row is 0..n-1."""

@@ -119,8 +119,22 @@ def test_dictionary_form_comes_back(tmp_path: Path) -> None:
 
 
 def test_unknown_label_names_the_leaves(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"label 'benign' is not a leaf.*N, PB, UDH"):
-        _tree(tmp_path, BRACS).leaf("benign")
+    with pytest.raises(UsageError, match=r"label 'udh' is not a leaf.*N, PB, UDH"):
+        _tree(tmp_path, BRACS).leaf("udh")
+
+
+def test_an_inner_node_names_the_levels_above_and_its_leaves(tmp_path: Path) -> None:
+    tree = _tree(tmp_path, BRACS)
+    assert tree.path("FEA").tolist() == [1, 3]
+    assert tree.path("atypical").tolist() == [1, -1]
+    assert tree.below("atypical") == ("FEA", "ADH")
+    with pytest.raises(UsageError, match=r"'atypical' is an inner node .*FEA, ADH"):
+        tree.leaf("atypical")
+    chains = _tree(tmp_path, "{n: , p: {q: {r: [s, t]}}, u: {v: w}}")
+    assert chains.path("n").tolist() == [0, 0, 0, 0]
+    assert chains.path("p").tolist() == chains.path("r").tolist() == [1, 1, 1, -1]
+    assert chains.path("u").tolist() == [2, 2, 2, 3]  # the only leaf below it
+    assert (chains.leaf("u"), chains.below("u")) == (3, ("w",))
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,15 @@ class Slide:
     split: str | None = None
 
 
-def read_labels(path: Path, tree: LabelTree) -> list[Slide]:
+def read_labels(path: Path, tree: LabelTree, inner: bool = False) -> list[Slide]:
     """Read ``slide_id,label[,patient_id][,split]``; without patient_id each slide is a patient.
 
     Further columns are ignored. Spaces around a field and a byte-order mark do not count.
+
+    Args:
+        path: The CSV file.
+        tree: The label tree.
+        inner: Whether a label may be an inner node; `LabelTree.path` says what it names.
 
     Raises:
         UsageError: The file cannot be read or a row cannot be used; names file, line and field.
@@ -52,7 +57,7 @@ def read_labels(path: Path, tree: LabelTree) -> list[Slide]:
             )
         padded = row + [""] * (len(header) - len(row))
         fields = dict(zip(header, (field.strip() for field in padded), strict=True))
-        slide = _slide(fields, f"{path} line {line}", tree)
+        slide = _slide(fields, f"{path} line {line}", tree, inner)
         if slide.slide_id in lines:
             raise UsageError(
                 f"{path} line {line}: slide_id {slide.slide_id!r} is already on line "
@@ -87,7 +92,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def _slide(fields: dict[str, str], where: str, tree: LabelTree) -> Slide:
+def _slide(fields: dict[str, str], where: str, tree: LabelTree, inner: bool) -> Slide:
     for name in ("slide_id", "label", "patient_id"):
         value = fields.get(name)
         if value == "" or (value and name == "patient_id" and value.lower() in MISSING):
@@ -97,19 +102,19 @@ def _slide(fields: dict[str, str], where: str, tree: LabelTree) -> Slide:
                 if name == "patient_id"
                 else "fill it in, or remove the line",
             )
-    if fields["label"] not in tree.leaves:
-        raise UsageError(
-            f"{where}: label {fields['label']!r} is not a leaf of the tree (leaves: "
-            f"{', '.join(tree.leaves)})",
-            "correct the label, or add the leaf to the tree file",
-        )
+    label = fields["label"]
+    try:
+        if not inner or tree.path(label)[-1] >= 0:  # else a node with one leaf below it is that
+            label = tree.leaves[tree.leaf(label)]
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.what}", error.fix) from None
     split = fields.get("split", "").lower()
     if split and split not in PARTS:
         raise UsageError(
             f"{where}: split {fields['split']!r} is none of {', '.join(PARTS)}", "correct it"
         )
     patient = fields.get("patient_id", fields["slide_id"])
-    return Slide(fields["slide_id"], fields["label"], patient, split or None)
+    return Slide(fields["slide_id"], label, patient, split or None)
 
 
 def _check_official(path: Path, slides: Sequence[Slide], lines: dict[str, int]) -> None:

@@ -52,6 +52,15 @@ def test_spreadsheet_habits_do_not_matter(tmp_path: Path) -> None:
     ]
 
 
+def test_inner_nodes_are_labels_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\na,N\nb,benign\nc,malignant\n")
+    assert [s.label for s in read_labels(path, TREE, inner=True)] == ["N", "benign", "IC"]
+    path.write_text("slide_id,label\na,N\nb,bengin\n")
+    with pytest.raises(UsageError, match="line 3: label 'bengin' is not a leaf"):
+        read_labels(path, TREE, inner=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -67,7 +76,7 @@ def test_spreadsheet_habits_do_not_matter(tmp_path: Path) -> None:
         ("slide_id,label,patient_id\na,N,NA\nb,N,NA\n", r"line 2: patient_id is empty \(NA\)"),
         ("slide_id,label\na,N\nb,IC\na,N\n", "line 4: slide_id 'a' is already on line 2"),
         ("slide_id,label\na,n\n", r"line 2: label 'n' is not a leaf .*leaves: N, PB, IC"),
-        ("slide_id,label\na,malignant\n", "line 2: label 'malignant' is not a leaf"),
+        ("slide_id,label\na,benign\n", "line 2: label 'benign' is an inner node .*N, PB"),
         ("slide_id,label\na,b,N\n", "line 2: 3 fields where the header has 2"),
         ("slide_id,label,split\na,N,dev\n", "line 2: split 'dev' is none of"),
         ("slide_id,label,split\na,N,train\nb,N,\n", "line 3: split is empty"),
