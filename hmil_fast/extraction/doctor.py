@@ -263,7 +263,8 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
             decode_s = (time.perf_counter() - start) / (sample.stop - sample.start)
         note = ready.note
         if n and bad:
-            note = f"{bad} of {sample.stop - sample.start} sampled tiles cannot be decoded"
+            undecoded = f"{bad} of {sample.stop - sample.start} sampled tiles cannot be decoded"
+            note = f"{note}; {undecoded}" if note else undecoded
         return SlideReport(
             task.slide_id,
             reader=info.reader,

@@ -42,7 +42,7 @@ class Prepared:
     @property
     def note(self) -> str | None:
         """What the user should know of it, or None."""
-        notes = (self.tissue.note, self.stain and self.stain.note)
+        notes = (self.reader.info.note, self.tissue.note, self.stain and self.stain.note)
         return "; ".join(note for note in notes if note) or None
 
 

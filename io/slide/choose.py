@@ -102,26 +102,34 @@ def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
 
 
 def _foreign(path: Path, facts: TiffFacts) -> str | None:
-    """Why a TIFF is OpenSlide's: another vendor's (Philips, Ventana, …), or levels in doubt."""
+    """Why a TIFF is OpenSlide's: another vendor's (Philips, Ventana, …), or level 0 in doubt.
+
+    Of levels our list decides: OpenSlide does not see those in SubIFDs, and takes a macro for one.
+    """
     try:
         import openslide
     except ImportError:
         return None
     vendor = openslide.OpenSlide.detect_format(path)
-    if vendor is None:
+    if vendor is None or facts.directory:
         return None
     if vendor not in ("aperio", "generic-tiff"):
         return f"it is a {vendor} file"
     try:
         with openslide.OpenSlide(path) as slide:
-            levels = tuple(slide.level_dimensions)
+            size = tuple(slide.dimensions)
     except openslide.OpenSlideError:
         return None
-    ours = tuple(level.size for level in facts.levels)
-    return None if levels == ours else f"OpenSlide sees levels {levels}, we {ours}"
+    ours = facts.levels[0].size
+    return None if size == ours else f"OpenSlide sees {size} px on level 0, we {ours}"
 
 
 def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
+    fix = "convert it to a tiled pyramidal TIFF (JPEG, RGB), or take it out of the list"
+    if facts is not None and facts.directory:
+        raise SlideError(
+            f"{path.name}: {'; '.join((*facts.notes, reason))}; OpenSlide reads the first page", fix
+        )
     try:
         import openslide
 
@@ -132,10 +140,7 @@ def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
         why = "unknown format"
     except openslide.OpenSlideError as error:
         why = " ".join(str(error).split())
-    raise SlideError(
-        f"no reader opens {path.name}: {reason}; OpenSlide: {why}",
-        "convert it to a tiled pyramidal TIFF (JPEG, RGB), or take it out of the list",
-    )
+    raise SlideError(f"no reader opens {path.name}: {reason}; OpenSlide: {why}", fix)
 
 
 def _with_mpp(reader: BaseReader, mpp: float | None, fallback: float | None) -> SlideReader:
@@ -162,9 +167,10 @@ def _info(path: Path, facts: TiffFacts, reader: str) -> SlideInfo:
         codec=facts.codec,
         level_dimensions=tuple(level.size for level in facts.levels),
         level_tile_sizes=tuple(level.tile for level in facts.levels),
-        mpp=facts.mpp,
-        mpp_source=facts.mpp_source if facts.mpp is not None else f"none in {facts.mpp_source}",
-        objective_power=facts.objective_power,
+        mpp=facts.scale.mpp,
+        mpp_source=facts.scale.source,
+        objective_power=facts.scale.power,
+        note="; ".join(facts.notes),
     )
 
 

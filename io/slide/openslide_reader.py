@@ -12,7 +12,8 @@ from PIL import Image
 from hmil_fast.io.slide.band import MAX_BAND_BYTES
 from hmil_fast.io.slide.base import WHITE, BaseReader
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileBand, TileStatus, UInt8
-from hmil_fast.io.slide.tiff_facts import TiffFacts, mean_mpp
+from hmil_fast.io.slide.scale import Scale, mean_mpp, number
+from hmil_fast.io.slide.tiff_facts import TiffFacts
 
 OPENSLIDE_CACHE_BYTES = 32 * 2**20  # what it takes unless told otherwise
 
@@ -34,7 +35,8 @@ class OpenSlideReader(BaseReader):
         self._path = path
         self._slide: Any = self._open()
         self._renewing = threading.Lock()
-        super().__init__(replace(_info(path, self._slide, facts), reader_reason=reason))
+        info, self._numbers = _info(path, self._slide, facts)
+        super().__init__(replace(info, reader_reason=reason))
 
     def band(self, level: int, asked: Sequence[tuple[Int64, int]]) -> TileBand:
         """See `SlideReader.band`: OpenSlide's own cache, made to hold a row of source tiles."""
@@ -99,7 +101,7 @@ class OpenSlideReader(BaseReader):
         if x0 >= x1 or y0 >= y1:
             return
         place = (2 * x0 * full_w + wide) // (2 * wide), (2 * y0 * full_h + high) // (2 * high)
-        region = slide.read_region(place, level, (x1 - x0, y1 - y0))
+        region = slide.read_region(place, self._numbers[level], (x1 - x0, y1 - y0))
         # Pillow's own conversions take a quarter of the time that NumPy's take on four channels
         if region.getchannel("A").getextrema()[0] < WHITE:
             white = Image.new("RGBA", region.size, (WHITE, WHITE, WHITE, WHITE))
@@ -119,33 +121,43 @@ class _OpenSlideBand:
         return self._reader.read(self._level, xy, size, out)
 
 
-def _info(path: Path, slide: Any, facts: TiffFacts | None) -> SlideInfo:
+def _info(path: Path, slide: Any, facts: TiffFacts | None) -> tuple[SlideInfo, list[int]]:
+    """The slide's facts, and OpenSlide's numbers of its levels: all, or those that are levels."""
     said = slide.properties
-    x, y = _number(said.get("openslide.mpp-x")), _number(said.get("openslide.mpp-y"))
-    mpp, source = (None, "no resolution") if x is None else mean_mpp(x, y or x, "openslide")
-    tiles = tuple(
-        (
-            int(said.get(f"openslide.level[{n}].tile-width", 0)),
-            int(said.get(f"openslide.level[{n}].tile-height", 0)),
-        )
-        for n in range(slide.level_count)
-    )
-    return SlideInfo(
+    vendor = str(said.get("openslide.vendor", "unknown"))
+    ours = facts if facts is not None and vendor == facts.vendor and vendor != "hamamatsu" else None
+    sizes = [(int(w), int(h)) for w, h in slide.level_dimensions]
+    known = set(sizes) if ours is None else {level.size for level in ours.levels}
+    levels = [n for n, size in enumerate(sizes) if n == 0 or size in known]
+    scale = _scale(said, vendor) if ours is None else ours.scale
+    info = SlideInfo(
         path=path,
         reader="openslide",
-        vendor=str(said.get("openslide.vendor", "unknown")),
+        vendor=vendor,
         codec=facts.codec if facts else "unknown",
-        level_dimensions=tuple((int(w), int(h)) for w, h in slide.level_dimensions),
-        level_tile_sizes=tiles,
-        mpp=mpp,
-        mpp_source=source,
-        objective_power=_number(said.get("openslide.objective-power")),
+        level_dimensions=tuple(sizes[n] for n in levels),
+        level_tile_sizes=tuple(
+            (
+                int(said.get(f"openslide.level[{n}].tile-width", 0)),
+                int(said.get(f"openslide.level[{n}].tile-height", 0)),
+            )
+            for n in levels
+        ),
+        mpp=scale.mpp,
+        mpp_source=scale.source,
+        objective_power=scale.power,
+        note="; ".join(ours.notes) if ours else "",
     )
+    return info, levels
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if value > 0 else None
+def _scale(said: Any, vendor: str) -> Scale:
+    power = number(said.get("openslide.objective-power"))
+    stated = [said.get(f"openslide.mpp-{axis}") for axis in ("x", "y")]
+    found = [text for text in stated if text]
+    if not found:
+        return Scale(None, f"none in {vendor} metadata", power)
+    values = [value for text in found if (value := number(text)) is not None]
+    if len(values) < len(found) or min(values) <= 0:
+        return Scale(None, f"openslide.mpp = {' and '.join(found)}", power)
+    return Scale(*mean_mpp(values[0], values[-1], "openslide"), power)

@@ -44,6 +44,7 @@ class SlideInfo:
         mpp_source: Where `mpp` was read, or why it is None.
         objective_power: Magnification of the scan, where stated.
         reader_reason: Why this reader, in a sentence.
+        note: What of the file is not read, or read otherwise than one may expect; "" if nothing.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class SlideInfo:
     mpp_source: str
     objective_power: float | None
     reader_reason: str = ""
+    note: str = ""
 
     def level_mpp(self, level: int) -> float:
         """µm per px of a level: mpp of level 0 × W0 / Wl.
@@ -132,15 +134,21 @@ def require_mpp(info: SlideInfo) -> float:
         SlideError: The slide states none, or one outside 0.05–20 µm/px.
     """
     low, high = PLAUSIBLE_MPP
+    usual = "pass --slide-mpp 0.5 (its true µm per px)"
+    if info.objective_power is not None and 1 <= info.objective_power <= 100:
+        usual = (
+            f"pass --slide-mpp {10 / info.objective_power:.3g} if its objective of "
+            f"{info.objective_power:g}× has the usual scale"
+        )
     if info.mpp is None:
         raise SlideError(
-            f"{info.path.name} states no mpp ({info.mpp_source})",
-            "pass --slide-mpp 0.5 (its true µm per px), or add an mpp column to the manifest",
+            f"{info.path.name} states no usable mpp ({info.mpp_source})",
+            f"{usual}, or add an mpp column to the manifest",
         )
     if not (math.isfinite(info.mpp) and low <= info.mpp <= high):
         raise SlideError(
             f"{info.path.name} states {info.mpp:.4g} µm per px ({info.mpp_source}), "
             f"outside the plausible {low}–{high:g}",
-            "pass --slide-mpp with its true µm per px, or add an mpp column to the manifest",
+            f"{usual}, or add an mpp column to the manifest",
         )
     return info.mpp

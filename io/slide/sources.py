@@ -66,8 +66,6 @@ def tiled_rgb(facts: TiffFacts, codecs: Sequence[int]) -> None:
     """
     if facts.vendor not in ("aperio", "generic-tiff"):
         raise Unsuited(f"it does not read {facts.vendor} files")
-    if facts.sub_pyramid:
-        raise Unsuited("the pyramid lies in SubIFDs")
     for level in facts.levels:
         if not level.plain_rgb:
             raise Unsuited("not 8-bit interleaved RGB")

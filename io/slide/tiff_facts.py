@@ -1,9 +1,7 @@
 """What a TIFF says before any native code sees it: levels, codecs, where every tile's bytes lie."""
 
 import logging
-import math
-import re
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmil_fast.errors import SlideError
+from hmil_fast.io.slide.scale import Scale, likeliest, ome_scale, tag_scale, text_scale
+from hmil_fast.io.slide.tiff_walk import Malformed, check_directories, damaged, is_tiff
 
 CODECS = {
     1: "none", 5: "lzw", 6: "old-jpeg", 7: "jpeg", 8: "deflate", 32946: "deflate",
     33003: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000", 50000: "zstd", 50001: "webp",
 }  # fmt: skip
-MAX_TILES = 16_000_000  # source tiles of one level; a bigger table is a damaged or hostile file
-MICROMETRES = {2: 25_400.0, 3: 10_000.0}
+MAX_TILES = 4_000_000  # source tiles of one level; a bigger table is a damaged or hostile file
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +45,40 @@ class TiffLevel:
 
 @dataclass(frozen=True, slots=True)
 class TiffFacts:
-    """A TIFF's levels and what its tags say of scale."""
+    """A TIFF's levels and what it says of scale.
+
+    Attributes:
+        vendor: "aperio", "hamamatsu" or "generic-tiff".
+        levels: The pyramid, finest first.
+        scale: µm per px and objective power, where stated.
+        directory: Number of the directory of level 0; SubIFDs do not count.
+        notes: What the user should know of pages and values that are not read.
+    """
 
     vendor: str
     levels: tuple[TiffLevel, ...]
-    mpp: float | None
-    mpp_source: str
-    objective_power: float | None
-    sub_pyramid: bool  # levels hidden in SubIFDs
+    scale: Scale
+    directory: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def codec(self) -> str:
         """Codec of level 0."""
         return CODECS.get(self.levels[0].compression, "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A tiled page: `directory` is None in SubIFDs."""
+
+    page: Any
+    size: tuple[int, int]
+    reduced: bool
+    directory: int | None
+
+    @property
+    def area(self) -> int:
+        return self.size[0] * self.size[1]
 
 
 def read_tiff(path: Path) -> TiffFacts | None:
@@ -72,64 +92,136 @@ def read_tiff(path: Path) -> TiffFacts | None:
     """
     import tifffile
 
+    if not is_tiff(path):
+        return None
+    check_directories(path)
     # damaged tags are reported by us, once, as an error
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = list(tiff.pages)
-            if pages and not _is_last(tiff, pages[-1]):
-                raise _damaged(path, f"only {len(pages)} of its directories are there")
+            subs = [list(page.pages or ()) if page.subifds else [] for page in pages]
             vendor = "hamamatsu" if tiff.is_ndpi else "aperio" if tiff.is_svs else "generic-tiff"
-            facts = _facts(vendor, pages)
-    except SlideError:
-        raise
-    except Exception as error:
-        if _starts_like_tiff(path):
-            raise _damaged(path, f"its directories cannot be read ({_one_line(error)})") from error
-        return None
-    if facts is not None:
-        _check_extent(path, facts)
-    elif not pages:
-        raise _damaged(path, "it holds no image")
+    except tifffile.TiffFileError as error:
+        raise damaged(path, f"its directories cannot be read ({_one_line(error)})") from error
+    except Exception as error:  # what tifffile's parser stumbles over
+        raise damaged(path, "its directories cannot be read") from error
+    if not pages:
+        raise damaged(path, "it holds no image")
+    try:
+        facts = _facts(vendor, pages, subs)
+        if facts is not None:
+            _check_extent(path, facts)
+    except Malformed as error:
+        raise damaged(path, str(error)) from None
     return facts
 
 
-def _facts(vendor: str, pages: list[Any]) -> TiffFacts | None:
-    if not pages or not pages[0].is_tiled:
+def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | None:
+    pictures = [_picture(page, n) for n, page in enumerate(pages)]
+    tiled = [each for each in pictures if each is not None]
+    if not tiled or (vendor == "hamamatsu" and tiled[0].directory != 0):
         return None
-    first = pages[0]
-    tiled = [page for page in pages if page.is_tiled and _same_shape(first, page)]
-    if vendor != "aperio":
-        tiled = [first] + [
-            page for page in tiled[1:] if page.subfiletype & 1 or vendor != "generic-tiff"
-        ]
-    levels = tuple(_level(page) for page in tiled)
-    mpp, source, power = _scale(vendor, first)
-    return TiffFacts(vendor, levels, mpp, source, power, bool(first.subifds))
+    # the slide is the largest picture: labels, macros and small levels may come first
+    main = tiled[0] if vendor == "hamamatsu" else max(tiled, key=lambda each: each.area)
+    directory = main.directory or 0
+    hidden = [_picture(page, None) for page in subs[directory]]
+    others = [each for each in [*tiled, *hidden] if each is not None and each is not main]
+    levels, notes = _pyramid(vendor, main, others)
+    if directory:
+        notes.append(f"the slide is page {directory + 1} of {len(pages)}")
+    bits = _whole(main.page.bitspersample, "BitsPerSample")
+    if bits > 8:
+        notes.append(
+            f"its {bits} bits per channel are cut to the upper 8, so a slide that uses fewer of "
+            f"them looks dark"
+        )
+    scale = _scale(vendor, main.page, directory)
+    return TiffFacts(
+        vendor, tuple(_level(each.page) for each in levels), scale, directory, tuple(notes)
+    )
 
 
-def _is_last(tiff: Any, page: Any) -> bool:
-    """Whether no directory follows: tifffile stops without a word at one beyond the end."""
-    file, form = tiff.filehandle, tiff.tiff
-    file.seek(page.offset)
-    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    file.seek(tags * form.tagsize, 1)
-    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
-    return bool(following == 0)
+def _picture(page: Any, directory: int | None) -> _Picture | None:
+    """A tiled page that may be the slide or a level of it, or None."""
+    tile = [_whole(getattr(page, name), name) for name in ("tilewidth", "tilelength")]
+    size = [_whole(getattr(page, name), name) for name in ("imagewidth", "imagelength")]
+    kind = _whole(page.subfiletype, "NewSubfileType")
+    if min(tile) < 1 or min(size) < 1 or kind & _MASK or _is_label(page.description):
+        return None
+    return _Picture(page, (size[0], size[1]), bool(kind & _REDUCED), directory)
 
 
-def _same_shape(first: Any, page: Any) -> bool:
-    """Whether a page is the first one made smaller, to within the rounding of its size."""
-    if page.imagewidth < 1 or page.imagelength < 1:
-        return False
-    across, down = first.imagewidth / page.imagewidth, first.imagelength / page.imagelength
-    return bool(abs(across / down - 1) <= max(1 / page.imagewidth, 1 / page.imagelength) * 2)
+def _is_label(description: str) -> bool:
+    """Whether Aperio's text, whose second line says so, is that of a label or macro."""
+    lines = description.splitlines()
+    return (
+        description.startswith("Aperio")
+        and len(lines) > 1
+        and lines[1].strip().startswith(("label", "macro"))
+    )
+
+
+def _pyramid(
+    vendor: str, main: _Picture, others: Sequence[_Picture]
+) -> tuple[list[_Picture], list[str]]:
+    """The levels, finest first, and what is to be said of the rest."""
+    notes: list[str] = []
+    levels = {main.size: main}
+    tagged = _has_resolution(main) and any(_has_resolution(e) for e in others if e.reduced)
+    same = 1
+    for each in sorted(others, key=lambda each: -each.area):
+        marked = each.reduced or each.directory is None or vendor != "generic-tiff"
+        if each.size == main.size:
+            same += 1
+        elif not marked and each.area > main.area // 2:
+            notes.append(
+                f"page {(each.directory or 0) + 1}, {each.size[0]} × {each.size[1]} px, is another "
+                "picture and is not read"
+            )
+        elif marked and _same_shape(main.size, each.size):
+            why = None
+            if vendor == "generic-tiff" and not _is_fraction(main.size, each.size):
+                why = "is not the slide divided by a whole number"
+            elif each.directory is not None and tagged and not _has_resolution(each):
+                why = "states no resolution, as the other levels do"
+            if why is None:
+                levels.setdefault(each.size, each)
+            else:
+                size = f"{each.size[0]} × {each.size[1]} px"
+                notes.append(f"a page of {size} {why}: it is not taken for a level")
+    if same > 1 and _whole(main.page.samplesperpixel, "SamplesPerPixel") == 1:
+        notes.append(
+            f"it holds {same} grey pages of full size, perhaps one for each colour: only one of "
+            "them is read, as grey"
+        )
+    elif same > 1:
+        notes.append(f"it holds {same} pages of full size: only the first is read")
+    return list(levels.values()), notes
+
+
+def _has_resolution(picture: _Picture) -> bool:
+    return tag_scale(picture.page.tags, "").mpp is not None
+
+
+def _same_shape(full: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a picture has the slide's ratio of sides, to within the rounding of its size."""
+    across, down = full[0] / size[0], full[1] / size[1]
+    return abs(across / down - 1) <= 2 / min(size)
+
+
+def _is_fraction(full: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a picture is the slide reduced by a whole number, each halving rounded anyhow."""
+    times = round(full[0] / size[0])
+    return times > 1 and all(abs(f - times * s) <= times for f, s in zip(full, size, strict=True))
 
 
 def _level(page: Any) -> TiffLevel:
-    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    size = _whole(page.imagewidth, "ImageWidth"), _whole(page.imagelength, "ImageLength")
+    tile = _whole(page.tilewidth, "TileWidth"), _whole(page.tilelength, "TileLength")
+    across, down = -(-size[0] // tile[0]), -(-size[1] // tile[1])
     if across * down > MAX_TILES or len(page.dataoffsets) > MAX_TILES:
-        raise ValueError(f"{across * down:,} tiles in one level")
+        raise Malformed(f"it claims {across * down:,} tiles in one level")
     plain = (
         page.bitspersample == 8
         and page.samplesperpixel == 3
@@ -138,52 +230,50 @@ def _level(page: Any) -> TiffLevel:
         and page.photometric in (2, 6)
         and len(page.dataoffsets) == len(page.databytecounts) == across * down
     )
+    compression = _whole(page.compression, "Compression")
+    tables = page.jpegtables if compression == 7 else None
     return TiffLevel(
-        (page.imagewidth, page.imagelength),
-        (page.tilewidth, page.tilelength),
-        int(page.compression),
-        int(page.predictor),
+        size,
+        tile,
+        compression,
+        _whole(page.predictor, "Predictor"),
         plain,
-        np.asarray(page.dataoffsets, np.int64),
-        np.asarray(page.databytecounts, np.int64),
+        _places(page.dataoffsets, "TileOffsets"),
+        _places(page.databytecounts, "TileByteCounts"),
         page.photometric == 6,
-        bytes(page.jpegtables or b"") if page.compression == 7 else b"",
+        tables if isinstance(tables, bytes) else b"" if tables is None else b"?",
     )
 
 
-def _scale(vendor: str, page: Any) -> tuple[float | None, str, float | None]:
-    """(mpp, where it was read, objective power)."""
-    if vendor == "aperio":
-        mpp, power = (_aperio_number(page.description, key) for key in ("MPP", "AppMag"))
-        return mpp, "aperio metadata", power
-    tags = page.tags
-    unit = MICROMETRES.get(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else None
-    if unit is None or "XResolution" not in tags or "YResolution" not in tags:
-        return None, "no resolution tag", None
-    per_unit = [_ratio(tags[name].value) for name in ("XResolution", "YResolution")]
-    if min(per_unit) <= 0:
-        return None, "its resolution tag is 0", None
-    return (*mean_mpp(unit / per_unit[0], unit / per_unit[1], "resolution tag"), None)
+def _whole(value: Any, name: str) -> int:
+    """A tag's value as a whole number, also where it was written as another type.
 
-
-def mean_mpp(x: float, y: float, source: str) -> tuple[float | None, str]:
-    """One mpp from both axes, or None, saying why, where they are over 5 % apart."""
-    if abs(x - y) > 0.05 * max(x, y):
-        return None, f"{source}: {x:.4g} across but {y:.4g} down"
-    return (x + y) / 2, source
-
-
-def _aperio_number(description: str, key: str) -> float | None:
-    found = re.search(rf"\b{key}\s*=\s*([0-9.]+)", description)
+    Raises:
+        Malformed: It is not one.
+    """
+    several = value if isinstance(value, tuple) else (value,)
     try:
-        value = float(found[1]) if found else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        number = float(several[0])
+        if number == int(number) and all(each == several[0] for each in several):
+            return int(number)
+    except (TypeError, ValueError, OverflowError, IndexError):
+        pass
+    raise Malformed(f"its {name} is {str(value)[:40]!r}")
 
 
-def _ratio(value: tuple[int, int]) -> float:
-    return value[0] / value[1] if value[1] else 0.0
+def _places(values: Any, name: str) -> NDArray[np.int64]:
+    try:
+        return np.asarray(values, np.int64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        raise Malformed(f"its {name} are not numbers") from None
+
+
+def _scale(vendor: str, page: Any, directory: int) -> Scale:
+    text = str(page.description)
+    if vendor == "aperio":
+        return text_scale(text, "aperio metadata")
+    ome = ome_scale(text, directory) if "<OME" in text[:4096] else None
+    return likeliest([ome, tag_scale(page.tags, text), text_scale(text, "ImageDescription")])
 
 
 def _check_extent(path: Path, facts: TiffFacts) -> None:
@@ -191,25 +281,20 @@ def _check_extent(path: Path, facts: TiffFacts) -> None:
     length = path.stat().st_size
     for number, level in enumerate(facts.levels):
         if (level.offsets < 0).any() or (level.counts < 0).any():
-            raise _damaged(path, f"level {number} places tiles before the start of the file")
+            raise Malformed(f"level {number} places tiles before the start of the file")
+        if len(level.offsets) != len(level.counts):
+            raise Malformed(
+                f"level {number} has {len(level.offsets):,} offsets of tiles and "
+                f"{len(level.counts):,} lengths"
+            )
         stored = level.counts > 0  # a sparse file leaves empty tiles out
         beyond = int(np.count_nonzero(stored & (level.offsets > length - level.counts)))
         if beyond:
-            raise _damaged(
-                path,
+            raise Malformed(
                 f"{beyond} of {len(level.offsets)} tiles of level {number} lie beyond its end "
-                f"({length:,} bytes)",
+                f"({length:,} bytes)"
             )
 
 
-def _starts_like_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _damaged(path: Path, why: str) -> SlideError:
-    return SlideError(f"{path.name} is damaged or cut off: {why}", "copy the file again")
-
-
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return " ".join(str(error).split())[:200]

@@ -55,7 +55,7 @@ def table(slide_file: SlideFile, tmp_path_factory: pytest.TempPathFactory) -> Ta
     bad["CMU-1-Small-Region.wrong-mpp"] = "0.00499 µm per px"
     if tcga := optional(slide_file, "TCGA-CR-7395-01A-01-TS1.svs"):
         shutil.copy(tcga, folder / "tcga.svs")
-        bad["tcga"] = "states no mpp"
+        bad["tcga"] = "states no usable mpp"
     if dapi := optional(slide_file, "test3-DAPI-2-387.ndpi"):
         shutil.copy(dapi, folder / "dapi.ndpi")
         good.append("dapi")

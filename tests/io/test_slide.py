@@ -73,7 +73,7 @@ def test_level_mpp_is_the_ratio_of_widths(slide_file: SlideFile) -> None:
 def test_missing_mpp_is_refused_with_the_fix(slide_file: SlideFile) -> None:
     with open_slide(slide_file(TCGA)) as slide, pytest.raises(SlideError) as error:
         require_mpp(slide.info)
-    assert "states no mpp" in error.value.what
+    assert "states no usable mpp" in error.value.what
     assert "--slide-mpp 0.5" in error.value.fix
 
 

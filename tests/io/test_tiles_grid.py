@@ -55,7 +55,7 @@ def test_coarser_slide_is_refused_unless_upsampling_is_allowed(slide_file: Slide
 
 
 def test_missing_mpp_is_refused(slide_file: SlideFile) -> None:
-    with pytest.raises(SlideError, match="states no mpp"):
+    with pytest.raises(SlideError, match="states no usable mpp"):
         plan_grid(slide_info(slide_file, "TCGA-CR-7395-01A-01-TS1.svs"), TileSpec(), ALL)
 
 
