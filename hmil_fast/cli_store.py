@@ -26,7 +26,13 @@ def add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     look_after("info", "What it holds, as JSON.")
     look_after("verify", "Check every checksum.")
-    look_after("repair", "Drop damaged slides, so that `extract` makes them anew.")
+    text = (
+        "Restore a damaged store.json, and drop damaged slides so that `extract` makes them anew."
+    )
+    repair = look_after("repair", text)
+    repair.add_argument(
+        "--yes", action="store_true", help="also where more than three slides are damaged"
+    )
     drop = look_after("drop", "Drop slides by id.")
     drop.add_argument("slides", nargs="*", metavar="SLIDE_ID")
     drop.set_defaults(words="slides")

@@ -33,6 +33,13 @@ class StoreError(HmilError):
     """The feature store, or one slide in it, is missing, damaged or of another kind."""
 
 
+class DamagedError(StoreError):
+    """Bytes in the feature store are missing, or are not those that were written.
+
+    A read that fails (permission, network, timeout) raises StoreError: it says nothing of them.
+    """
+
+
 class Stopped(KeyboardInterrupt):
     """The user asked to stop by a signal; what was done so far is kept.
 

@@ -83,8 +83,18 @@ def stamps(folder: Path) -> dict[str, Stamp]:
 
 
 def holders(folder: Path, name: str) -> list[str]:
-    """Sorted names of the folders in a folder that hold a file of that name."""
-    return [found for found in names(folder) if exists(folder / found / name)]
+    """Sorted names of the folders in a folder that hold a file of that name, or may not be read."""
+
+    def holds(found: str) -> bool:
+        try:
+            (folder / found / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass
+        return True
+
+    return [found for found in names(folder) if holds(found)]
 
 
 def make_folder(path: Path) -> None:
@@ -108,9 +118,18 @@ def newest_change(folder: Path) -> float:
 
 
 def objects(folder: Path) -> dict[str, int]:
-    """Key ("features/c/0/0") → size in bytes of every file in a tree."""
+    """Key ("features/c/0/0") → size in bytes of every file in a tree.
+
+    Raises:
+        OSError: a folder in it may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     found = {}
-    for parent, _, files in os.walk(folder):
+    for parent, _, files in os.walk(folder, onerror=refuse):
         for name in files:
             path = Path(parent, name)
             found[path.relative_to(folder).as_posix()] = path.lstat().st_size
@@ -118,17 +137,20 @@ def objects(folder: Path) -> dict[str, int]:
 
 
 def sizes(folder: Path, keys: Iterable[str]) -> dict[str, int]:
-    """Sizes in bytes of files in a tree, none of them reached by a link.
+    """Sizes in bytes of files in a tree, none of them a link or reached by one.
 
     Raises:
-        OSError: one is not there, or leads out of the folder.
+        OSError: one is not there, is no regular file, or leads out of the folder.
     """
     found, inside = {}, folder.resolve()
     for key in keys:
         path = folder / key
         if path.parent.resolve() != inside / Path(key).parent:
             raise OSError(errno.EINVAL, "leads out of the attempt", key)
-        found[key] = path.lstat().st_size
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a link, a folder, a pipe or a device, not a file", key)
+        found[key] = status.st_size
     return found
 
 
@@ -195,6 +217,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, name: str) -> None:
+    """Give a file another name in its folder, and the time of now."""
+    to = path.with_name(name)
+    path.rename(to)
+    os.utime(to, follow_symlinks=False)
+    sync(path.parent)
 
 
 def read_stamped(path: Path, most: int) -> tuple[bytes, Stamp]:

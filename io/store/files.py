@@ -99,10 +99,10 @@ def tree(folder: Location) -> dict[str, int]:
 
 
 def sizes(folder: Location, keys: Sequence[str]) -> dict[str, int]:
-    """Sizes in bytes of files in a tree, none of them reached by a link.
+    """Sizes in bytes of files in a tree, none of them a link or reached by one.
 
     Raises:
-        OSError: one is not there, or elsewhere.
+        OSError: one is not there, is no file, or lies elsewhere.
     """
     if not isinstance(folder, ObjectUrl):
         return disk.sizes(folder, keys)
@@ -146,6 +146,19 @@ def unlink(path: Location) -> None:
         objects.unlink(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Location, name: str) -> None:
+    """Give a file another name beside it, and the time of now."""
+    if isinstance(path, ObjectUrl):
+        objects.set_aside(path, name)
+    else:
+        disk.set_aside(path, name)
+
+
+def is_link(path: Location) -> bool:
+    """Whether it leads somewhere else."""
+    return not isinstance(path, ObjectUrl) and path.is_symlink()
 
 
 def read_stamped(path: Location, most: int) -> tuple[bytes, Stamp]:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import uuid
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -14,6 +15,7 @@ SCHEMA_VERSION = 1
 STORE_FILE = "store.json"
 SLIDES = "slides"
 COMMIT_FILE = "commit.json"
+ASIDE = ".aside-"
 
 MAX_DIM = 65_536
 MAX_TILES = 2**31 - 1
@@ -78,6 +80,11 @@ def slide_id_of(dirname: str) -> str | None:
     except UnicodeDecodeError:
         return None
     return slide_id if slide_id and slide_dirname(slide_id) == dirname else None
+
+
+def aside_name(file: str) -> str:
+    """A new name for a file that `store repair` sets aside until it is swept."""
+    return f"{file}{ASIDE}{uuid.uuid4().hex}"
 
 
 def safe_key(key: str) -> bool:

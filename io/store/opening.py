@@ -5,18 +5,29 @@ from dataclasses import asdict
 
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import files
-from hmil_fast.io.store.layout import MAX_FILE_BYTES, SCHEMA_VERSION, SLIDES, STORE_FILE
+from hmil_fast.io.store.layout import (
+    COMMIT_FILE,
+    MAX_FILE_BYTES,
+    SCHEMA_VERSION,
+    SLIDES,
+    STORE_FILE,
+)
 from hmil_fast.io.store.location import Location, location
 from hmil_fast.io.store.schema import (
     StoreSpec,
     canonical_json,
+    check_checksum,
     check_version,
+    checksum,
     differences,
     field,
     malformed,
     parse_json,
 )
 from hmil_fast.io.store.store import FeatureStore
+
+_FIELDS = (("dim", int), ("dtype", str), ("encoder", dict), ("tiling", dict))
+_BEFORE_CHECKSUMS = {"schema_version", "uuid", *(name for name, _ in _FIELDS)}
 
 
 def create_store(path: str | Location, spec: StoreSpec) -> FeatureStore:
@@ -27,16 +38,20 @@ def create_store(path: str | Location, spec: StoreSpec) -> FeatureStore:
         spec: What its slides share.
 
     Raises:
-        StoreError: a store of another spec lies there, or the folder cannot be written; an object
-            store cannot be reached, or does not make writes conditional.
+        StoreError: a store of another spec lies there, or slides without a store.json; the folder
+            cannot be written; an object store cannot be reached, or does not make writes
+            conditional.
     """
     path = location(path)
-    about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": str(uuid.uuid4())}
     files.check(path, writing=True)
     if not files.exists(path / STORE_FILE):
         try:
+            # its slides may be of any spec; another process may have made the store meanwhile
+            orphans = files.holders(path / SLIDES, COMMIT_FILE)
+            if orphans and not files.exists(path / STORE_FILE):
+                raise _no_store(path, slides=True)
             files.make_folder(path / SLIDES)
-            files.create_exclusive(path / STORE_FILE, canonical_json(about, "spec").encode())
+            write_about(path, spec, str(uuid.uuid4()))
         except OSError as error:
             raise files.failed(error, "creating the store", path) from error
     store = open_store(path)
@@ -57,22 +72,47 @@ def open_store(path: str | Location) -> FeatureStore:
     """
     path = location(path)
     files.check(path, writing=False)
-    file = path / STORE_FILE
     try:
-        value = parse_json(files.read_bytes(file, MAX_FILE_BYTES), file)
+        return FeatureStore(path, *read_about(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(
-            f"no feature store at {path} (there is no {STORE_FILE})",
-            "Give the folder or URL that `hmil-fast extract --store` wrote.",
-        ) from error
+        raise _no_store(path, slides=bool(files.names(path / SLIDES))) from error
     except OSError as error:
         raise files.failed(error, "opening the store", path) from error
+
+
+def _no_store(path: Location, *, slides: bool) -> StoreError:
+    return StoreError(
+        f"no feature store at {path} (there is no {STORE_FILE})",
+        f"Run `hmil-fast store repair {path}`: there are slides that tell what it held."
+        if slides
+        else "Give the folder or URL that `hmil-fast extract --store` wrote.",
+    )
+
+
+def write_about(path: Location, spec: StoreSpec, store_uuid: str) -> bool:
+    """Write store.json; False when it is there already."""
+    about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": store_uuid}
+    text = canonical_json(about | {"crc32c": checksum(about)}, "spec")
+    return files.create_exclusive(path / STORE_FILE, text.encode())
+
+
+def read_about(path: Location) -> tuple[StoreSpec, str]:
+    """What store.json says: the spec, and the store's uuid.
+
+    Raises:
+        OSError: it cannot be read.
+        StoreError: it is malformed, or a newer release wrote it.
+    """
+    file = path / STORE_FILE
+    value = parse_json(files.read_bytes(file, MAX_FILE_BYTES), file)
+    if "crc32c" in value:
+        check_checksum(value, file)
     check_version(value, file)
-    spec = {
-        key: field(value, key, kind, file)
-        for key, kind in (("dim", int), ("dtype", str), ("encoder", dict), ("tiling", dict))
-    }
+    found = {key: field(value, key, kind, file) for key, kind in _FIELDS}
+    store_uuid = field(value, "uuid", str, file)
+    if extra := sorted(value.keys() - _BEFORE_CHECKSUMS):
+        raise malformed(file, f"field {extra[0]!r}"[:200])  # perhaps once "crc32c"
     try:
-        return FeatureStore(path, StoreSpec(**spec), field(value, "uuid", str, file))
+        return StoreSpec(**found), store_uuid
     except StoreError as error:
         raise malformed(file, error.what) from error

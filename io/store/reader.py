@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from hmil_fast.errors import StoreError
+from hmil_fast.errors import DamagedError, StoreError
 from hmil_fast.io.store import files
 from hmil_fast.io.store.files import OpenFile, OpenObject, Run
 from hmil_fast.io.store.layout import CRC_BYTES, MAX_FILE_BYTES
@@ -135,7 +135,7 @@ class AttemptReader:
             try:
                 layout = parse_layout(parse_json(files.read_bytes(path, MAX_FILE_BYTES), path))
             except OSError as error:
-                raise self.damaged(f"{name}/zarr.json: {error.strerror}") from error
+                raise self.failed(error, f"{name}/zarr.json") from error
             except StoreError as error:
                 raise self.damaged(error.what) from error
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -149,7 +149,7 @@ class AttemptReader:
         try:
             found = files.sizes(self.folder, keys)
         except OSError as error:
-            raise self.damaged(f"{error.filename}: {error.strerror}") from error
+            raise self.failed(error, error.filename) from error
         for key, size in found.items():
             if size != self._sizes[key]:
                 raise self.damaged(f"{key} is {size} bytes, committed were {self._sizes[key]}")
@@ -228,7 +228,7 @@ class AttemptReader:
                 where = _chunk_offsets(file, layout, chunks.stop)
                 _read_chunks(file, where, chunks, layout, flat)
         except OSError as error:
-            raise self.damaged(f"{key}: {error.strerror}") from error
+            raise self.failed(error, key) from error
         except EOFError as error:
             raise self.damaged(f"{key} ends too soon") from error
         except ValueError as error:
@@ -237,15 +237,31 @@ class AttemptReader:
     def _by_zarr(self, name: str, rows: slice) -> npt.NDArray[Any]:
         try:
             return files.read_zarr(self.folder, name, rows)
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except OSError as error:
+            raise self.failed(error, name) from error
+        except (ValueError, KeyError, RuntimeError) as error:
             raise self.damaged(f"zarr cannot read {name!r}: {error}") from error
 
-    def damaged(self, why: str) -> StoreError:
-        """The error for a slide whose files are not what its commit says."""
-        store = self.folder.parent.parent.parent
+    def failed(self, error: OSError, key: str) -> StoreError:
+        """The error for a file that cannot be read: damage only where it is not there."""
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return self.damaged(f"{key}: {error.strerror}")
         return StoreError(
+            f"slide {self.record.slide_id!r} cannot be read from the store: "
+            f"{key}: {error.strerror or error} ({self.folder})",
+            f"{getattr(error, 'fix', 'Mend that (permissions, links, disk), then try again.')} "
+            f"If the file is lost, run `hmil-fast store drop {self._store()}` with this slide's "
+            "id, and extract it again.",
+        )
+
+    def _store(self) -> Location:
+        return self.folder.parent.parent.parent
+
+    def damaged(self, why: str) -> DamagedError:
+        """The error for a slide whose files are not what its commit says."""
+        return DamagedError(
             f"slide {self.record.slide_id!r} is damaged in the store: {why} ({self.folder})",
-            f"Run `hmil-fast store repair {store}`, then extract this slide again.",
+            f"Run `hmil-fast store repair {self._store()}`, then extract this slide again.",
         )
 
 

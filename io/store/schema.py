@@ -9,13 +9,14 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from hmil_fast.errors import StoreError
+from hmil_fast.errors import DamagedError, StoreError
 from hmil_fast.io.store.layout import (
     ATTEMPT_NAME,
     MAX_DIM,
     MAX_TILES,
     MAX_VIEWS,
     SCHEMA_VERSION,
+    STORE_FILE,
     STORED_AS,
     safe_key,
 )
@@ -56,11 +57,12 @@ def parse_json(data: bytes, path: Location) -> dict[str, Any]:
     return value
 
 
-def malformed(path: Location, why: str) -> StoreError:
-    """The error for a file of the store that does not say what it must."""
-    return StoreError(
+def malformed(path: Location, why: str) -> DamagedError:
+    """The error for store.json, or a file of a slide, that does not say what it must."""
+    store = path.parent if path.name == STORE_FILE else path.parent.parent.parent
+    return DamagedError(
         f"{path} is malformed: {why}",
-        "Restore this file from a backup, or run `hmil-fast store repair` and extract again.",
+        f"Run `hmil-fast store repair {store}`, or restore this file from a backup.",
     )
 
 
@@ -276,11 +278,30 @@ class SlideRecord:
         value = asdict(self) | {"schema_version": SCHEMA_VERSION}
         if not self.scales:
             del value["scales"]
-        return canonical_json(value | {"crc32c": _crc(value)}, "commit record")
+        return canonical_json(value | {"crc32c": checksum(value)}, "commit record")
 
 
-def _crc(value: dict[str, Any]) -> int:
-    return int(google_crc32c.value(canonical_json(value, "commit record").encode()))
+def checksum(value: dict[str, Any]) -> int:
+    """crc32c over the canonical JSON of all else that a file of the store says.
+
+    Newer releases must keep it so: it tells their files from damaged ones.
+    """
+    return int(google_crc32c.value(canonical_json(value, "a file of the store").encode()))
+
+
+def check_checksum(value: dict[str, Any], path: Location) -> None:
+    """Take the checksum out of what a file of the store says, and compare it.
+
+    Raises:
+        DamagedError: it is missing or wrong.
+    """
+    stated = value.pop("crc32c", None)
+    try:
+        right = stated == checksum(value)
+    except StoreError as error:  # numbers that JSON cannot hold
+        raise malformed(path, error.what) from error
+    if not right:
+        raise malformed(path, "its checksum is wrong")
 
 
 def parse_record(data: bytes, path: Location) -> SlideRecord:
@@ -290,9 +311,8 @@ def parse_record(data: bytes, path: Location) -> SlideRecord:
         StoreError: malformed, newer, out of bounds, or a key that leaves the attempt's folder.
     """
     value = parse_json(data, path)
+    check_checksum(value, path)
     check_version(value, path)
-    if value.pop("crc32c", None) != _crc(value):
-        raise malformed(path, "its checksum is wrong")
     objects = []
     for item in field(value, "objects", list, path):
         if not isinstance(item, dict):

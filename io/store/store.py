@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,16 +15,13 @@ from hmil_fast.io.store.commit import other_config, read_record
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
     SLIDES,
+    aside_name,
     slide_dirname,
     slide_id_of,
 )
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
-from hmil_fast.io.store.schema import (
-    SlideRecord,
-    StoreSpec,
-    malformed,
-)
+from hmil_fast.io.store.schema import SlideRecord, StoreSpec
 from hmil_fast.io.store.sweep import sweep
 from hmil_fast.io.store.verify import Finding, findings
 from hmil_fast.io.store.writer import SlideWriter
@@ -35,6 +32,11 @@ class FeatureStore:
 
     Reading is safe from many threads and processes, and during writes by others. Records are
     kept in memory once read: a committed slide never changes.
+
+    Attributes:
+        unnamed: Folders ("slides/…") of slides whose ids only the commit knows, which the last
+            `slide_ids` could not read. They stand in place of an id in `verify`, `drop` and
+            `set_aside`.
     """
 
     def __init__(self, path: Location, spec: StoreSpec, store_uuid: str) -> None:
@@ -42,21 +44,33 @@ class FeatureStore:
         self.spec = spec
         self.uuid = store_uuid
         self._readers: dict[str, AttemptReader] = {}
+        self.unnamed: frozenset[str] = frozenset()
 
     def _slide_dir(self, slide_id: str) -> Location:
+        if slide_id in self.unnamed:
+            return self.path / slide_id
         return self.path / SLIDES / slide_dirname(slide_id)
 
     def slide_ids(self) -> list[str]:
-        """Ids of the committed slides, sorted."""
-        found = []
+        """Ids of the committed slides, sorted; those of `unnamed` are not among them."""
+        found, unnamed = [], set()
         for name in files.holders(self.path / SLIDES, COMMIT_FILE):
             slide_id = slide_id_of(name)
             if slide_id is None:
-                record = read_record(self.path / SLIDES / name)
+                try:
+                    record = read_record(self.path / SLIDES / name)
+                except StoreError:
+                    unnamed.add(f"{SLIDES}/{name}")
+                    continue
                 slide_id = record.slide_id if record else ""
             if slide_id and slide_dirname(slide_id) == name:
                 found.append(slide_id)
+        self.unnamed = frozenset(unnamed.difference(found))
         return sorted(found)
+
+    def _everything(self) -> list[str]:
+        ids = self.slide_ids()
+        return [*ids, *sorted(self.unnamed)]
 
     def _reader(self, slide_id: str) -> AttemptReader:
         reader = self._readers.get(slide_id)
@@ -72,9 +86,11 @@ class FeatureStore:
                 raise other_config(slide_id, record, self.spec.config_hash, slide_dir)
             ours = (slide_id, self.spec.dim, self.spec.dtype)
             if (record.slide_id, record.dim, record.dtype) != ours:
-                raise malformed(
-                    slide_dir / COMMIT_FILE,
-                    f"it is of slide {record.slide_id!r}, dim {record.dim}, {record.dtype}",
+                raise StoreError(
+                    f"{slide_dir / COMMIT_FILE} is of slide {record.slide_id!r}, "
+                    f"dim {record.dim}, {record.dtype}, not of {slide_id!r}",
+                    "Put each slide's folder back under its own name, or run `hmil-fast store drop "
+                    f"{self.path}` with this slide's id, and extract it again.",
                 )
             reader = AttemptReader(slide_dir / record.attempt, record)
             self._readers[slide_id] = reader
@@ -87,6 +103,18 @@ class FeatureStore:
             StoreError: not in the store, malformed, or of another configuration.
         """
         return self._reader(slide_id).record
+
+    def records(self) -> dict[str, SlideRecord | StoreError]:
+        """Commit records by slide id, or why one cannot be read; then those of `unnamed`."""
+
+        def look(slide_id: str) -> SlideRecord | StoreError:
+            try:
+                return self.record(slide_id)
+            except StoreError as error:
+                return error
+
+        names = self._everything()
+        return dict(zip(names, files.each(self.path, look, names), strict=True))
 
     def is_done(self, slide_id: str) -> bool:
         """Whether the slide is committed with this store's configuration.
@@ -239,7 +267,7 @@ class FeatureStore:
         """
 
         def slides() -> Iterator[tuple[str, Location, SlideRecord | StoreError]]:
-            for slide_id in self.slide_ids() if slide_ids is None else slide_ids:
+            for slide_id in self._everything() if slide_ids is None else slide_ids:
                 self._readers.pop(slide_id, None)
                 try:
                     reader = self._reader(slide_id)
@@ -254,16 +282,40 @@ class FeatureStore:
         """Unpublish a slide and delete its files, so that it can be extracted again.
 
         The files of a slide whose commit is damaged are left to sweep.
+
+        Raises:
+            StoreError: the slide's folder is a link, or the disk refuses.
         """
-        slide_dir = self._slide_dir(slide_id)
-        self._readers.pop(slide_id, None)
-        record = None
-        with suppress(StoreError):
-            record = read_record(slide_dir)
-        try:
-            files.unlink(slide_dir / COMMIT_FILE)
+        with self._dropping(slide_id) as slide_dir:
+            record = None
+            with suppress(StoreError):
+                record = read_record(slide_dir)
+            files.remove(slide_dir / COMMIT_FILE)
             if record:
                 files.remove(slide_dir / record.attempt)
+
+    def set_aside(self, slide_id: str) -> None:
+        """Unpublish a slide, so that it can be extracted again; sweep deletes its files later.
+
+        Its commit gets another name beside it: to undo this, give it back its own.
+
+        Raises:
+            StoreError: as `drop`.
+        """
+        with self._dropping(slide_id) as slide_dir:
+            files.set_aside(slide_dir / COMMIT_FILE, aside_name(COMMIT_FILE))
+
+    @contextmanager
+    def _dropping(self, slide_id: str) -> Iterator[Location]:
+        slide_dir = self._slide_dir(slide_id)
+        self._readers.pop(slide_id, None)
+        if files.is_link(slide_dir):
+            raise StoreError(
+                f"{slide_dir} is a link: nothing outside the store is changed",
+                "Remove the link, then extract this slide again.",
+            )
+        try:
+            yield slide_dir
         except OSError as error:
             raise files.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
 
@@ -286,9 +338,14 @@ class FeatureStore:
         """Counts and settings: slides, tiles, bytes, dim, dtype, encoder, tiling, uuid, path.
 
         Where there are several scales, `tiles` are those of all and `scales` tells them apart;
-        `views` are those of every tile beside the plain one.
+        `views` are those of every tile beside the plain one. Slides of which `problems` tells why
+        their commit cannot be read count in nothing.
         """
-        records = list(files.each(self.path, self.record, self.slide_ids()))
+        found = self.records()
+        records = [record for record in found.values() if isinstance(record, SlideRecord)]
+        problems = {
+            name: error.what for name, error in found.items() if isinstance(error, StoreError)
+        }
         counts = [[r.num_tiles, *(scale.num_tiles for scale in r.scales)] for r in records]
         scales = [
             {"mpp": mpp, "tiles": sum(count[i] for count in counts)}
@@ -300,6 +357,7 @@ class FeatureStore:
             "slides": len(records),
             "tiles": sum(map(sum, counts)),
             "bytes": sum(record.bytes for record in records),
+            **({"problems": problems} if problems else {}),
             **({"scales": scales} if len(scales) > 1 else {}),
             **({"views": self.spec.views} if self.spec.views else {}),
             **asdict(self.spec),

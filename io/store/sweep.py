@@ -1,5 +1,6 @@
-"""Find and delete what killed or beaten writers left behind."""
+"""Find and delete what killed or beaten writers left behind, and what repair set aside."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,12 +8,15 @@ from contextlib import suppress
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import files
 from hmil_fast.io.store.commit import read_record
-from hmil_fast.io.store.layout import ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
+from hmil_fast.io.store.layout import ASIDE, ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
 from hmil_fast.io.store.location import Location
 
 
 def litter(store: Location) -> Iterator[tuple[Location, float]]:
-    """Attempts no commit names and temporary files, with the seconds they are untouched."""
+    """Attempts no commit names, temporary files and what repair set aside, with their seconds.
+
+    Those are the seconds since they were touched, or set aside.
+    """
 
     def look(at: tuple[Location, str]) -> list[tuple[Location, float]]:
         return list(_litter(*at))
@@ -23,7 +27,16 @@ def litter(store: Location) -> Iterator[tuple[Location, float]]:
 
 
 def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
-    for name in files.names(folder):
+    names = files.names(folder)
+    aside = [name for name in names if name.startswith(f"{file}{ASIDE}")]
+    stamps = files.stamps(folder) if aside else {}
+    youngest = math.inf
+    for name in aside:
+        stamp = stamps.get(name)  # a folder in the place of a file has none
+        changed = stamp.time if stamp else files.newest_change(folder / name)
+        youngest = min(youngest, time.time() - changed)
+        yield folder / name, time.time() - changed
+    for name in names:
         temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
         if not temporary and not ATTEMPT_NAME.fullmatch(name):
             continue
@@ -31,7 +44,7 @@ def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
         with suppress(FileNotFoundError):  # its own writer was quicker
             age = time.time() - files.newest_change(path)
             if temporary or _abandoned(folder, name):
-                yield path, age
+                yield path, min(age, youngest)  # a commit that was set aside may mean this one
 
 
 def _abandoned(slide_dir: Location, attempt: str) -> bool:

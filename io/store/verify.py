@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hmil_fast.errors import StoreError
+from hmil_fast.errors import DamagedError, StoreError
 from hmil_fast.io.store import files
 from hmil_fast.io.store.commit import scan
 from hmil_fast.io.store.location import Location
@@ -13,38 +13,27 @@ from hmil_fast.io.store.schema import SlideRecord
 
 @dataclass(frozen=True)
 class Finding:
-    """What verification found on one slide; problem and fix are empty when ok."""
+    """What verification found on one slide; problem and fix are empty when ok.
+
+    `damaged` says that bytes are missing or wrong. A slide that is neither ok nor damaged could not
+    be read, or is of another configuration.
+    """
 
     slide_id: str
     ok: bool
     problem: str = ""
     fix: str = ""
+    damaged: bool = False
 
 
 def check_slide(folder: Location, record: SlideRecord) -> None:
     """Existence, size and crc32c of every file, the content digest, and finite features.
 
     Raises:
-        StoreError: the first thing that is wrong.
+        DamagedError: the first thing that is wrong.
+        StoreError: something cannot be read.
     """
-    reader = AttemptReader(folder, record)
-    found = files.tree(folder)
-    for stored in record.objects:
-        if stored.key not in found:
-            raise reader.damaged(f"{stored.key} is missing")
-        if found[stored.key] != stored.bytes:
-            raise reader.damaged(
-                f"{stored.key} is {found[stored.key]} bytes, committed were {stored.bytes}"
-            )
-        try:
-            crc = files.crc32c_of(folder / stored.key)
-        except (OSError, EOFError) as error:
-            raise reader.damaged(f"{stored.key} cannot be read: {error}") from error
-        if crc != stored.crc32c:
-            raise reader.damaged(f"the checksum of {stored.key} is wrong")
-    extra = sorted(found.keys() - {stored.key for stored in record.objects})
-    if extra:
-        raise reader.damaged(f"{extra[0]} was added after the commit")
+    extra = _check_files(AttemptReader(folder, record))
     for scale, prefix in enumerate(["", *(coarser.prefix for coarser in record.scales)]):
         reader = AttemptReader(folder, record.at(scale), prefix)
         digest, bad = scan(reader)
@@ -56,6 +45,42 @@ def check_slide(folder: Location, record: SlideRecord) -> None:
             most = record.scales[scale].num_tiles
             if not ((parent := reader.parent()) < most).all() or (parent < 0).any():
                 raise reader.damaged(f"{prefix}parent names rows that do not exist")
+    if extra:
+        raise StoreError(
+            f"slide {record.slide_id!r} is sound, but {extra[0]} was added after the commit "
+            f"({folder})",
+            "Remove that file.",
+        )
+
+
+def _check_files(reader: AttemptReader) -> list[str]:
+    """Check that every file is there and right; keys of those that the commit does not know."""
+    folder, objects = reader.folder, reader.record.objects
+    try:
+        found = files.tree(folder)
+    except OSError as error:
+        raise reader.failed(error, str(error.filename)) from error
+    for stored in objects:
+        try:
+            if found.get(stored.key) != stored.bytes:  # a listing may be cut, a link has its own
+                found |= files.sizes(folder, [stored.key])
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise reader.damaged(f"{stored.key} is missing") from error
+        except OSError as error:
+            raise reader.failed(error, stored.key) from error
+        if found[stored.key] != stored.bytes:
+            raise reader.damaged(
+                f"{stored.key} is {found[stored.key]} bytes, committed were {stored.bytes}"
+            )
+        try:
+            crc = files.crc32c_of(folder / stored.key)
+        except OSError as error:
+            raise reader.failed(error, stored.key) from error
+        except EOFError as error:
+            raise reader.damaged(f"{stored.key} ends too soon") from error
+        if crc != stored.crc32c:
+            raise reader.damaged(f"the checksum of {stored.key} is wrong")
+    return sorted(found.keys() - {stored.key for stored in objects})
 
 
 def findings(slides: Iterator[tuple[str, Location, SlideRecord | StoreError]]) -> Iterator[Finding]:
@@ -66,6 +91,7 @@ def findings(slides: Iterator[tuple[str, Location, SlideRecord | StoreError]]) -
                 raise record
             check_slide(folder, record)
         except StoreError as error:
-            yield Finding(slide_id, ok=False, problem=error.what, fix=error.fix)
+            damaged = isinstance(error, DamagedError)
+            yield Finding(slide_id, False, error.what, error.fix, damaged)
         else:
             yield Finding(slide_id, ok=True)

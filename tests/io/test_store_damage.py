@@ -333,7 +333,7 @@ def test_links_and_pipes_are_not_followed(store: FeatureStore, tmp_path: Path) -
     shard.rename(secret)
     shard.symlink_to(secret)
     restate_sizes(store)
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(StoreError, match="a link, a folder, a pipe or a device"):
         open_store(store.path).features("s")
     (folder / "coords/zarr.json").rename(tmp_path / "zarr.json")
     (folder / "coords/zarr.json").symlink_to(tmp_path / "zarr.json")
