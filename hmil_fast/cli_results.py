@@ -128,6 +128,11 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="N",
         help="show at most N more slides (100)",
     )
+    report.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write the report although the store lacks some of the run's slides",
+    )
     for parser in (heatmap, report):
         parser.add_argument(
             "--slides",

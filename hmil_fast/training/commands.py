@@ -18,6 +18,7 @@ from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, at_scale, at_view, join_scales, open_store
+from hmil_fast.io.store.location import Location
 from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
@@ -125,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> int:
     run = open_run(args.run_path)
     if args.store is None and args.labels is not None:
         raise UsageError("another cohort needs --store and --labels", "give both, or neither")
-    store = None if args.store is None else run.fitting(open_store(args.store))
+    store = None if args.store is None else _open_for(run, args.store)
     if args.labels is None or store is None:
         if store is not None:
             write_validation(run, _features(store, run, Console(stderr=True, soft_wrap=True)))
@@ -142,7 +143,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Write predictions of slides of a store as CSV."""
     run = open_run(args.run_path)
-    store = run.fitting(open_store(args.store))
+    store = _open_for(run, args.store)
     slide_ids = list(dict.fromkeys(args.slides)) or store.slide_ids()
     if not slide_ids:
         raise UsageError(f"the store {store.path} holds no slide", "extract some first")
@@ -163,17 +164,17 @@ def predict(args: argparse.Namespace) -> int:
 
 def heatmap(args: argparse.Namespace) -> int:
     """Draw one slide's attention and say what the run predicts for it."""
-    run, store = open_run(args.run_path), open_store(args.store)
-    tiles = None
-    if args.top_k is not None:
-        slide = args.files.get(args.slide)
-        if slide is None:
-            raise UsageError(
-                f"--top-k cuts tiles from the slide, and --slides names no slide {args.slide!r}",
-                "give --slides the files or folders that were extracted",
-            )
-        tiles = (slide, args.top_k)
-    prediction = draw_heatmap(run, store, args.slide, args.out, args.node, tiles)
+    run = open_run(args.run_path)
+    store = _open_for(run, args.store)
+    slide = args.files.get(args.slide)
+    if args.top_k is not None and slide is None:
+        raise UsageError(
+            f"--top-k cuts tiles from the slide, and --slides names no slide {args.slide!r}",
+            "give --slides the files or folders that were extracted",
+        )
+    prediction, notes = draw_heatmap(run, store, args.slide, args.out, args.node, slide, args.top_k)
+    for note in notes:
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]note:[/] {escape(note)}")
     out = Console(soft_wrap=True, highlight=False)
     for names, p in zip(run.tree.names, prediction.probabilities, strict=True):
         best = ", ".join(f"{names[k]} {p[k]:.2f}" for k in (-p).argsort()[:4])
@@ -195,9 +196,45 @@ def report(args: argparse.Namespace) -> int:
             "give --store too, and the files or folders that were extracted",
         )
     if args.store is not None:
-        make_views(run, open_store(args.store), args.heatmaps, args.files)
+        store = _open_for(run, args.store)
+        _refuse_another_store(run, store, partly=args.overwrite)
+        make_views(run, store, args.heatmaps, args.files)
     print(f"report: {write_report(run.path)}")
     return 0
+
+
+def _open_for(run: Run, path: Location) -> FeatureStore:
+    """A store that fits a run; slides of the run that changed since are named.
+
+    Raises:
+        UsageError: The store is of another kind.
+    """
+    store = run.fitting(open_store(path))
+    changed = run.changed(store)
+    if changed:
+        names = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        Console(stderr=True, soft_wrap=True).print(
+            f"[yellow]{len(changed)} slides have other features than when {escape(str(run.path))} "
+            f"was trained:[/] {escape(names)}",
+        )
+    return store
+
+
+def _refuse_another_store(run: Run, store: FeatureStore, *, partly: bool) -> None:
+    """Refuse to draw a run's slides from a store that has none, or not all, of them.
+
+    Raises:
+        UsageError: It is such a store.
+    """
+    tested = {slide_id for fold in run.folds for slide_id in fold.test}
+    missing = sorted(tested - set(store.slide_ids()))
+    if len(missing) == len(tested) or (missing and not partly):
+        raise UsageError(
+            f"the store {store.path} lacks {len(missing)} of the {len(tested)} slides that "
+            f"{run.path} tested, {missing[0]!r} for instance",
+            "name the store that it was trained on, or leave out --store"
+            + ("" if partly else "; --overwrite writes the report without these slides"),
+        )
 
 
 def print_table(run: Run) -> None:

@@ -3,19 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.attention import (
-    NodeMap,
-    cut_tiles,
-    node_name,
-    read_thumbnail,
-    slide_maps,
-    top_tiles,
-)
+from hmil_fast.training.attention import NodeMap, node_name, slide_maps, top_tiles
+from hmil_fast.training.canvas import cut_tiles, draw_on
 from hmil_fast.training.pictures import Node, heatmap_sheet
 from hmil_fast.training.run_folder import Prediction, Run
 from hmil_fast.training.tile_sheet import TileRow, stacked, tile_sheet
@@ -29,28 +21,32 @@ def draw_heatmap(
     slide_id: str,
     out: Path,
     nodes: Sequence[str] = (),
-    tiles: tuple[Path, int] | None = None,
-) -> Prediction:
+    slide: Path | None = None,
+    top_k: int | None = None,
+) -> tuple[Prediction, tuple[str, ...]]:
     """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
 
     Args:
         run: A trained run of a model with attention.
-        store: Holds the slide's features and its thumbnail.
+        store: Holds the slide's features.
         slide_id: The slide.
         out: The PNG.
         nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
-        tiles: The slide's file and how many of its tiles to draw per node, the highest first.
+        slide: The slide's file, for tiles, and for the thumbnail where the store has none.
+        top_k: How many of its tiles to draw per node, the highest first; needs `slide`.
+
+    Returns:
+        The prediction, and what was guessed to draw it.
 
     Raises:
         UsageError: No such node, the model has no attention, or the PNG cannot be written.
-        StoreError: The slide is not in the store, or has no tiles.
+        StoreError: The slide is not in the store, or has no tiles or no coordinates.
         SlideError: The slide's file is another one, or cannot be opened.
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"the picture {out} would be a PNG", "end its name in .png")
     store = run.fitting(store)
-    record = store.record(slide_id)
-    thumbnail = read_thumbnail(store, record)
+    canvas = draw_on(store, slide_id, slide)
     prediction, maps = slide_maps(run, store, slide_id)
     if not maps:
         raise UsageError(
@@ -59,23 +55,21 @@ def draw_heatmap(
         )
     chosen = _chosen(run.tree, prediction, maps, nodes)
     panels = [_panel(run.tree, prediction, m) for m in chosen]
-    coords, attrs = store.coords(slide_id).astype(np.int64), record.attrs
     picture = heatmap_sheet(
-        thumbnail,
-        coords,
-        attrs["tile_px_level0"],
+        canvas.picture,
+        canvas.coords,
+        canvas.side,
         panels,
-        downsample=attrs["level0_size"][0] / thumbnail.shape[1],
-        mpp=attrs["mpp"]["level0"],
+        downsample=canvas.downsample,
+        mpp=canvas.mpp,
         title=slide_id,
     )
-    if tiles is not None:
-        slide, k = tiles
-        rows = []
+    if slide is not None and top_k is not None:
+        record, rows = store.record(slide_id), []
         for m, panel in zip(chosen, panels, strict=True):
-            top = top_tiles(m.weights, k)
-            pixels = cut_tiles(slide, record, coords[top])
-            rows.append(TileRow(panel.title, pixels, m.weights[top], coords[top]))
+            top = top_tiles(m.weights, top_k)
+            pixels = cut_tiles(slide, record, canvas, top)
+            rows.append(TileRow(panel.title, pixels, m.weights[top], canvas.coords[top]))
         picture = stacked(picture, tile_sheet(rows, picture.width))
     partial = out.with_name(f"{out.name}.partial")
     try:
@@ -86,7 +80,7 @@ def draw_heatmap(
         raise UsageError(
             f"cannot write {out}: {error.strerror}", "name a place you can write to"
         ) from None
-    return prediction
+    return prediction, canvas.notes
 
 
 def _chosen(

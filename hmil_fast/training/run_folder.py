@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +24,7 @@ from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import HmilError, UsageError
-from hmil_fast.io.store import FeatureStore, at_scale, join_scales
+from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, files, join_scales
 from hmil_fast.labels import LabelTree
 
 
@@ -50,7 +50,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that has been set up."""
+    """A run folder that has been set up.
+
+    Attributes:
+        store: What the vectors of its store mean, see `store_identity`.
+        features: Digest of the features by slide id; of runs of older versions none.
+    """
 
     path: Path
     config: TrainConfig
@@ -58,6 +63,7 @@ class Run:
     folds: list[Fold]
     slides: list[Slide]
     store: dict[str, Any]
+    features: dict[str, str] = field(default_factory=dict)
 
     @property
     def sums(self) -> bool:
@@ -88,15 +94,30 @@ class Run:
             store = join_scales(store)
         elif len(store.spec.scales) > 1:
             store = at_scale(store, self.store["tiling"].get("mpp"))
-        unlike = _unlike(store_identity(store), self.store)
-        if unlike:
+        unlike = _unlike_stores(store_identity(store), self.store)
+        if unlike and not self.trained_on(store):
+            imported = "imported_from" in self.store["encoder"]
             raise UsageError(
                 f"the store {store.path} is not of the kind that the run {self.path} was trained "
                 f"on: {'; '.join(_said(*each) for each in unlike)}",
-                "extract these slides with the run's --encoder, --weights and --tile, and with "
-                "the same list of --mpp",
+                f"import features of these slides with --encoder {self.store['encoder']['name']}"
+                if imported
+                else "extract these slides with the run's --encoder, --weights and --tile, and "
+                "with the same list of --mpp",
             )
         return store
+
+    def changed(self, store: FeatureStore) -> list[str]:
+        """Its slides whose features in the store are no more those that it was trained on."""
+        records = _records(store, self.features)
+        return [s for s, record in records.items() if not record.holds_features(self.features[s])]
+
+    def trained_on(self, store: FeatureStore) -> bool:
+        """Whether the store has a slide of the run as it was; a store is of one kind."""
+        return any(
+            record.num_tiles and record.holds_features(self.features[slide_id])
+            for slide_id, record in _records(store, self.features).items()
+        )
 
 
 def store_identity(store: FeatureStore) -> dict[str, Any]:
@@ -104,6 +125,13 @@ def store_identity(store: FeatureStore) -> dict[str, Any]:
     spec = store.spec
     tiling = {name: value for name, value in spec.tiling.items() if name != "views"}
     return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": tiling}
+
+
+def _records(store: FeatureStore, slide_ids: Iterable[str]) -> dict[str, SlideRecord]:
+    """The records of those slides that the store has."""
+    stored = set(store.slide_ids())
+    records = files.each(store.path, store.record, [s for s in slide_ids if s in stored])
+    return {record.slide_id: record for record in records}
 
 
 def _meant(config: TrainConfig) -> dict[str, Any]:
@@ -123,6 +151,18 @@ def _unlike(
         elif a != b:
             found.append((f"{prefix}{name}", a, b))
     return found
+
+
+def _unlike_stores(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """`_unlike` of two identities; of two imports only what both state."""
+    unlike = _unlike(ours, theirs)
+    if not all("imported_from" in each["encoder"] for each in (ours, theirs)):
+        return unlike
+    return [
+        (name, a, b)
+        for name, a, b in unlike
+        if not name.endswith(".imported_from") and None not in (a, b)
+    ]
 
 
 def _said(name: str, ours: Any, theirs: Any) -> str:
@@ -150,23 +190,30 @@ def create_run(
         UsageError: The folder holds another run, or something else; nothing in it is touched.
     """
     folds, slides = split
-    run = Run(path, config, tree, folds, slides, store_identity(store))
+    features = {
+        slide_id: record.features_digest or record.content_digest
+        for slide_id, record in _records(store, [slide.slide_id for slide in slides]).items()
+    }
+    run = Run(path, config, tree, folds, slides, store_identity(store), features)
     if (path / "config.yaml").exists():
         there = open_run(path)
+        changed = there.changed(store)
+        other = [] if there.trained_on(store) else _unlike_stores(run.store, there.store)
         same = {
             "settings": there.config == config,
             "label tree": there.tree == tree,
             "labels or splits": (there.folds, there.slides) == (folds, slides),
-            "store": there.store == run.store,
+            "store": not other,
+            f"features of {len(changed)} slides, {', '.join(changed[:5])}": not changed,
         }
         if not all(same.values()):
-            changed = ", ".join(name for name, equal in same.items() if not equal)
             unlike = _unlike(_meant(config), _meant(there.config))
-            detail = "; ".join(f"{n} is {a!r}, was {b!r}" for n, a, b in unlike)
+            detail = "; ".join(_said(*each) for each in unlike + other)
             raise UsageError(
-                f"the run folder {path} was set up with other {changed}"
+                f"the run folder {path} was set up with other "
+                + ", ".join(name for name, equal in same.items() if not equal)
                 + (f" ({detail})" if detail else ""),
-                "give another --out, the settings it was set up with, or --overwrite",
+                "give another --out, what it was set up with, or --overwrite",
             )
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
@@ -177,7 +224,8 @@ def create_run(
         raise _cannot_write(path, error) from None
     write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
     write_json(path / "tree.json", tree.to_dict())
-    write_json(path / "run.json", {**run.store, "settings": asdict(loss_settings(config))})
+    taught = {"settings": asdict(loss_settings(config)), "features": features}
+    write_json(path / "run.json", run.store | taught)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
 
@@ -221,7 +269,7 @@ def open_run(path: Path) -> Run:
     try:
         tree = LabelTree.from_dict(json.loads((path / "tree.json").read_text("utf-8")))
         store = dict(json.loads((path / "run.json").read_text("utf-8")))
-        taught = dict(store.pop("settings", {}))
+        taught, features = dict(store.pop("settings", {})), dict(store.pop("features", {}))
         store = {name: store[name] for name in ("dim", "encoder", "tiling")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"the run folder {path} is damaged: {error}", "train anew") from None
@@ -230,7 +278,7 @@ def open_run(path: Path) -> Run:
     # a preset of another version may mean something else: the run keeps to what it was taught
     now = asdict(loss_settings(config))
     kept = {name: value for name, value in taught.items() if now.get(name, value) != value}
-    return Run(path, replace(config, **kept), tree, folds, slides, store)
+    return Run(path, replace(config, **kept), tree, folds, slides, store, features)
 
 
 def write_predictions(

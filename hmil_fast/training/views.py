@@ -20,13 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import FeatureStore, SlideRecord
-from hmil_fast.training.attention import (
-    NodeMap,
-    cut_tiles,
-    read_thumbnail,
-    slide_maps,
-    top_tiles,
-)
+from hmil_fast.training.attention import NodeMap, slide_maps, top_tiles
+from hmil_fast.training.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
 from hmil_fast.training.pictures import paint, rank_normalised
 from hmil_fast.training.report.data import read_view, view_file
 from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
@@ -60,8 +55,16 @@ def make_views(
     said: dict[str, list[Prediction]] = {}
     for p in read_predictions(run.path / "predictions.csv", run.tree):
         said.setdefault(p.slide_id, []).append(p)
-    missing = []
+    missing, notes = [], dict[str, list[str]]()
     for slide_id, of_folds in said.items():
+        try:
+            lacks = why_not_drawn(store.record(slide_id))
+            why = None if lacks is None else f"not shown, with {lacks}"
+        except StoreError as error:
+            why = f"not shown: {error.what}"
+        if why is not None:
+            notes.setdefault(why, []).append(slide_id)
+            continue
         levels = zip(*(p.probabilities for p in of_folds), strict=True)
         view = read_view(view_file(run.path, slide_id), [np.mean(p, axis=0) for p in levels])
         if view is None or (slide_id in slides and not view["cut"]):
@@ -74,12 +77,17 @@ def make_views(
             if made == most:
                 break
             try:
-                write_view(run, store, slide_id, slides.get(slide_id), err)
+                found = write_view(run, store, slide_id, slides.get(slide_id), err)
             except StoreError as error:
                 err.print(f"[yellow]not shown:[/] {escape(error.what)}")
                 continue
+            for note in found:
+                notes.setdefault(note, []).append(slide_id)
             made += 1
             bar.advance(task)
+    for note, of in notes.items():
+        names = ", ".join(of[:5]) + (f", … ({len(of)} slides)" if len(of) > 5 else "")
+        err.print(f"[yellow]{escape(note)}:[/] {escape(names)}")
 
 
 def write_view(
@@ -88,61 +96,67 @@ def write_view(
     slide_id: str,
     slide: Path | None = None,
     err: Console | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Predict a slide and write down what the viewer shows of that very forward.
 
     Args:
         run: A trained run.
-        store: Holds the slide's features and its thumbnail.
+        store: Holds the slide's features.
         slide_id: The slide.
         slide: The slide's file, to cut the highest tiles from at their own resolution; else they
-            are cut from the thumbnail.
+            are cut from the thumbnail. It is drawn on where the store has no thumbnail.
         err: Told why a file could not be used.
 
+    Returns:
+        What was guessed to draw it.
+
     Raises:
-        StoreError: The slide is not in the store, has no tiles, or no thumbnail.
+        StoreError: The slide is not in the store, or has no tiles or no coordinates.
     """
     record = store.record(slide_id)
-    thumbnail = read_thumbnail(store, record)
+    try:
+        canvas = draw_on(store, slide_id, slide)
+    except SlideError as error:
+        (err or Console(stderr=True)).print(f"[yellow]file not used:[/] {escape(error.what)}")
+        slide, canvas = None, draw_on(store, slide_id)
     prediction, maps = slide_maps(run, store, slide_id)
     likely = sorted(range(len(maps)), key=lambda i: -_probability(prediction, maps[i]))
     maps, likely = _first(maps, likely, MOST_MAPS)
-    coords, attrs = store.coords(slide_id).astype(np.int64), record.attrs
-    side = float(attrs["tile_px_level0"])
+    coords = canvas.coords
     tops = [top_tiles(m.weights, TOP_TILES) for m in maps]
     cuts: dict[int, str] = {}
-    sharp = thumbnail_is_sharp(thumbnail, record)
+    sharp = thumbnail_is_sharp(canvas, record)
     if slide is not None and not sharp:
         wanted = sorted({int(tile) for i in likely[:_CUT_NODES] for tile in tops[i]})
         try:
-            pixels = cut_tiles(slide, record, coords[wanted])
+            pixels = cut_tiles(slide, record, canvas, wanted)
             cuts = {
                 tile: _webp(Image.fromarray(cut), (_CUT_PX, _CUT_PX), 70)
                 for tile, cut in zip(wanted, pixels, strict=True)
             }
         except SlideError as error:
             (err or Console(stderr=True)).print(f"[yellow]no tiles cut:[/] {escape(error.what)}")
-    cells, cell_side, ranks = _cells(coords, side, [m.weights for m in maps])
-    unit = max(1.0, float(max(attrs["level0_size"])) / 65535)
+    cells, cell_side, ranks = _cells(coords, canvas.side, [m.weights for m in maps])
+    unit = max(1.0, max(canvas.size) / 65535)
     view = {
         "slide_id": slide_id,
         "probabilities": [
             [round(float(v), 5) for v in level] for level in prediction.probabilities
         ],
-        "size": list(attrs["level0_size"]),
-        "mpp": attrs["mpp"]["level0"],
-        "side": side,
+        "size": list(canvas.size),
+        "mpp": canvas.mpp,
+        "side": canvas.side,
         "tiles": record.num_tiles,
-        "picture": _webp(Image.fromarray(thumbnail), thumbnail.shape[1::-1], 40),
+        "picture": _webp(Image.fromarray(canvas.picture), canvas.picture.shape[1::-1], 40),
         "small": _webp(
-            Image.fromarray(_best_painted(thumbnail, record, coords, [maps[i] for i in likely])),
+            Image.fromarray(_best_painted(canvas, [maps[i] for i in likely])),
             _SMALL,
             70,
         ),
         "unit": unit,
         "cells": _base64(np.rint(np.maximum(cells, 0) / unit).astype("<u2")),
         "cell_side": cell_side,
-        "cut": bool(cuts) or sharp or not maps,
+        "cut": bool(cuts) or sharp or (canvas.real and not maps),
         "cuts": {str(tile): cut for tile, cut in cuts.items()},
         "maps": [
             {
@@ -157,13 +171,13 @@ def write_view(
     path = view_file(run.path, slide_id)
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(view, separators=(",", ":"), allow_nan=False))
+    return canvas.notes
 
 
-def thumbnail_is_sharp(thumbnail: NDArray[np.uint8], record: SlideRecord) -> bool:
+def thumbnail_is_sharp(canvas: Canvas, record: SlideRecord) -> bool:
     """Whether a tile on the thumbnail is about as sharp as it was when it was encoded."""
-    attrs = record.attrs
-    per_px = attrs["level0_size"][0] / thumbnail.shape[1]
-    return bool(attrs["tile_px_level0"] / per_px >= _SHARP * attrs.get("read_px", np.inf))
+    sharp = canvas.side / canvas.downsample >= _SHARP * record.attrs.get("read_px", np.inf)
+    return canvas.real and bool(sharp)
 
 
 def _first(maps: list[NodeMap], likely: list[int], most: int) -> tuple[list[NodeMap], list[int]]:
@@ -176,19 +190,13 @@ def _probability(prediction: Prediction, m: NodeMap) -> float:
     return 1.0 if m.node is None else float(prediction.probabilities[m.level][m.node])
 
 
-def _best_painted(
-    thumbnail: NDArray[np.uint8],
-    record: SlideRecord,
-    coords: NDArray[np.int64],
-    likely: list[NodeMap],
-) -> NDArray[np.uint8]:
-    """The thumbnail under the attention of the likeliest of the finest nodes."""
+def _best_painted(canvas: Canvas, likely: list[NodeMap]) -> NDArray[np.uint8]:
+    """The picture under the attention of the likeliest of the finest nodes."""
     finest = max((m.level for m in likely), default=-1)
     best = next((m for m in likely if m.level == finest), None)
     if best is None:
-        return thumbnail
-    downsample = record.attrs["level0_size"][0] / thumbnail.shape[1]
-    return paint(thumbnail, coords, record.attrs["tile_px_level0"], best.weights, downsample)
+        return canvas.picture
+    return paint(canvas.picture, canvas.coords, canvas.side, best.weights, canvas.downsample)
 
 
 def _cells(

@@ -85,12 +85,13 @@ def nonfinite_rows(features: npt.NDArray[np.generic], dtype: str) -> npt.NDArray
     return np.flatnonzero(bad)
 
 
-def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
+def scan(reader: AttemptReader) -> tuple[str, str, npt.NDArray[np.int64]]:
     """Read every row back, a block at a time.
 
     Returns:
         The content digest over (dtype, shape, features, coords, status) and the features of
-        further views, and the rows that are not finite in a view although their status is 0.
+        further views, that over (dtype, shape, features, status) alone, and the rows that are not
+        finite in a view although their status is 0.
 
     Raises:
         StoreError: a file is missing, truncated or fails its checksum.
@@ -100,11 +101,14 @@ def scan(reader: AttemptReader) -> tuple[str, npt.NDArray[np.int64]]:
     header = {"dtype": record.dtype, "shape": [record.num_tiles, record.dim]}
     digest = hashlib.sha256(canonical_json(header, "header").encode())
     bad = [_scan_features(reader, digest.update)]
+    plain = digest.copy()
+    plain.update(status.data)
     digest.update(reader.coords().data)
     digest.update(status.data)
     bad += [_scan_features(view, digest.update) for view in reader.views()]
     rows = np.unique(np.concatenate(bad))
-    return f"sha256:{digest.hexdigest()}", rows[status[rows] == 0]
+    bad_rows = rows[status[rows] == 0]
+    return f"sha256:{digest.hexdigest()}", f"sha256:{plain.hexdigest()}", bad_rows
 
 
 def _scan_features(

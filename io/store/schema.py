@@ -238,7 +238,8 @@ class SlideRecord:
     """What commit.json says of a slide: it exists because this record does.
 
     `content_digest` is over the logical rows (features, coords, status, and the features of further
-    views), whatever the layout.
+    views), whatever the layout; `features_digest` over features and status alone, "" in commits of
+    older versions.
     Where there are `scales` coarser than the finest one, all else is of the finest, but `objects`
     are the files of all.
     """
@@ -254,6 +255,7 @@ class SlideRecord:
     content_digest: str
     created_utc: str
     scales: tuple[ScaleRecord, ...] = ()
+    features_digest: str = ""
 
     def at(self, scale: int) -> "SlideRecord":
         """The slide at one scale, 0 being the finest, as if it had no other."""
@@ -265,6 +267,7 @@ class SlideRecord:
             num_tiles=found.num_tiles,
             attrs=self.attrs | found.attrs,
             content_digest=found.content_digest,
+            features_digest="",
             scales=(),
         )
 
@@ -273,11 +276,16 @@ class SlideRecord:
         """Bytes on disk, without the record itself."""
         return sum(stored.bytes for stored in self.objects)
 
+    def holds_features(self, digest: str) -> bool:
+        """Whether these are the features of a digest of either kind."""
+        return digest in (self.content_digest, self.features_digest)
+
     def to_json(self) -> str:
         """The text of commit.json, with a checksum over itself."""
         value = asdict(self) | {"schema_version": SCHEMA_VERSION}
-        if not self.scales:
-            del value["scales"]
+        for name in ("scales", "features_digest"):
+            if not value[name]:
+                del value[name]
         return canonical_json(value | {"crc32c": checksum(value)}, "commit record")
 
 
@@ -339,6 +347,7 @@ def parse_record(data: bytes, path: Location) -> SlideRecord:
             )
         },
         scales=_parse_scales(value, path),
+        features_digest=field({"features_digest": "", **value}, "features_digest", str, path),
     )
     if not ATTEMPT_NAME.fullmatch(record.attempt):
         raise malformed(path, f"attempt {record.attempt!r}"[:200])

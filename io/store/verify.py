@@ -36,7 +36,7 @@ def check_slide(folder: Location, record: SlideRecord) -> None:
     extra = _check_files(AttemptReader(folder, record))
     for scale, prefix in enumerate(["", *(coarser.prefix for coarser in record.scales)]):
         reader = AttemptReader(folder, record.at(scale), prefix)
-        digest, bad = scan(reader)
+        digest, _, bad = scan(reader)
         if digest != reader.record.content_digest:
             raise reader.damaged("the content digest is wrong")
         if len(bad):

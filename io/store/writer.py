@@ -277,25 +277,28 @@ class SlideWriter:
                 )
             ),
         )
-        digest, *others = (self._digest(record, i) for i in range(len(self._rows)))
+        (digest, features), *others = (self._digests(record, i) for i in range(len(self._rows)))
         scales = zip(record.scales, others, strict=True)
         record = replace(
             record,
             content_digest=digest,
-            scales=tuple(replace(scale, content_digest=found) for scale, found in scales),
+            features_digest=features,
+            scales=tuple(replace(scale, content_digest=found) for scale, (found, _) in scales),
         )
         files.settle(self._folder, self._attempt)
         self._open = False
         return publish(self._slide_dir, record)
 
-    def _digest(self, record: SlideRecord, scale: int) -> str:
-        digest, bad = scan(AttemptReader(self._folder, record.at(scale), self._prefixes[scale]))
+    def _digests(self, record: SlideRecord, scale: int) -> tuple[str, str]:
+        digest, features, bad = scan(
+            AttemptReader(self._folder, record.at(scale), self._prefixes[scale])
+        )
         if len(bad):
             raise self._misuse(
                 f"features of row {bad[0]} are not finite ({len(bad)} such rows, status 0)",
                 "Look for overflow in the encoder's dtype, or give these rows a status.",
             )
-        return digest
+        return digest, features
 
     def abort(self) -> None:
         """Delete what was written, unless it was committed."""

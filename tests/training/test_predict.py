@@ -335,7 +335,7 @@ def test_the_report_makes_the_views_that_are_missing(
     now = {p: p.stat().st_mtime_ns for p in views.iterdir()}
     assert len(now) == 36 - 1
     assert {p: t for p, t in made.items() if p != first}.items() <= now.items()
-    assert "not shown: slide 's05' has no tissue tiles" in capsys.readouterr().err
+    assert "not shown, with no tissue tiles: s05" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_says_so(

@@ -18,7 +18,8 @@ from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.cli import main
 from hmil_fast.errors import SlideError
 from hmil_fast.io.store import StoreSpec, create_store
-from hmil_fast.training.attention import cut_tiles, slide_maps, top_tiles
+from hmil_fast.training.attention import slide_maps, top_tiles
+from hmil_fast.training.canvas import cut_tiles, draw_on
 from hmil_fast.training.pictures import rank_normalised
 from hmil_fast.training.predict import slide_attention
 from hmil_fast.training.report.data import view_file
@@ -118,16 +119,13 @@ def test_tiles_are_cut_from_the_slide_where_they_were_encoded(
         with store.writer(slide_id, 3, attrs | change) as writer:
             writer.append(np.zeros((3, 4), np.float16))
             writer.commit(coords, np.zeros(3, np.uint8), {})
-    cut = cut_tiles(path, store.record("a"), coords)
+    cut = cut_tiles(path, store.record("a"), draw_on(store, "a"), [0, 1, 2])
     with openslide.OpenSlide(path) as slide:
         for pixels, corner in zip(cut, coords.tolist(), strict=True):
             want = np.asarray(slide.read_region(tuple(corner), 0, (96, 96)).convert("RGB"))
             assert np.abs(pixels.astype(int) - want).mean() < 2
     with pytest.raises(SlideError, match=r"'b' in the store has 10 × 10 px"):
-        cut_tiles(path, store.record("b"), coords)
-    # of a store that does not say how its tiles were read, none is cut
-    with pytest.raises(SlideError, match="how the tiles of 's06' were read"):
-        cut_tiles(path, cohort.store.record("s06"), coords)
+        cut_tiles(path, store.record("b"), draw_on(store, "b"), [0])
 
 
 def test_commands_cut_tiles_from_the_slides_they_are_given(
@@ -156,7 +154,7 @@ def test_commands_cut_tiles_from_the_slides_they_are_given(
     assert main([*command, "--top-k", "3", *slides]) == 0
     assert Image.open(out).height > plain + 6 * 96
 
-    report = ["report", run_path, "--store", str(store.path)]
+    report = ["report", run_path, "--store", str(store.path), "--overwrite"]
     path = view_file(tmp_path / "run", "s06")
     assert main(report) == 0
     assert not json.loads(path.read_text())["cut"]
