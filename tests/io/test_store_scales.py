@@ -61,7 +61,7 @@ def test_a_store_of_one_scale_is_the_same_to_the_byte(tmp_path: Path) -> None:
         json.loads(next(path.glob("slides/*/commit.json")).read_text()).keys()
         for path in (tmp_path / "store", BEFORE)
     )
-    assert ours == theirs
+    assert ours - {"features_digest"} == theirs  # which came later
 
 
 def rows(seed: int, count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
