@@ -21,7 +21,6 @@ from hmil_fast.arguments import (
     Commands,
     add_command,
     batch,
-    colour,
     count,
     count_or_none,
     path,
@@ -111,12 +110,6 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "openslide"),
         help="read slides with this one only (the first that reads a slide right; never the GPU, "
         "whose pixels differ)",
-    )
-    parser.add_argument(
-        "--glass",
-        type=colour,
-        metavar="R,G,B",
-        help="grey levels of the empty glass, where it is not found right (found by itself)",
     )
     parser.add_argument(
         "--tile", type=tile_px, default=256, metavar="PX", help="edge of a tile (256)"
@@ -294,6 +287,11 @@ def _add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
         required=True,
         metavar="YAML",
         help="nested mapping whose leaves are the labels",
+    )
+    parser.add_argument(
+        "--leaves-only",
+        action="store_true",
+        help="leave out slides whose label is an inner node of the tree",
     )
     parser.add_argument(
         "--splits", type=path, metavar="JSON", help="take the folds of this manifest as they are"

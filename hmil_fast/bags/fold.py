@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hmil_fast.bags.label_file import PARTS, Slide
+from hmil_fast.bags.label_file import Slide
+from hmil_fast.columns import PARTS
 from hmil_fast.errors import UsageError
 
 

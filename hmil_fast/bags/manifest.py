@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hmil_fast.bags.fold import Fold, check_folds
-from hmil_fast.bags.label_file import PARTS, Slide
+from hmil_fast.bags.label_file import Slide
+from hmil_fast.columns import PARTS
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree

@@ -1,28 +1,25 @@
 """Split files of others as folds: official CSV files, CLAM's, and the pickles of HMIL."""
 
-import csv
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hmil_fast.bags.fold import Fold
-from hmil_fast.bags.label_file import MISSING, PARTS, Slide
+from hmil_fast.bags.label_file import Slide
 from hmil_fast.bags.manifest import Manifest
+from hmil_fast.bags.match import plain
 from hmil_fast.bags.split_pickle import read_plain_pickle
+from hmil_fast.columns import MISSING, PARTS, part_of
 from hmil_fast.errors import UsageError
+from hmil_fast.tables import Say, quiet, read_table
 
 FORMATS = ("csv", "clam", "hmil")
-_MAX_BYTES = 256 * 2**20
-_SPELLINGS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 _HMIL_NAME = re.compile(r"(train|val|test)_splits_(\d+)\.pkl")
 _Row = tuple[str, str, str, str]  # slide_id, part, label, patient_id
 
 
-def import_splits(paths: Sequence[Path], kind: str) -> Manifest:
+def import_splits(paths: Sequence[Path], kind: str, say: Say = quiet) -> Manifest:
     """Read split files.
 
     Args:
@@ -30,7 +27,9 @@ def import_splits(paths: Sequence[Path], kind: str) -> Manifest:
         kind: "csv": a file a fold with the columns slide_id, split and, if stated, label and
             patient_id. "clam": a file a fold, splits_<i>.csv, columns train, val, test that list
             slides, or mark them with True and False. "hmil": {train,val,test}_splits_<i>.pkl, lists
-            of (slide_id, label, path).
+            of (slide_id, label, path). Columns and parts may have other names that mean the same
+            (`hmil_fast.columns`).
+        say: Told which columns are read as something else, and which are not used.
 
     Returns:
         The folds in the order of the numbers in the file names; label and patient_id are "" where
@@ -46,7 +45,19 @@ def import_splits(paths: Sequence[Path], kind: str) -> Manifest:
         read = _csv if kind == "csv" else _clam
         if kind == "clam":
             _check_numbers(files)
-        folds = [list(read(file)) for file in files]
+        said: set[str] = set()
+
+        def once(line: str, file: Path) -> None:  # files of a kind have one header
+            tail = line.removeprefix(str(file))
+            if tail not in said:
+                said.add(tail)
+                say(line)
+
+        folds = [list(read(file, partial(once, file=file))) for file in files]
+    names = {row[0]: plain(row[0]) for rows in folds for row in rows}
+    if floats := [f"{name!r} is {other!r}" for name, other in names.items() if name != other]:
+        say(f"{len(floats)} slide ids are written as a program changed them: {floats[0]}")
+    folds = [[(names[row[0]], *row[1:]) for row in rows] for rows in folds]
     slides: dict[str, Slide] = {}
     for number, rows in enumerate(folds):
         for slide_id, _, label, patient in rows:
@@ -97,67 +108,48 @@ def _check_numbers(files: Sequence[Path]) -> None:
             )
 
 
-def _table(path: Path) -> Iterable[tuple[int, list[str]]]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is larger than 256 MiB", "give the split file, not the data")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            width = 0
-            for row in reader:
-                width = width or len(row)
-                if len(row) > width:
-                    raise UsageError(
-                        f"{path} line {reader.line_num}: {len(row)} fields where the header has "
-                        f"{width}",
-                        "name every column in the first line",
-                    )
-                yield reader.line_num, [cell.strip() for cell in row]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} is no CSV table ({error})", "save it as CSV UTF-8") from None
-
-
-def _csv(path: Path) -> Iterable[_Row]:
-    rows = iter(_table(path))
-    header = [name.lower() for name in next(rows, (0, []))[1]]
-    for name in ("slide_id", "split", "label", "patient_id"):
-        if header.count(name) > 1:
-            raise UsageError(f"{path} line 1: two columns named {name}", "remove one")
-    if not {"slide_id", "split"} <= set(header):
+def _csv(path: Path, say: Say) -> Iterable[_Row]:
+    table = read_table(path, ("slide_id", "split", "label", "patient_id"), say)
+    if not {"slide_id", "split"} <= table.columns.keys():
         raise UsageError(
-            f"{path} line 1: no columns slide_id and split (there are: {', '.join(header)})",
+            f"{path} line 1: no columns slide_id and split (there are: {', '.join(table.header)})",
             "begin the file with the line slide_id,split",
         )
-    for line, row in rows:
-        fields = dict.fromkeys(header, "") | dict(zip(header, row, strict=False))
-        if not any(row):
-            continue
-        part = _SPELLINGS.get(fields["split"].lower())
-        if part is None or not fields["slide_id"]:
+    for line, row in table.rows:
+        slide_id, split, label, patient = (
+            table.cell(row, name) for name in ("slide_id", "split", "label", "patient_id")
+        )
+        part = part_of(split)
+        if part is None or not slide_id:
             raise UsageError(
-                f"{path} line {line}: slide_id {fields['slide_id']!r} has split "
-                f"{fields['split']!r}",
-                "write a slide and train, val or test in every line",
+                f"{path} line {line}: {table.name('slide_id')} {slide_id!r} has "
+                f"{table.name('split')} {split!r}",
+                "write a slide and train, val or test in every line; a column of fold numbers "
+                "belongs into the label file of `hmil-fast train`",
             )
-        patient = fields.get("patient_id", "")
-        if patient.lower() in MISSING:
-            patient = ""
-        yield fields["slide_id"], part, fields.get("label", ""), patient
+        yield slide_id, part, label, "" if patient.lower() in MISSING else plain(patient)
 
 
-def _clam(path: Path) -> Iterable[_Row]:
-    rows = iter(_table(path))
-    header = [name.lower() for name in next(rows, (0, []))[1]]
-    columns = {part: header.index(part) for part in PARTS if part in header}
+def _clam(path: Path, say: Say) -> Iterable[_Row]:
+    table = read_table(path, (), say)
+    columns: dict[str, int] = {}
+    for place, name in enumerate(table.header):
+        part = part_of(name)
+        if part is None:
+            continue
+        if part in columns:
+            raise UsageError(
+                f"{path} line 1: {table.header[columns[part]]!r} and {name!r} are both {part}",
+                "remove one of the two columns",
+            )
+        columns[part] = place
     if not {"train", "test"} <= columns.keys():
         raise UsageError(
-            f"{path} line 1: no columns train and test (there are: {', '.join(header)})",
+            f"{path} line 1: no columns train and test (there are: {', '.join(table.header)})",
             "give the splits_<i>.csv of CLAM",
         )
-    for line, row in rows:
-        cells = {part: row[k] for part, k in columns.items() if k < len(row)}
+    for line, row in table.rows:
+        cells = {part: row[place] for part, place in columns.items()}
         if {cell.lower() for cell in cells.values()} <= {"true", "false"}:
             chosen = [part for part, cell in cells.items() if cell.lower() == "true"]
             if len(chosen) > 1:

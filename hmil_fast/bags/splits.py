@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from hmil_fast.bags.fold import Fold, check_folds
-from hmil_fast.bags.label_file import PARTS, Slide, read_labels
+from hmil_fast.bags.label_file import Slide, read_labels
 from hmil_fast.bags.manifest import read_splits, write_splits
+from hmil_fast.columns import PARTS
 from hmil_fast.errors import UsageError
 
 __all__ = [
@@ -26,8 +27,9 @@ def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) 
     """Split by patient, stratified by leaf; every slide is tested exactly once.
 
     With an official split (`Slide.split`) there is one fold, k is not used, and every slide of the
-    part ``test`` is tested once. A validation part is cut out of the training part the same way,
-    unless the official split has one.
+    part ``test`` is tested once. Where the slides name the folds that test them, these are the
+    folds. A validation part is cut out of the training part the same way, unless the official split
+    has one.
 
     Args:
         slides: All slides.
@@ -36,14 +38,18 @@ def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) 
         val_fraction: Share of the training part used for validation, in [0, 0.5]; 0 for none.
 
     Raises:
-        UsageError: A class has too few patients, or the official split has no train or test part.
+        UsageError: A class has too few patients, the official split has no train or test part, or
+            only one fold is named.
     """
     if not 0 <= val_fraction <= 0.5:
         raise UsageError(
             f"val_fraction is {val_fraction}", "choose a share between 0 and 0.5, for instance 0.15"
         )
-    if any(s.split for s in slides):
+    named = {s.split for s in slides if s.split}
+    if named & set(PARTS):
         return [_official_fold(slides, seed, val_fraction)]
+    if named:
+        return _named_folds(slides, seed, val_fraction)
     if k < 2:
         raise UsageError(f"folds is {k}", "choose at least 2, or add a split column to the labels")
     by_label = _patients_by_label(slides)
@@ -58,13 +64,20 @@ def make_folds(slides: Sequence[Slide], k: int, seed: int, val_fraction: float) 
             else f"add patients of {label!r}, merge it with a sibling in the tree, or leave "
             "its slides out",
         )
-    tests = _stratified_parts(slides, k, seed)
+    folds = _folds_of(slides, _stratified_parts(slides, k, seed), seed, val_fraction)
+    check_folds(folds, slides, "the folds")
+    return folds
+
+
+def _folds_of(
+    slides: Sequence[Slide], tests: Sequence[set[int]], seed: int, val_fraction: float
+) -> list[Fold]:
+    """A fold for each set of positions to test; a validation part is cut out of the rest."""
     folds = []
     for number, test in enumerate(tests):
         rest = [s for i, s in enumerate(slides) if i not in test]
         train, val = cut_validation(rest, seed + 1 + number, val_fraction)
         folds.append(Fold(train, val, tuple(slides[i].slide_id for i in sorted(test))))
-    check_folds(folds, slides, "the folds")
     return folds
 
 
@@ -145,3 +158,16 @@ def _official_fold(slides: Sequence[Slide], seed: int, val_fraction: float) -> F
     fold = Fold(train, val, tuple(s.slide_id for s in parts["test"]))
     check_folds([fold], slides, "the split column")
     return fold
+
+
+def _named_folds(slides: Sequence[Slide], seed: int, val_fraction: float) -> list[Fold]:
+    names = sorted({str(s.split) for s in slides}, key=int)
+    if len(names) < 2:
+        raise UsageError(
+            f"the fold column names one fold only ({names[0]})",
+            "name at least two, or remove the column for cross-validation",
+        )
+    tests = [{i for i, s in enumerate(slides) if s.split == name} for name in names]
+    folds = _folds_of(slides, tests, seed, val_fraction)
+    check_folds(folds, slides, "the fold column")
+    return folds

@@ -1,6 +1,5 @@
 """What became of a slide, and a failure told so that a person can mend it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +11,13 @@ from hmil_fast.extraction.encoders import first_line
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What became of one slide; `error` is None where its features are in the store.
-
-    Each of `notes` is what the user should know and what to do about it ("" if nothing).
-    """
+    """What became of one slide; `error` is None where its features are in the store."""
 
     slide_id: str
     num_tiles: int = 0
     bad_tiles: int = 0
     seconds: float = 0.0
-    notes: Sequence[Sequence[str]] = ()
+    note: str | None = None
     error: HmilError | None = None
 
 

@@ -120,7 +120,7 @@ class WorkList:
                 num_tiles=result.num_tiles,
                 bad_tiles=result.bad_tiles,
                 seconds=round(result.seconds, 3),
-                note="; ".join(what for what, _ in result.notes) or None,
+                note=result.note,
             )
         else:
             self._fail(result.slide_id, result.error)

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.match import match_slides
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
@@ -23,7 +24,7 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
 from hmil_fast.training.card import write_card
-from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
+from hmil_fast.training.folds import choose_folds, some, warn_of_near_duplicates
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.predict import predict_slides, write_validation
@@ -47,7 +48,8 @@ def train(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.settings, {**flags, "device": args.device})
     tree = LabelTree.from_yaml(args.tree)
     with ranks.process_group(pick_device(config.device)):
-        slides = read_labels(args.labels, tree)
+        say = _notes(_console())
+        slides = read_labels(args.labels, tree, say=say, leaves_only=args.leaves_only)
         if args.overwrite and ranks.rank() == 0:
             set_aside(args.out)
         store = open_store(args.store)
@@ -72,16 +74,11 @@ def train_and_evaluate(
 
     Under torchrun every process calls this; the first one writes.
     """
-    err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+    err = _console()
+    say = _notes(err)
     store = join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
     at_view(store, config.views)  # refused before anything is written
-    present = _with_features(store, slides, err)
-    if all(slide.patient_id == slide.slide_id for slide in present):
-        err.print("[yellow]the labels state no patient_id:[/] every slide counts as a patient")
-
-    def say(line: str) -> None:
-        err.print(f"[yellow]note:[/] {escape(line)}")
-
+    present = with_features(store, slides, say)
     folds, present = choose_folds(store, present, tree, config, splits, say)
     if ranks.rank():
         ranks.wait_for_all()  # the first one sets the folders up
@@ -134,8 +131,10 @@ def evaluate(args: argparse.Namespace) -> int:
         write_card(run)
         print_table(run)
         return 0
-    slides = _with_features(store, read_labels(args.labels, run.tree), Console(stderr=True))
+    say = _notes(_console())
+    slides = with_features(store, read_labels(args.labels, run.tree, say=say), say)
     cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
+    _name_empty(cache, say)
     _print(evaluation.evaluate_cohort(run, cache, slides))
     return 0
 
@@ -263,34 +262,65 @@ def _features(store: FeatureStore, run: Run, err: Console, views: int = 0) -> Fe
     device = pick_device(run.config.device)
     cache = FeatureCache(store, list(together), run.path, run.config.cache, device, views)
     err.print(f"features: {cache.describe()}")
+    _name_empty(cache, _notes(err))
     return cache
 
 
-def _with_features(store: FeatureStore, slides: Sequence[Slide], err: Console) -> list[Slide]:
-    """The slides that the store has; those it lacks are named, none is dropped in silence."""
-    stored = set(store.slide_ids())
-    present = [slide for slide in slides if slide.slide_id in stored]
-    missing = [slide.slide_id for slide in slides if slide.slide_id not in stored]
-    if not present:
+def _console() -> Console:
+    """Where people are told what happens; of several processes only the first one speaks."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank() > 0)
+
+
+def _notes(err: Console) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        err.print(f"[yellow]note:[/] {escape(line)}")
+
+    return say
+
+
+def with_features(
+    store: FeatureStore, slides: Sequence[Slide], say: Callable[[str], None]
+) -> list[Slide]:
+    """The slides that the store has, under its names; the others of both are counted and named."""
+    stored = store.slide_ids()
+    found = match_slides([slide.slide_id for slide in slides], stored)
+    if not found:
         raise UsageError(
             f"none of the {len(slides)} labelled slides is in the store {store.path} "
             f"(labels name for instance {slides[0].slide_id!r}, "
-            f"the store {sorted(stored)[0]!r})" if slides and stored else "no slides, or no labels",
+            f"the store {stored[0]!r})" if slides and stored else "no slides, or no labels",
             "make the slide_id column agree with `hmil-fast store info`, or extract the slides",
         )  # fmt: skip
+    renamed = [f"{name!r} is {other!r}" for name, other in found.items() if name != other]
+    if renamed:
+        say(f"{len(renamed)} slides have another name in the store: {some(renamed)}")
+    missing = [slide.slide_id for slide in slides if slide.slide_id not in found]
     if missing:
-        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        err.print(
-            f"[yellow]{len(missing)} labelled slides are not in the store:[/] {escape(names)}"
-        )
-    empty = [slide.slide_id for slide in present if not store.record(slide.slide_id).num_tiles]
-    if empty:
-        names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
-        err.print(
-            f"[yellow]{len(empty)} slides have no tissue tiles, their bags are empty:[/] "
-            f"{escape(names)}"
-        )
+        say(f"{len(missing)} labelled slides are not in the store: {some(missing)}")
+    labelled = set(found.values())
+    unlabelled = [slide_id for slide_id in stored if slide_id not in labelled]
+    if unlabelled:
+        say(f"{len(unlabelled)} slides of the store have no label here: {some(unlabelled)}")
+    present = []
+    for slide in slides:
+        if slide.slide_id in found:
+            name = found[slide.slide_id]
+            alone = slide.patient_id == slide.slide_id  # the slide counts as a patient
+            patient = name if alone else slide.patient_id
+            present.append(dataclasses.replace(slide, slide_id=name, patient_id=patient))
     return present
+
+
+def _name_empty(cache: FeatureCache, say: Callable[[str], None]) -> None:
+    """Name the slides whose bags are empty."""
+    empty = [i for i in range(len(cache.slide_ids)) if not cache.lengths[i]]
+    for why, spoilt in (
+        ("no tissue tiles", False),
+        ("only tiles that could not be decoded, or rows that are not finite", True),
+    ):
+        ids = [cache.slide_ids[i] for i in empty if (cache.good_tiles(i) is not None) == spoilt]
+        if ids:
+            say(f"{len(ids)} slides have {why}, their bags are empty: {some(ids)}")
 
 
 class _EpochBar:

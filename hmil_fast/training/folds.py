@@ -1,7 +1,8 @@
 """The folds of a run: made, or taken from a manifest, and looked at before anything is trained."""
 
 import argparse
-from collections import Counter
+import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold, apart, check_folds
 from hmil_fast.bags.leaks import near_duplicates, same_features
-from hmil_fast.bags.manifest import read_manifest, sources, write_splits
+from hmil_fast.bags.manifest import Manifest, read_manifest, sources, write_splits
+from hmil_fast.bags.match import alike, match_slides
 from hmil_fast.bags.split_import import import_splits
 from hmil_fast.bags.splits import Slide, cut_validation, make_folds
+from hmil_fast.columns import PARTS
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
@@ -24,7 +27,7 @@ Split = tuple[list[Fold], list[Slide]]
 
 def splits(args: argparse.Namespace) -> int:
     """Turn split files of others into a manifest for `hmil-fast train --splits`."""
-    manifest = import_splits(args.files, args.format)
+    manifest = import_splits(args.files, args.format, lambda line: print(f"note: {line}"))
     if args.out.exists():
         raise UsageError(f"{args.out} exists", "delete it, or give another --out")
     write_splits(args.out, manifest.folds, manifest.slides)
@@ -69,11 +72,12 @@ def choose_folds(
     if len(folds) != config.folds:
         say(f"folds={config.folds} is not used: the splits have {len(folds)}")
     _check_leaves(tree, folds, chosen, say)
+    _check_validation(folds, chosen, say)
     copies = apart(folds, same_features(store, [slide.slide_id for slide in chosen]))
     if copies:
         raise UsageError(
             f"{len(copies)} pairs of slides have the very same features and lie in different parts "
-            f"of a fold: {_some(copies)}",
+            f"of a fold: {some(copies)}",
             "leave one of each pair out of the labels, or give both the same patient_id",
         )
     return folds, chosen
@@ -92,7 +96,7 @@ def warn_of_near_duplicates(folds: Sequence[Fold], cache: FeatureCache, say: Say
     if pairs:
         say(
             f"{len(pairs)} pairs of slides in different parts of a fold have almost the same mean "
-            f"feature; are they of one patient? {_some(pairs)}"
+            f"feature; are they of one patient? {some(pairs)}"
         )
 
 
@@ -104,19 +108,19 @@ def _from_manifest(
     path: Path,
     say: Say,
 ) -> Split:
-    manifest = read_manifest(path)
+    manifest = _by_the_labels_names(read_manifest(path), slides, path, say)
     known = {slide.slide_id: slide for slide in slides}
     used = dict.fromkeys(slide_id for fold in manifest.folds for slide_id in fold.parts())
     unknown = [slide_id for slide_id in used if slide_id not in known]
     if unknown:
         raise UsageError(
             f"{len(unknown)} of {len(used)} slides of {path} lack a label or features: "
-            f"{_some(unknown)}",
+            f"{some(unknown)}",
             "label and extract them, or take them out of the split and import it anew",
         )
     left_out = [slide_id for slide_id in known if slide_id not in used]
     if left_out:
-        say(f"{len(left_out)} labelled slides are in no fold of {path}: {_some(left_out)}")
+        say(f"{len(left_out)} labelled slides are in no fold of {path}: {some(left_out)}")
     chosen = [slide for slide in slides if slide.slide_id in used]
     for what in ("label", "patient_id"):
         unlike = [
@@ -126,7 +130,7 @@ def _from_manifest(
             and getattr(slide, what) not in ("", getattr(known[slide.slide_id], what))
         ]
         if unlike:
-            say(f"{len(unlike)} slides have another {what} than in {path}: {_some(unlike)}")
+            say(f"{len(unlike)} slides have another {what} than in {path}: {some(unlike)}")
     now = sources(tree, chosen, store)
     changed = [
         name
@@ -148,6 +152,43 @@ def _from_manifest(
         else:
             folds.append(fold)
     return folds, chosen
+
+
+def _by_the_labels_names(
+    manifest: Manifest, slides: Sequence[Slide], path: Path, say: Say
+) -> Manifest:
+    """The manifest with slides named as in the labels; a patient stands for all of his slides."""
+    used = list(dict.fromkeys(slide_id for fold in manifest.folds for slide_id in fold.parts()))
+    found = match_slides(used, [slide.slide_id for slide in slides])
+    renamed = [f"{name!r} is {other!r}" for name, other in found.items() if name != other]
+    if renamed:
+        say(f"{len(renamed)} slides of {path} have another name in the labels: {some(renamed)}")
+    names = {name: [other] for name, other in found.items()}
+    of_patient = defaultdict[str, list[str]](list)
+    for slide in slides:
+        of_patient[alike(slide.patient_id)].append(slide.slide_id)
+    patients = [name for name in used if name not in found and alike(name) in of_patient]
+    if patients:
+        names |= {name: of_patient[alike(name)] for name in patients}
+        say(
+            f"{len(patients)} names in {path} are patients of the labels, each stands for all "
+            f"slides of the patient: {some(patients)}"
+        )
+
+    def of_labels(part: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(other for name in part for other in names.get(name, [name])))
+
+    return dataclasses.replace(
+        manifest,
+        folds=[
+            Fold(*(of_labels(getattr(fold, part)) for part in PARTS)) for fold in manifest.folds
+        ],
+        slides=[
+            dataclasses.replace(slide, slide_id=other)
+            for slide in manifest.slides
+            for other in names.get(slide.slide_id, [slide.slide_id])
+        ],
+    )
 
 
 def _check_leaves(
@@ -181,6 +222,22 @@ def _check_leaves(
         )
 
 
+def _check_validation(folds: Sequence[Fold], slides: Sequence[Slide], say: Say) -> None:
+    """Name the folds whose validation part cannot tell a good epoch from a bad one."""
+    label = {slide.slide_id: slide.label for slide in slides}
+    weak = []
+    for number, fold in enumerate(folds):
+        if len(fold.val) == 1:
+            weak.append(f"fold {number}: one slide ({fold.val[0]})")
+        elif len({label[slide_id] for slide_id in fold.val}) == 1:
+            weak.append(f"fold {number}: {len(fold.val)} slides, all {label[fold.val[0]]!r}")
+    if weak:
+        say(
+            f"{len(weak)} of {len(folds)} validation parts are too small to choose an epoch by "
+            f"({some(weak)}): use fewer folds, a larger val_fraction, or name val slides"
+        )
+
+
 def _tests(folds: Sequence[Fold], slides: int) -> str:
     often = Counter(slide_id for fold in folds for slide_id in fold.test)
     several = sum(count > 1 for count in often.values())
@@ -193,5 +250,6 @@ def _tests(folds: Sequence[Fold], slides: int) -> str:
     return text
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first five names, for people."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -63,6 +63,46 @@ def test_a_folder_as_clam_leaves_it(tmp_path: Path) -> None:
         import_splits(list(tmp_path.glob("*.csv")), "clam")
 
 
+TABLES = Path(__file__).parent.parent / "data" / "tables"
+
+
+def test_whole_numbers_as_pandas_leaves_them() -> None:
+    said: list[str] = []
+    got = import_splits([TABLES / "float"], "clam", said.append)
+    assert sorted(s.slide_id for s in got.slides) == [str(n) for n in range(1000, 1030)]
+    assert [[len(p) for p in (f.train, f.val, f.test)] for f in got.folds] == [[18, 5, 7]] * 2
+    assert len(said) == 1
+    assert said[0].startswith("17 slide ids are written as a program changed them: '")
+
+
+def test_columns_and_parts_by_other_names(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = TABLES / "bracs_set.csv"
+    got = import_splits([path], "csv", said.append)
+    assert [len(p) for p in (got.folds[0].train, got.folds[0].val, got.folds[0].test)] == [
+        36,
+        12,
+        12,
+    ]
+    assert got.slides[0].patient_id == "ps000"
+    assert said == [f"{path}: column 'Set' is read as split"]
+    for i in (0, 1):
+        (tmp_path / f"splits_{i}.csv").write_text(";Training;Validation;Testing\n0;a;b;c\n1;d;;\n")
+    folds = import_splits([tmp_path], "clam").folds
+    assert folds == [Fold(("a", "d"), ("b",), ("c",))] * 2
+    (tmp_path / "splits_0.csv").write_text(",train,training,test\n0,a,b,c\n")
+    with pytest.raises(UsageError, match="'train' and 'training' are both train"):
+        import_splits([tmp_path / "splits_0.csv"], "clam")
+    for i in (0, 1):
+        (tmp_path / f"fold{i}.csv").write_text("slide,split,case,note\na,train,P,x\nb,test,Q,y\n")
+    said.clear()
+    import_splits([tmp_path / "fold0.csv", tmp_path / "fold1.csv"], "csv", said.append)
+    assert [line.split(": ")[1] for line in said] == [
+        "column 'slide' is read as slide_id", "column 'case' is read as patient_id",
+        "columns not used",
+    ]  # fmt: skip
+
+
 def hmil_pickle(path: Path, rows: object, protocol: int = 4) -> Path:
     path.write_bytes(pickle.dumps(rows, protocol=protocol))
     return path
@@ -137,9 +177,9 @@ def test_a_pickle_has_a_size_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("csv", "slide,split\na,train\n", "line 1: no columns slide_id and split"),
+        ("csv", "name,split\na,train\n", "line 1: no columns slide_id and split"),
         ("csv", "slide_id,split\na,train\nb,\n", "line 3: slide_id 'b' has split ''"),
-        ("csv", "slide_id,split\na,train\nb,holdout\n", "line 3: .* split 'holdout'"),
+        ("csv", "slide_id,split\na,train\nb,other\n", "line 3: .* split 'other'"),
         ("csv", "slide_id,split\na,train\n", "fold 0 .* has no test slides"),
         ("clam", "slide_id,split\na,train\n", "line 1: no columns train and test"),
         (

@@ -52,6 +52,111 @@ def test_spreadsheet_habits_do_not_matter(tmp_path: Path) -> None:
     ]
 
 
+TABLES = Path(__file__).parent.parent / "data" / "tables"
+FLAT = LabelTree.from_nested(["n", "m"])
+THREE = LabelTree.from_nested({"benign": ["n", "b"], "malignant": ["m"]})
+
+
+def test_clams_own_header_names_patients() -> None:
+    said: list[str] = []
+    got = read_labels(TABLES / "clam.csv", FLAT, say=said.append)
+    assert got == read_labels(TABLES / "clam_right.csv", FLAT)
+    assert said == [f"{TABLES / 'clam.csv'}: column 'case_id' is read as patient_id"]
+    for fold in make_folds(got, 5, 0, 0.2):
+        patients = [{i[:12] for i in part} for part in (fold.train, fold.val, fold.test)]
+        assert sum(map(len, patients)) == 40
+
+
+def test_barcodes_name_patients_where_no_column_does(tmp_path: Path) -> None:
+    text = (TABLES / "clam.csv").read_text().splitlines()
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(line.split(",", 1)[1] for line in text))
+    said: list[str] = []
+    assert read_labels(path, FLAT, say=said.append) == read_labels(TABLES / "clam.csv", FLAT)
+    assert "read from the TCGA barcodes" in said[0]
+    path.write_text("slide_id,label\na,n\nTCGA-AA-0000-01Z,m\n")
+    assert read_labels(path, FLAT, say=said.append)[0].patient_id == "a"
+    assert "every slide counts as a patient" in said[1]
+
+
+def test_a_patient_written_in_two_ways_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label,case\na,n,P1\nb,m,p1\nc,m,7.0\nd,m,007\ne,m,8\n")
+    said: list[str] = []
+    got = read_labels(path, FLAT, say=said.append)
+    assert [s.patient_id for s in got] == ["P1", "P1", "7", "7", "8"]
+    assert "2 patients are written in two ways and are one: 'p1' and 'P1'" in said[1]
+
+
+def test_a_column_set_is_the_official_split() -> None:
+    said: list[str] = []
+    got = read_labels(TABLES / "bracs_set.csv", THREE, say=said.append)
+    assert said == [f"{TABLES / 'bracs_set.csv'}: column 'Set' is read as split"]
+    assert Counter(s.split for s in got) == {"train": 36, "val": 12, "test": 12}
+    (fold,) = make_folds(got, 5, 0, 0.2)
+    assert [len(part) for part in (fold.train, fold.val, fold.test)] == [36, 12, 12]
+
+
+def test_a_column_of_fold_numbers_is_the_folds(tmp_path: Path) -> None:
+    said: list[str] = []
+    got = read_labels(TABLES / "fold.csv", THREE, say=said.append)
+    assert "fold names the folds that test the slides: 0, 1, 2, 3, 4" in said[1]
+    folds = make_folds(got, 2, 0, 0.2)
+    assert [set(f.test) for f in folds] == [
+        {s.slide_id for s in got if s.split == str(k)} for k in range(5)
+    ]
+    assert all(f.val and len(f.train) + len(f.val) == 48 for f in folds)
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label,patient_id,split\na,n,P,0.0\nb,m,P,1.0\n")
+    with pytest.raises(UsageError, match=r"line 3: .*'P' is in split 1.0 here and in 0.0 on line"):
+        read_labels(path, FLAT)
+    path.write_text("slide_id,label,fold\na,n,3\nb,m,3\n")
+    with pytest.raises(UsageError, match="names one fold only"):
+        make_folds(read_labels(path, FLAT), 2, 0, 0.2)
+    path.write_text("slide_id,label,fold\na,n,3\nb,m,x\n")
+    with pytest.raises(UsageError, match="line 3: fold is 'x', elsewhere a number such as '3'"):
+        read_labels(path, FLAT)
+
+
+def test_a_semicolon_and_an_empty_split_do_not_matter(tmp_path: Path) -> None:
+    assert read_labels(TABLES / "semicolon.csv", THREE)[59].patient_id == "ps059"
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id;label;Split\na;n;\nb;m;NaN\n")
+    said: list[str] = []
+    assert [s.split for s in read_labels(path, FLAT, say=said.append)] == [None, None]
+    assert f"{path}: Split is empty in every line and not used" in said
+
+
+def test_labels_in_other_letters_are_read_and_named(tmp_path: Path) -> None:
+    tree = LabelTree.from_nested({"Low": ["1", "2"], "High": ["3", "e\u0301"]})
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\na,1.0\nb,\u00c9\nc,2\n", encoding="utf-8")
+    said: list[str] = []
+    assert [s.label for s in read_labels(path, tree, say=said.append)] == ["1", "e\u0301", "2"]
+    assert "labels are read as nodes of the tree: '1.0' as '1'" in said[0]
+    tree = LabelTree.from_nested(["a", "A", "b"])
+    path.write_text("slide_id,label\nx,a\ny,A\n")
+    assert [s.label for s in read_labels(path, tree)] == ["a", "A"]
+
+
+def test_inner_nodes_are_counted_and_left_out_on_demand(tmp_path: Path) -> None:
+    path = TABLES / "coarse.csv"
+    with pytest.raises(UsageError) as caught:
+        read_labels(path, THREE)
+    assert "1 of 60 slides have a label that is an inner node of the tree" in caught.value.what
+    assert "1 'benign' (its leaves: n, b)" in caught.value.what
+    assert "--leaves-only" in caught.value.fix
+    said: list[str] = []
+    assert len(read_labels(path, THREE, say=said.append, leaves_only=True)) == 59
+    assert said[0].endswith("1 'benign' (its leaves: n, b); they are left out")
+    only = tmp_path / "labels.csv"
+    only.write_text("slide_id,label\na,benign\n")
+    for leaves_only in (False, True):
+        with pytest.raises(UsageError, match="1 of 1 slides") as caught:
+            read_labels(only, THREE, leaves_only=leaves_only)
+        assert "evaluate" in caught.value.fix
+
+
 def test_inner_nodes_are_labels_where_they_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,label\na,N\nb,benign\nc,malignant\n")
@@ -64,27 +169,30 @@ def test_inner_nodes_are_labels_where_they_are_asked_for(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slide,label\na,N\n", "line 1: no column slide_id"),
+        ("name,label\na,N\n", "line 1: no column slide_id"),
         ("slide_id\na\n", "line 1: no column label"),
         ("", "line 1: no column slide_id"),
         ("slide_id,label,label\na,N,N\n", "line 1: two columns named label"),
-        ("slide_id;label\na;N\n", "line 1: no column slide_id"),
+        ("slide_id label\na N\n", "line 1: no column slide_id"),
         ("slide_id,label\n", "names no slides"),
         ("slide_id,label\na,N\n,IC\n", "line 3: slide_id is empty"),
         ("slide_id,label\na\n", "line 2: label is empty"),
         ("slide_id,label,patient_id\na,N,\n", "line 2: patient_id is empty"),
         ("slide_id,label,patient_id\na,N,NA\nb,N,NA\n", r"line 2: patient_id is empty \(NA\)"),
         ("slide_id,label\na,N\nb,IC\na,N\n", "line 4: slide_id 'a' is already on line 2"),
-        ("slide_id,label\na,n\n", r"line 2: label 'n' is not a leaf .*leaves: N, PB, IC"),
-        ("slide_id,label\na,benign\n", "line 2: label 'benign' is an inner node .*N, PB"),
+        ("slide_id,label\na,n1\n", r"line 2: label 'n1' is not a leaf .*leaves: N, PB, IC"),
+        (
+            "slide_id,label\na,benign\n",
+            r"1 of 1 slides have .* inner node .*: 1 'benign' \(its leaves: N, PB\)",
+        ),
         ("slide_id,label\na,b,N\n", "line 2: 3 fields where the header has 2"),
-        ("slide_id,label,split\na,N,dev\n", "line 2: split 'dev' is none of"),
+        ("slide_id,label,split\na,N,A\n", "line 2: split 'A' is none of"),
         ("slide_id,label,split\na,N,train\nb,N,\n", "line 3: split is empty"),
         (
             "slide_id,label,patient_id,split\na,N,P,train\nb,N,P,test\n",
             "line 3: patient_id 'P' is in split test here and in train on line 2",
         ),
-        (b"slide_id,label\n\xff\xfe,N\n", "not UTF-8"),
+        (b"slide_id,label\n\xff\x81,N\n", "not UTF-8"),
         ("slide_id,label\n" + "a" * 200_000 + ",N\n", "line 2: field larger"),
     ],
 )

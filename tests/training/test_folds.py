@@ -10,13 +10,14 @@ import pytest
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold
 from hmil_fast.bags.manifest import read_manifest, sources, write_splits
-from hmil_fast.bags.splits import Slide, make_folds
+from hmil_fast.bags.splits import Slide, make_folds, read_labels
 from hmil_fast.cli import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import summed
+from hmil_fast.training.commands import with_features
 from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.run_folder import (
     open_run,
@@ -95,6 +96,63 @@ def test_an_imported_manifest_gets_labels_patients_and_a_validation_part(
         UsageError, match=r"4 of 24 slides of .* lack a label or features: s20, s21"
     ):
         choose_folds(store, slides(20), TREE, CONFIG, path, said.append)
+
+
+def test_a_manifest_may_name_slides_otherwise_or_patients(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    ids = [f"s{i}" for i in range(24)]
+    fold = Fold(tuple(ids[:12]), tuple(ids[12:16]), tuple(ids[16:]))
+    written = Fold(
+        *(tuple(f"/d/{i}.svs" for i in part) for part in (fold.train, fold.val, fold.test))
+    )
+    bare = [Slide(i, "", "") for part in (written.train, written.val, written.test) for i in part]
+    said: list[str] = []
+    path = manifest(tmp_path / "a.json", [written], bare)
+    assert choose_folds(store, slides(), TREE, CONFIG, path, said.append)[0] == [fold]
+    assert said[0].startswith(f"24 slides of {path} have another name in the labels: '/d/s0.svs'")
+
+    two = [Slide(s.slide_id, s.label, f"P{i // 2}") for i, s in enumerate(slides())]
+    cases = Fold(tuple(f"p{i}" for i in range(6)), ("P6", "s14", "s15"), ("P8", "P9", "P10", "P11"))
+    path = manifest(
+        tmp_path / "b.json",
+        [cases],
+        [Slide(i, "", "") for i in cases.train + cases.val + cases.test],
+    )
+    said.clear()
+    assert choose_folds(store, two, TREE, CONFIG, path, said.append)[0] == [fold]
+    assert said[0].startswith(f"11 names in {path} are patients of the labels, each stands for all")
+
+
+def test_a_validation_part_that_cannot_choose_an_epoch_is_named(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    ids = [f"s{i}" for i in range(24)]
+    one = Fold(tuple(ids[:15]), ("s15",), tuple(ids[16:]))
+    alike = Fold(tuple(ids[:15]), ("s16", "s20"), (*ids[15:16], *ids[17:20], *ids[21:]))
+    good = Fold(tuple(ids[:14]), ("s14", "s15"), tuple(ids[16:]))
+    said: list[str] = []
+    path = manifest(tmp_path / "s.json", [one, alike, good], slides())
+    choose_folds(store, slides(), TREE, CONFIG, path, said.append)
+    wanted = (
+        "2 of 3 validation parts are too small to choose an epoch by (fold 0: one slide (s15), "
+    )
+    assert sum(line.startswith(wanted + "fold 1: 2 slides, all 'N')") for line in said) == 1
+
+
+@pytest.mark.parametrize("name", ["svs.csv", "svs_some.csv"])
+def test_labels_with_suffixes_reach_every_slide(
+    name: str, cohort: Any, fill: Callable[..., None], tmp_path: Path
+) -> None:
+    tables = Path(__file__).parent.parent / "data" / "tables"
+    tree = LabelTree.from_nested({"benign": ["n", "b"], "malignant": ["m"]})
+    made = create_store(tmp_path / "store", cohort.store.spec)
+    fill(made, {f"s{i:03d}": (i % 3, 1) for i in range(62)})
+    said: list[str] = []
+    found = with_features(made, read_labels(tables / name, tree), said.append)
+    assert found == read_labels(tables / "semicolon.csv", tree)
+    assert "slides have another name in the store: 's00" in said[0]
+    assert said[1] == "2 slides of the store have no label here: s060, s061"
 
 
 def test_slides_tested_in_several_folds_are_counted(store: FeatureStore, tmp_path: Path) -> None:
