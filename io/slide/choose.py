@@ -20,6 +20,8 @@ NAMES = {
     "openslide": "OpenSlide",
 }
 READERS = tuple(NAMES)
+MAX_SIDE_PX = 4_000_000  # 20 cm at 0.05 µm per px
+MAX_TILE_PX = 2**26  # of one of the file's own tiles, which is decoded whole
 
 
 def open_slide(
@@ -58,7 +60,34 @@ def open_slide(
         raise SlideError(f"{path.name}: {'; '.join(reasons)}", "choose another reader, or none")
     if opened is None:
         opened = _second(path, facts, "; ".join(reasons) or "it was asked for")
+    try:
+        _check_sizes(opened.info)
+    except SlideError:
+        opened.close()
+        raise
     return _with_mpp(opened, mpp, fallback_mpp)
+
+
+def _check_sizes(info: SlideInfo) -> None:
+    """Refuse sizes that only a damaged or hostile file states, before anything of it is allocated.
+
+    Raises:
+        SlideError: A side of level 0 is over `MAX_SIDE_PX`, or a tile over `MAX_TILE_PX`.
+    """
+    wide, high = info.level_dimensions[0]
+    if max(wide, high) > MAX_SIDE_PX:
+        raise SlideError(
+            f"{info.path.name} claims {wide:,} × {high:,} px, more than any scanner makes "
+            f"({MAX_SIDE_PX:,} a side)",
+            "copy the file again, or leave it out",
+        )
+    for tile_wide, tile_high in info.level_tile_sizes:
+        if tile_wide * tile_high > MAX_TILE_PX:
+            raise SlideError(
+                f"{info.path.name} has tiles of {tile_wide:,} × {tile_high:,} px, each of which "
+                f"takes {tile_wide * tile_high * 4 / 1e9:,.1f} GB to read",
+                "convert it to a TIFF with tiles of 256 or 512 px",
+            )
 
 
 def _tiled(

@@ -69,10 +69,11 @@ class TiffFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A tiled page: `directory` is None in SubIFDs."""
+    """A page: `directory` is None in SubIFDs."""
 
     page: Any
     size: tuple[int, int]
+    tiled: bool
     reduced: bool
     directory: int | None
 
@@ -118,16 +119,20 @@ def read_tiff(path: Path) -> TiffFacts | None:
 
 
 def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | None:
-    pictures = [_picture(page, n) for n, page in enumerate(pages)]
-    tiled = [each for each in pictures if each is not None]
-    if not tiled or (vendor == "hamamatsu" and tiled[0].directory != 0):
+    found = [_picture(page, n) for n, page in enumerate(pages)]
+    pictures = [each for each in found if each is not None]
+    if vendor == "hamamatsu":
+        pictures = pictures if found[0] is not None else []
+    else:
+        # the slide is the largest picture: labels, macros and small levels may come first
+        pictures.sort(key=lambda each: -each.area)
+    if not pictures or not pictures[0].tiled:
         return None
-    # the slide is the largest picture: labels, macros and small levels may come first
-    main = tiled[0] if vendor == "hamamatsu" else max(tiled, key=lambda each: each.area)
+    main, *others = pictures
     directory = main.directory or 0
     hidden = [_picture(page, None) for page in subs[directory]]
-    others = [each for each in [*tiled, *hidden] if each is not None and each is not main]
-    levels, notes = _pyramid(vendor, main, others)
+    tiled = [each for each in [*others, *hidden] if each is not None and each.tiled]
+    levels, notes = _pyramid(vendor, main, tiled)
     if directory:
         notes.append(f"the slide is page {directory + 1} of {len(pages)}")
     bits = _whole(main.page.bitspersample, "BitsPerSample")
@@ -143,13 +148,16 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
 
 
 def _picture(page: Any, directory: int | None) -> _Picture | None:
-    """A tiled page that may be the slide or a level of it, or None."""
-    tile = [_whole(getattr(page, name), name) for name in ("tilewidth", "tilelength")]
-    size = [_whole(getattr(page, name), name) for name in ("imagewidth", "imagelength")]
+    """A page that may be the slide or a level of it, or None."""
+    wide, high, tile_wide, tile_high = (
+        _whole(getattr(page, name.lower()), name)
+        for name in ("ImageWidth", "ImageLength", "TileWidth", "TileLength")
+    )
     kind = _whole(page.subfiletype, "NewSubfileType")
-    if min(tile) < 1 or min(size) < 1 or kind & _MASK or _is_label(page.description):
+    if min(wide, high) < 1 or kind & _MASK or _is_label(page.description):
         return None
-    return _Picture(page, (size[0], size[1]), bool(kind & _REDUCED), directory)
+    tiled = tile_wide > 0 and tile_high > 0
+    return _Picture(page, (wide, high), tiled, bool(kind & _REDUCED), directory)
 
 
 def _is_label(description: str) -> bool:

@@ -312,8 +312,8 @@ def test_sizes_of_another_type(
 @pytest.mark.parametrize(
     ("code", "value", "told"),
     [
-        (256, (ASCII, b"wide\0"), "its imagewidth is 'wide'"),
-        (322, (FLOAT, [0.5]), "its tilewidth is"),
+        (256, (ASCII, b"wide\0"), "its ImageWidth is 'wide'"),
+        (322, (FLOAT, [0.5]), "its TileWidth is"),
         (256, (LONG, [4_000_000_000]), "tiles in one level"),
         (258, (SHORT, [8, 16, 8]), "its BitsPerSample is"),
     ],
