@@ -1,5 +1,6 @@
 """The label tree: leaves are diagnoses, inner nodes are what the diagnoses share."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from hmil_fast.errors import UsageError
+from hmil_fast.tables import read_text
 
 # a YAML file must not make us allocate at will
 _MAX_NODES = 10_000
@@ -222,16 +224,10 @@ class LabelTree:
         Raises:
             UsageError: The file is missing, no YAML, or no tree.
         """
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(_MAX_BYTES + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the tree {path}: {error}", "check the path") from None
-        if len(text) > _MAX_BYTES:
-            raise UsageError(f"the tree {path} is larger than 1 MiB", "shrink it")
+        text = read_text(path, limit=_MAX_BYTES)
         try:
             nested = _Loader(text).get_single_data()
-        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2024-13-45
+        except (yaml.YAMLError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}" if mark else ""
             said = [getattr(error, part, None) for part in ("context", "problem")]
@@ -243,8 +239,27 @@ class LabelTree:
         return cls.from_nested(nested, str(path))
 
 
+@dataclass(frozen=True)
+class _NotText:
+    """What YAML takes for a number, a date, a truth value or nothing, as it is written."""
+
+    written: str
+    kind: str
+
+
+# None where nothing is written, which is how a leaf is written as a key
+_KINDS = {"bool": "yes or no", "int": "a number", "float": "a number", "timestamp": "a date",
+          "null": "no value", "value": "a sign"}  # fmt: skip
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases, whose expansion has no bound, and without keys lost in silence."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = _KINDS.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+        if not isinstance(node, yaml.ScalarNode) or kind is None:
+            return super().construct_object(node, deep)
+        return _NotText(node.value, kind) if node.value else None
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -268,17 +283,18 @@ class _Loader(yaml.SafeLoader):
 def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[tuple[str, ...]]:
     if len(path) > 32:
         raise UsageError(f"{source} is deeper than 32 levels, or refers to itself", "flatten it")
-    if nested is None and path:
+    if path and (nested is None or (isinstance(nested, _NotText) and nested.kind == "no value")):
         return [path]
     if isinstance(nested, dict):
         items = list(nested.items())
     elif isinstance(nested, list):
         items = [pair for entry in nested for pair in _list_entry(entry)]
-    elif path and isinstance(nested, str):  # `positive: tumour` is a single-child chain
+    # `positive: tumour` is a single-child chain
+    elif isinstance(nested, _NotText) or (path and isinstance(nested, str)):
         items = [(nested, None)]
     else:
         raise UsageError(
-            f"{source}: {'/'.join(path) or 'the root'} is a {type(nested).__name__}",
+            f"{source}: {'/'.join(path) or 'the root'} is {_in_words(nested)}",
             "write nested mappings, for instance `positive: {micro: , macro: }`",
         )
     if path and not items:
@@ -288,14 +304,31 @@ def _leaf_paths(nested: object, path: tuple[str, ...], source: str) -> Sequence[
     paths: list[tuple[str, ...]] = []
     for name, below in items:
         if not isinstance(name, str) or not name.strip():
-            raise UsageError(
-                f"{source}: the name {name!r} below {'/'.join(path) or 'the root'} is no text",
-                f'put it in quotes: "{name}"',
-            )
-        paths += _leaf_paths(below, (*path, name), source)
+            raise _not_a_name(name, path, source)
+        paths += _leaf_paths(below, (*path, unicodedata.normalize("NFC", name.strip())), source)
         if len(paths) > _MAX_NODES:
             raise UsageError(f"{source} has more than {_MAX_NODES} leaves", "shrink it")
     return paths
+
+
+def _in_words(nested: object) -> str:
+    return "empty" if nested is None else f"a {type(nested).__name__}"
+
+
+def _not_a_name(name: object, path: tuple[str, ...], source: str) -> UsageError:
+    where = f"below {'/'.join(path) or 'the root'}"
+    if isinstance(name, _NotText):
+        written = name.written[:200]
+        return UsageError(
+            f"{source}: {written} {where} is {name.kind} in YAML, not a name",
+            f'put it in quotes: "{written}"',
+        )
+    if isinstance(name, str) or name is None:
+        return UsageError(f"{source}: a name {where} is empty", "write it, or drop the entry")
+    return UsageError(
+        f"{source}: an entry {where} is {_in_words(name)}, not a name",
+        "write `name: [a, b]` for a node with nodes below it",
+    )
 
 
 def _check_names(paths: Sequence[tuple[str, ...]], source: str) -> None:

@@ -85,8 +85,13 @@ def read_table(path: Path, meanings: Sequence[str] = (), say: Say = quiet) -> Ta
     return Table(path, header, rows, _columns(path, header, rows, meanings, say))
 
 
-def read_text(path: Path, say: Say = quiet, limit: int = _MAX_BYTES) -> str:
-    """The text of a file that people wrote, whatever its encoding, without a byte-order mark.
+def read_text(path: Path, say: Say | None = None, limit: int = _MAX_BYTES) -> str:
+    """The text of a file that people wrote, in UTF-8 or UTF-16, without a byte-order mark.
+
+    Args:
+        path: The file.
+        say: Told when it is neither and is read as Windows-1252; None refuses such a file.
+        limit: The most bytes.
 
     Raises:
         UsageError: The file cannot be read, is larger than `limit` bytes, or is not text.
@@ -110,7 +115,7 @@ def read_text(path: Path, say: Say = quiet, limit: int = _MAX_BYTES) -> str:
     except UnicodeDecodeError as error:
         wrong = error
     try:
-        if encoding is not None:
+        if encoding is not None or say is None:
             raise wrong
         text = data.decode("cp1252")
     except UnicodeDecodeError:

@@ -140,7 +140,7 @@ def test_an_inner_node_names_the_levels_above_and_its_leaves(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "the root is a NoneType"),
+        ("", "the root is empty"),
         ("{}", "has no leaves"),
         ("[]", "has no leaves"),
         ("a: {}", "has no leaves"),
@@ -159,19 +159,19 @@ def test_an_inner_node_names_the_levels_above_and_its_leaves(tmp_path: Path) -> 
         ("{a: [b, c], b: [a, d]}", "has 'b' twice: a/b and b"),
         ("{a: [x, y], b: {z: {x: [v, w]}}}", "has 'x' twice: a/x and b/z/x"),
         ("{a: , b: }\n---\n{c: , d: }", "is not valid YAML: expected a single document"),
-        ("{a: [x, 3], b: [z]}", "the name 3 below a is no text"),
-        ("{a: [x, No], b: [z]}", "the name False below a is no text"),
-        ("{a: [x, ' '], b: [z]}", "is no text"),
-        ("{a: 3, b: }", "a is a int"),
-        ("{a: [x, [y, z]], b: }", "is no text"),
+        ("{a: [x, 3], b: [z]}", "3 below a is a number in YAML, not a name"),
+        ("{a: [x, No], b: [z]}", "No below a is yes or no in YAML, not a name"),
+        ("{a: [x, ' '], b: [z]}", "a name below a is empty"),
+        ("{a: 3, b: }", "3 below a is a number in YAML"),
+        ("{a: [x, [y, z]], b: }", "an entry below a is a list, not a name"),
         ("{a: [x, y], a: [z, w]}", "the key 'a' occurs twice"),
         ("{a: [x", "is not valid YAML"),
-        ("{[a]: b}", "is not valid YAML|is no text"),
+        ("{[a]: b}", "is not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("a: &a {b: *a}", "takes no aliases"),
         ("{a: &a [x, y], b: {<<: *a}}", "takes no aliases"),
         ("[" * 2000, "is not valid YAML"),
-        ("2024-13-45", "is not valid YAML"),
+        ("2024-13-45", "2024-13-45 below the root is a date in YAML"),
     ],
 )
 def test_bad_trees_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -179,6 +179,45 @@ def test_bad_trees_are_refused(tmp_path: Path, text: str, said: str) -> None:
         _tree(tmp_path, text)
     assert "tree.yaml" in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+MISREAD = "NO yes Off 3 3:4 8500_3 010 0x1F .5 1.0 1.5e+3 .inf ~ null 2024-01-31 2024-13-45"
+
+
+@pytest.mark.parametrize("name", MISREAD.split())
+def test_a_name_that_yaml_takes_for_something_else_is_quoted_as_it_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    for text in ("{a: [x, %s], b: z}", "[a, %s]"):
+        with pytest.raises(UsageError, match="in YAML, not a name") as caught:
+            _tree(tmp_path, text % name)
+        quoted = caught.value.fix.removeprefix("put it in quotes: ")
+        assert quoted == f'"{name}"'
+        assert name in _tree(tmp_path, text % quoted).leaves
+    if name not in ("~", "null"):  # which say that a key has no value
+        with pytest.raises(UsageError, match="in YAML, not a name"):
+            _tree(tmp_path, f"{{a: {name}, b: z}}")
+    with pytest.raises(UsageError, match="in YAML, not a name"):
+        _tree(tmp_path, f"a: z\n? {name}\n: [x, y]")
+
+
+def test_a_number_in_base_60_of_many_digits_is_not_worked_out(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a number in YAML") as caught:
+        _tree(tmp_path, f"[a, {':'.join(['59'] * 200_000)}]")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_names_are_those_of_the_labels_whatever_wrote_the_file(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "tree.yaml"
+    path.write_bytes("' a ': [e\u0301, y]\r\nb: [z]\r\n".encode(encoding))
+    assert LabelTree.from_yaml(path).names == (("a", "b"), ("\u00e9", "y", "z"))
+    path.write_bytes("[\u00e9, z]".encode("cp1252"))
+    with pytest.raises(UsageError, match=r"tree\.yaml is not UTF-8") as caught:
+        LabelTree.from_yaml(path)
+    assert caught.value.fix == "save it as UTF-8"
 
 
 @pytest.mark.parametrize("seed", ["{x: , y: }", "{}"])
@@ -208,7 +247,7 @@ def test_mapping_that_holds_itself_is_refused() -> None:
 
 
 def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot read the tree .*none\.yaml"):
+    with pytest.raises(UsageError, match=r"cannot read .*none\.yaml"):
         LabelTree.from_yaml(tmp_path / "none.yaml")
     (tmp_path / "bin.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UsageError, match=r"bin\.yaml"):
