@@ -4,7 +4,8 @@ import argparse
 
 from hmil_fast.arguments import Command, Commands, add_command, path, positive, store
 
-_FORMATS = ("trident", "clam", "stamp", "atlaspatch", "npy", "pt")
+_EXPORTED = ("trident", "clam", "stamp", "atlaspatch", "npy", "pt")
+_IMPORTED = (*_EXPORTED, "slide2vec")
 
 
 def add_store(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -65,7 +66,7 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
         "--coords",
         type=path,
         metavar="DIR",
-        help="TRIDENT's or CLAM's folder `patches`, for clam, npy and pt",
+        help="TRIDENT's or CLAM's folder `patches`, for clam, npy and pt; slide2vec's `tiles`",
     )
     take.add_argument(
         "--encoder",
@@ -82,8 +83,8 @@ def _add_interchange(actions: "Commands[argparse.ArgumentParser]") -> None:
     put.add_argument(
         "--mpp", type=positive, metavar="X", help="scale of a store that has several (the finest)"
     )
-    for action in (take, put):
-        action.add_argument("--format", choices=_FORMATS, required=True)
+    for action, formats in ((take, _IMPORTED), (put, _EXPORTED)):
+        action.add_argument("--format", choices=formats, required=True)
         action.add_argument(
             "--slide-mpp", type=positive, metavar="X", help="µm/px of level 0, for stamp"
         )

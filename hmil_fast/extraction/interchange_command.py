@@ -90,6 +90,7 @@ def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str
     """Do one slide after the other; one that fails stops no other."""
     err, out = Console(stderr=True), Console(soft_wrap=True, highlight=False)
     before, tiles, failed = 0, 0, list[tuple[str, HmilError]]()
+    notes: dict[str, list[str]] = {}
     for slide_id, task in track(work, done, console=err, transient=True):
         try:
             taken = task()
@@ -101,9 +102,10 @@ def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str
             before += taken.before
             tiles += 0 if taken.before else taken.tiles
             for note in taken.notes:
-                err.print(
-                    f"[yellow]{escape(slide_id)}: {escape(note)}", highlight=False, soft_wrap=True
-                )
+                notes.setdefault(note, []).append(slide_id)
+    for note, slides in notes.items():
+        names = slides[0] if len(slides) == 1 else f"{len(slides)} slides, {slides[0]} the first"
+        err.print(f"[yellow]{escape(names)}: {escape(note)}", highlight=False, soft_wrap=True)
     out.print(
         f"{len(work) - before - len(failed)} slides {done} ({tiles:,} tiles), {before} were done "
         f"before, {len(failed)} failed. {where}",

@@ -72,12 +72,26 @@ def refuse(path: Path, why: str, fix: str = "Write the file anew, or leave it ou
     return SlideError(f"{path}: {why}", fix)
 
 
+def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (N, D) of features that were saved as a batch of one slide, or as pooled maps.
+
+    (1, N, D), (N, 1, D) and (N, D, 1, 1) hold the same values in the same order. Other shapes come
+    back as they are.
+    """
+    if len(shape) == 4 and shape[2:] == (1, 1):
+        return shape[:2]
+    if len(shape) == 3 and 1 in shape[:2]:
+        return shape[1:] if shape[0] == 1 else (shape[0], shape[2])
+    return shape
+
+
 def check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     """The shape (N, D) of tile features; (0,) is a slide without tiles.
 
     Raises:
         SlideError: one vector for the whole slide, a third axis, or sizes out of bounds.
     """
+    shape = as_rows(shape)
     if shape == (0,):
         return (0, 0)
     if len(shape) != 2 or not 0 <= shape[0] <= MAX_TILES or not 1 <= shape[1] <= MAX_DIM:
@@ -121,6 +135,7 @@ def check_coords(path: Path, coords: npt.NDArray[Any], rows: int) -> npt.NDArray
     Raises:
         SlideError: not as many as features, another shape, or outside of int32.
     """
+    coords = coords.reshape(as_rows(coords.shape))
     if coords.size == 0 and rows == 0:
         return np.empty((0, 2), np.int64)
     if coords.ndim != 2 or coords.shape[1] < 2 or coords.shape[0] != rows:

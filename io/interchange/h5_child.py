@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import HmilError
-from hmil_fast.io.interchange.bag import refuse
+from hmil_fast.io.interchange.bag import as_rows, refuse
 from hmil_fast.io.interchange.h5_process import message
 
 _MOST_COMPRESSION = 16
@@ -97,12 +97,15 @@ def _close(asked: Request) -> Answer:
 
 def _shape(asked: Request) -> Answer:
     data = dataset(_files[asked["file"]], asked["name"])
-    return {"shape": data.shape, "dtype": data.dtype.str}, None
+    return {"shape": as_rows(data.shape), "dtype": data.dtype.str}, None
 
 
 def _rows(asked: Request) -> Answer:
     data = dataset(_files[asked["file"]], asked["name"])
-    return None, np.asarray(data[asked["start"] : asked["stop"]])
+    rows = slice(asked["start"], asked["stop"])
+    batch = len(data.shape) == 3 and data.shape[0] == 1
+    found = np.asarray(data[0, rows] if batch else data[rows])
+    return None, found.reshape(len(found), *as_rows(data.shape)[1:])
 
 
 def _names(asked: Request) -> Answer:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hmil_fast.io.interchange.bag import (
     Bag,
     Hints,
+    as_rows,
     check_coords,
     check_shape,
     convert,
@@ -83,6 +84,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
     """Open one slide's features."""
     data = load(path)
     shape = check_shape(path, data.shape)
+    data = data.reshape(as_rows(data.shape))
     dtype = target_dtype(path, data.dtype, hints)
     coords, tiles = beside(path, shape[0], hints)
     yield Bag(

@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from hmil_fast.errors import HmilError
 from hmil_fast.io.interchange import npy
-from hmil_fast.io.interchange.bag import Bag, Hints, check_shape, convert, refuse, target_dtype
+from hmil_fast.io.interchange.bag import (
+    Bag,
+    Hints,
+    as_rows,
+    check_shape,
+    convert,
+    refuse,
+    target_dtype,
+)
 from hmil_fast.io.interchange.outgoing import Outgoing, Part, same_bag
 from hmil_fast.io.store.layout import STORED_AS
 
@@ -52,6 +60,7 @@ def read(path: Path, slide_id: str, hints: Hints) -> Iterator[Bag]:
 
     tensor = _load(path).detach()
     shape = check_shape(path, tuple(tensor.shape))
+    tensor = tensor.reshape(as_rows(tuple(tensor.shape)))
     if tensor.dtype == torch.bfloat16 and hints.dtype is None:
         dtype, bits = "bfloat16", tensor.view(torch.uint16).numpy()
     else:

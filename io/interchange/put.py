@@ -38,6 +38,7 @@ def export_slide(
     """
     slide, left_out = _outgoing(store, slide_id, mpp)
     before = True
+    assert form.parts is not None, f"nothing is exported as {form.name}"
     for part in form.parts(folder, slide):
         before &= not _put(part, slide, Hints(mpp={} if slide.mpp is None else {"": slide.mpp}))
     notes = (f"{left_out} bad tiles left out",) if left_out else ()

@@ -72,7 +72,10 @@ def test_a_folder_of_npy_trains(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     (tmp_path / "tree.yaml").write_text("x: [a]\ny: [b, c]\n")
     done = cli("store", "import", "--format", "npy", tmp_path / "in", tmp_path / "s")
-    assert (done.returncode, "s0: it comes without coordinates" in done.stderr) == (0, True)
+    assert (
+        done.returncode,
+        "12 slides, s0 the first: it comes without coordinates" in done.stderr,
+    ) == (0, True)
     trained = cli(
         *("train", "--store", tmp_path / "s", "--labels", tmp_path / "labels.csv"),
         *("--tree", tmp_path / "tree.yaml", "--out", tmp_path / "run"),

@@ -1,5 +1,6 @@
 """Feature files as other tools lay them out, written from descriptions of their layouts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,86 @@ def pt(root: Path, name: str, features: Any, coords: Any) -> Path:
     return root / f"{name}.pt"
 
 
-LAYOUTS = {layout.__name__: layout for layout in (trident, clam, stamp, atlaspatch, npy, pt)}
+def slide2vec(root: Path, name: str, features: Any, coords: Any, kind: str = "pt") -> Path:
+    """As slide2vec 5 to 7 and hs2p 4 to 6 write: tensors or packed arrays, JSON beside both."""
+    for folder in ("tile_embeddings", "tiles"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    path = root / "tile_embeddings" / f"{name}.{kind}"
+    numbers = np.arange(len(features), dtype=np.int64)
+    if kind == "pt":
+        torch.save(torch.from_numpy(features), path)
+    elif kind == "npz":
+        np.savez_compressed(path, features=features, tile_index=numbers)
+    x, y = coords.T.astype(np.int64)
+    np.savez_compressed(
+        root / "tiles" / f"{name}.coordinates.npz",
+        tile_index=numbers.astype(np.int32),
+        x=x,
+        y=y,
+        tissue_fractions=np.ones(len(x), np.float32),
+    )
+    meta = {
+        "sample_id": name,
+        "artifact_type": "tile_embeddings",
+        "format": kind,
+        "feature_dim": features.shape[1] if len(features) else None,
+        "feature_dtype": "fp32",
+        "num_tiles": len(features),
+        "encoder_name": "uni2",
+        "encoder_level": "tile",
+        "coordinates_npz_path": f"/elsewhere/tiles/{name}.coordinates.npz",
+        "coordinates_meta_path": f"/elsewhere/tiles/{name}.coordinates.meta.json",
+        "tiles_tar_path": "",
+        "image_path": f"/elsewhere/{name}.svs",
+        "mask_path": None,
+        "tile_size_lv0": 448,
+        "backend": "cucim",
+        "read_tile_size_px": 224,
+        "requested_tile_size_px": 224,
+        "encoder_input_size_px": 224,
+        "requested_spacing_um": 0.5,
+        "annotation": None,
+    }
+    (root / "tile_embeddings" / f"{name}.meta.json").write_text(json.dumps(meta, indent=2))
+    about = {
+        "provenance": {"sample_id": name, "backend": "cucim", "mask_path": None},
+        "slide": {
+            "dimensions": [110_000, 100_000],
+            "base_spacing_um": 0.25,
+            "level_downsamples": [1.0, 2.0, 4.0],
+        },
+        "tiling": {
+            "requested_tile_size_px": 224,
+            "requested_spacing_um": 0.5,
+            "read_level": 1,
+            "read_tile_size_px": 224,
+            "read_spacing_um": 0.5,
+            "tile_size_lv0": 448,
+            "step_px_lv0": 448,
+            "overlap": 0.0,
+            "n_tiles": len(x),
+        },
+        "artifact": {"coordinate_space": "level0", "tile_order": "row_major", "annotation": None},
+    }
+    (root / "tiles" / f"{name}.coordinates.meta.json").write_text(json.dumps(about, indent=2))
+    return path
+
+
+LAYOUTS = {
+    layout.__name__: layout for layout in (trident, clam, stamp, atlaspatch, npy, pt, slide2vec)
+}
 
 
 @pytest.fixture(scope="session")
 def lay_out() -> Layout:
     """Writes one slide's file(s): (format, root, name, rows, dim) -> the file of features."""
 
-    def write(source: str, root: Path, name: str, rows: int = 700, dim: int = 24) -> Path:
+    def write(
+        source: str, root: Path, name: str, rows: int = 700, dim: int = 24, **more: Any
+    ) -> Path:
         rng = np.random.default_rng([rows, dim, *name.encode()])
         features = rng.standard_normal((rows, dim), np.float32).astype(np.float16)
         coords = rng.integers(0, 200, (rows, 2)) * 512
-        return LAYOUTS[source](root, name, features.astype(np.float32), coords)
+        return LAYOUTS[source](root, name, features.astype(np.float32), coords, **more)
 
     return write

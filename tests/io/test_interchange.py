@@ -27,6 +27,7 @@ from hmil_fast.io.store import FeatureStore, create_store
 Layout = Callable[..., Path]
 HINTS = Hints(encoder="resnet50", mpp={"": 0.2465})
 ALL = sorted(FORMATS)
+EXPORTED = sorted(name for name, form in FORMATS.items() if form.parts is not None)
 
 
 def take(source: str, root: Path, path: Path, hints: Hints = HINTS) -> FeatureStore:
@@ -69,6 +70,7 @@ def test_features_and_coordinates_arrive_as_they_were(
         ("clam", "unknown", 256 * 4.0001, None, "coords", {"downsample": [4.0001, 4.0001]}),
         ("stamp", "ctranspath", 256 / 0.2465, 0.2465, "/", {"code_hash": "0badcafe"}),
         ("atlaspatch", "uni_v1", 512, 0.25, "/", {"wsi_path": "/somewhere/a.svs"}),
+        ("slide2vec", "uni2", 448, 0.25, "features", {"encoder_level": "tile"}),
     ],
 )
 def test_what_the_files_say_is_kept(
@@ -97,7 +99,7 @@ def test_what_the_files_say_is_kept(
         assert attrs["level0_size"] == [90_000, 80_000]
 
 
-@pytest.mark.parametrize("target", ALL)
+@pytest.mark.parametrize("target", EXPORTED)
 @pytest.mark.parametrize("source", ["trident", "stamp"])
 def test_a_round_trip_keeps_the_content_digest(
     source: str, target: str, lay_out: Layout, tmp_path: Path
@@ -182,7 +184,7 @@ def test_slides_without_tiles(lay_out: Layout, tmp_path: Path) -> None:
         file["features"].attrs["encoder"] = "uni_v1"
     store = take("trident", tmp_path / "in", tmp_path / "s", Hints())
     assert store.features("none").shape == (0, 24)
-    for target in ALL:
+    for target in EXPORTED:
         put(store, target, tmp_path / target)
     assert np.load(tmp_path / "npy" / "none.npy").shape == (0, 24)
 
@@ -309,7 +311,7 @@ from hmil_fast.io.store import open_store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = open_store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-for form in FORMATS.values():
+for form in (f for f in FORMATS.values() if f.parts):
     try:
         export_slide(store, form, "a", Path(sys.argv[2]) / form.name, 0.25)
     except StoreError as error:
@@ -328,7 +330,69 @@ def test_a_full_disk_leaves_no_file_under_its_name(lay_out: Layout, tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"{name} True" for name in ALL]
+    assert sorted(done.stdout.splitlines()) == [f"{name} True" for name in EXPORTED]
     left = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert left <= {"a.coords.npy", "a.h5"}
     assert {p.parent.name for p in (tmp_path / "out").rglob("a.h5")} <= {"patches"}
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 8), (20, 1, 8), (20, 8, 1, 1)])
+@pytest.mark.parametrize("source", ["trident", "clam", "npy", "pt"])
+def test_a_batch_of_one_slide_is_that_slide(
+    source: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    features = np.arange(160, dtype=np.float32).reshape(shape)
+    coords = np.arange(40).reshape((1, 20, 2) if shape[0] == 1 else (20, 2))
+    path = tmp_path / f"s0{FORMATS[source].suffixes[0]}"
+    if path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["features"], file["coords"] = features, coords
+    else:
+        np.save(tmp_path / "s0.coords.npy", coords)
+        if source == "npy":
+            np.save(path, features)
+        else:
+            torch.save(torch.from_numpy(features), path)
+    store = take(source, path, tmp_path / "s")
+    np.testing.assert_array_equal(store.features("s0"), np.arange(160).reshape(20, 8))
+    np.testing.assert_array_equal(store.coords("s0"), np.arange(40).reshape(20, 2))
+
+
+def test_one_tile_and_several_slides_in_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.ones((1, 1, 8)))
+    np.save(tmp_path / "two.npy", np.ones((2, 20, 8)))
+    assert take("npy", tmp_path / "one.npy", tmp_path / "s").features("one").shape == (1, 8)
+    with pytest.raises(SlideError, match=r"shape \(2, 20, 8\), not \(tiles, values\)"):
+        take("npy", tmp_path / "two.npy", tmp_path / "s2")
+
+
+def test_a_folder_of_slide2vec(lay_out: Layout, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    lay_out("slide2vec", root, "a")
+    lay_out("slide2vec", root, "b", kind="npz")
+    lay_out("slide2vec", root, "none", rows=0, kind="alone")
+    for folder in ("tile_embeddings", "tiles"):  # a class of annotations
+        (root / folder / "tumor").mkdir()
+        for path in [*(root / folder).glob("b.*")]:
+            path.rename(root / folder / "tumor" / path.name)
+    (root / "slide_embeddings").mkdir()
+    torch.save(torch.zeros(24), root / "slide_embeddings" / "a.pt")
+    store = take("slide2vec", root, tmp_path / "s", Hints())
+    assert store.slide_ids() == ["a", "none", "tumor/b"]
+    assert store.record("none").num_tiles == 0
+    assert store.spec.encoder["name"] == "uni2"
+    assert store.spec.tiling == {"imported_from": "slide2vec", "tile_px": 224, "mpp": 0.5}
+    for slide_id in ("a", "tumor/b"):
+        rng = np.random.default_rng([700, 24, *slide_id[-1].encode()])
+        features = rng.standard_normal((700, 24), np.float32).astype(np.float16)
+        np.testing.assert_array_equal(store.features(slide_id), features)
+        np.testing.assert_array_equal(store.coords(slide_id), rng.integers(0, 200, (700, 2)) * 512)
+        attrs = store.record(slide_id).attrs
+        assert attrs["level0_size"] == [110_000, 100_000]
+        assert (attrs["level"], attrs["read_px"]) == (1, 224)
+    # the tensors alone, then with the folder of coordinates named
+    (root / "tile_embeddings").rename(tmp_path / "moved")
+    bare = take("slide2vec", tmp_path / "moved", tmp_path / "bare", Hints())
+    assert bare.record("a").attrs["coords_convention"] is None
+    named = take("slide2vec", tmp_path / "moved", tmp_path / "t", Hints(coords=root / "tiles"))
+    assert named.record("tumor/b").content_digest == store.record("tumor/b").content_digest
