@@ -68,8 +68,8 @@ def other_config(
     return StoreError(
         f"slide {slide_id!r} was committed with configuration {theirs}, this store's is {wanted} "
         f"({slide_dir})",
-        f"Run `hmil-fast store verify {slide_dir.parent.parent}`: it says whether "
-        "store.json is damaged. If not, write to a new --store, or `hmil-fast store drop` the slide.",
+        f"Run `hmil-fast store verify {slide_dir.parent.parent}`: it says whether store.json is "
+        "damaged. If not, write to a new --store, or `hmil-fast store drop` the slide.",
     )
 
 
