@@ -11,11 +11,15 @@ from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch
 
 import hmil_fast.io.slide.cucim_source  # noqa: F401  # before torch: see _import there
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # however busy
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,10 +60,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("AWS_REGION", "us-east-1")
         for name in ("NO_PROXY", "no_proxy"):
             patch.setenv(name, "127.0.0.1")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while True:
             try:
-                bucket = HTTPConnection("127.0.0.1", port, timeout=5)
+                bucket = HTTPConnection("127.0.0.1", port, timeout=60)
                 bucket.request("PUT", "/cohort")
                 assert bucket.getresponse().status == 200
                 break

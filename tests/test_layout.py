@@ -30,7 +30,7 @@ def test_the_package_tree_shows_every_module_and_stays_whole_while_it_is_made_ag
                 (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, tmp_path / path.relative_to(ROOT))
     script = [sys.executable, str(tmp_path / "tests" / "package_tree.py")]
-    subprocess.run(script, check=True, timeout=60)
+    subprocess.run(script, check=True, timeout=600)
     tree = tmp_path / "build" / "tree" / "hmil_fast"
 
     def modules() -> set[str]:
@@ -53,7 +53,7 @@ def test_the_package_tree_shows_every_module_and_stays_whole_while_it_is_made_ag
     (tmp_path / "hmil_fast" / "errors.py").unlink()
     (tmp_path / "io" / "more").mkdir()
     (tmp_path / "io" / "more" / "__init__.py").touch()
-    subprocess.run(script, check=True, timeout=60)
+    subprocess.run(script, check=True, timeout=600)
     assert modules() == first - {"errors.py"} | {"io/more/__init__.py"}
 
 
@@ -69,14 +69,14 @@ def test_imports_go_one_way() -> None:
     if not lint.exists():
         pytest.skip("import-linter is in the test extra")
     subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "package_tree.py")], check=True, timeout=60
+        [sys.executable, str(ROOT / "tests" / "package_tree.py")], check=True, timeout=600
     )
     said = subprocess.run(
         [str(lint), "--config", str(ROOT / "pyproject.toml"), "--no-cache"],
         cwd=ROOT / "build" / "tree",  # the checkout's own hmil_fast/ has no io and no kernels
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert said.returncode == 0, said.stdout

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hmil_fast.bags.sampler import epoch_batches, split_batch
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.one_of(st.just(0), st.integers(0, 60)), max_size=40),
     st.integers(1, 9),
@@ -42,7 +42,7 @@ def test_other_seeds_give_other_orders() -> None:
         assert len(orders) == 5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 99))
 def test_balanced_draws_every_leaf_as_often_as_any_other(leaves: list[int], seed: int) -> None:
     y = np.array(leaves, np.int64)
@@ -59,7 +59,7 @@ def test_balanced_draws_every_leaf_as_often_as_any_other(leaves: list[int], seed
         assert counts.max() - counts.min() <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 5))
 def test_a_batch_is_dealt_out_whole_and_evenly(lengths: list[int], parts: int) -> None:
     n = np.array(lengths, np.int64)

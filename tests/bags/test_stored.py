@@ -79,7 +79,7 @@ def test_a_step_takes_less_memory_than_its_bag(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     taken = json.loads(said.stdout)
     assert taken["bag_bytes"] == 2 * rows * dim

@@ -34,7 +34,7 @@ def cli() -> Cli:
             env=os.environ | ENV | env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr

@@ -170,7 +170,7 @@ def no_weights(name: str, **env: str) -> tuple[str, str]:
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, env=os.environ | env, capture_output=True, text=True, timeout=60, check=True
+        command, env=os.environ | env, capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stderr == ""
     what, fix = done.stdout.splitlines()

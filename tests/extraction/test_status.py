@@ -98,7 +98,7 @@ def test_a_killed_process_is_neither_counted_nor_at_a_slide(
     assert other.stdin is not None
     other.stdin.write("\n")
     other.stdin.flush()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 600
     while read_status(store.path)["processes"]:  # it has said that its job is at its end
         assert time.monotonic() < until
     assert other.poll() is None

@@ -34,7 +34,7 @@ def test_a_stopped_job_is_resumed_by_the_same_command(
         process = start(*args)
         wait_for_a_slide(process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == code
         if number == signal.SIGKILL:
             assert all(finding.ok for finding in open_store(store).verify())
@@ -65,7 +65,7 @@ def test_two_jobs_at_once_do_every_slide_once(
     ]
     made = 0
     for process in jobs:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert ", 0 failed" in out
         made += int(out.split()[0])

@@ -40,7 +40,7 @@ def events(store: Path) -> dict[int, list[dict[str, Any]]]:
 
 def wait_for_work(store: Path, workers: int) -> list[int]:
     """Until so many processes are at slides; their pids."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         if store.exists() and (store / "store.json").exists():
             pids = sorted({lease["pid"] for lease in read_status(store)["in_work"]})
@@ -52,7 +52,7 @@ def wait_for_work(store: Path, workers: int) -> list[int]:
 
 def stopped_at_work(store: Path, pids: list[int]) -> int:
     """One of the processes, stopped at a slide that is not in the store yet."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -80,14 +80,14 @@ def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:
     store = tmp_path / "store"
-    job = start(*command(slides, store), "--lease-seconds", 4)
+    job = start(*command(slides, store), "--lease-seconds", 60)
     killed = stopped_at_work(store, wait_for_work(store, 2))
     now = read_status(store)
     assert now["processes"] == 2
     assert now["left"] == SLIDES - now["committed"]
     assert not any(lease["dead"] for lease in now["in_work"])
     os.kill(killed, signal.SIGKILL)
-    out, err = job.communicate(timeout=100)
+    out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     assert f"worker {killed} was killed by SIGKILL while it worked on s" in err
     assert out.startswith(f"{SLIDES} slides extracted")
@@ -115,8 +115,8 @@ def test_workers_end_with_their_job_and_leave_nothing(
     job = start(*command(slides, store))
     pids = wait_for_work(store, 2)
     job.send_signal(number)
-    _, err = job.communicate(timeout=60)
-    until = time.monotonic() + 20
+    _, err = job.communicate(timeout=600)
+    until = time.monotonic() + 600
     while any(map(alive, pids)):
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -169,12 +169,12 @@ def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     os.mkfifo(mrxs.with_suffix("") / "Slidedat.ini")  # whoever opens it waits for ever
     args = [*command(mrxs, store)[:-2], "--slide-timeout", 0.02]
     job = start(*args)
-    assert "Fix: run the same command with --workers 1" in job.communicate(timeout=60)[1]
+    assert "Fix: run the same command with --workers 1" in job.communicate(timeout=600)[1]
     assert job.returncode == 1
     (store / "leases" / "hangs.1").write_text('{"host": "gone", "seconds": 0}')
-    args = [*command(slides, store)[:-1], 1, "--slide-timeout", 0.2]
-    out, err = start(*args).communicate(timeout=100)
-    assert "was ended, no tile was done for 0.2 minutes while it worked on hangs" in err
+    args = [*command(slides, store)[:-1], 1, "--slide-timeout", 0.5]
+    out, err = start(*args).communicate(timeout=600)
+    assert "was ended, no tile was done for 0.5 minutes while it worked on hangs" in err
     assert out.startswith("1 slides extracted"), err
     assert "hangs: slide 'hangs': 3 processes died while they worked on it" in out
     assert list(check_store(store)) == ["s0"]

@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_no_file_under_its_name(lay_out: Layout, tmp_path: Pa
         [sys.executable, "-c", FULL_DISK, tmp_path / "s", tmp_path / "out"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

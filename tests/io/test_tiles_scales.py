@@ -74,7 +74,7 @@ def test_a_coarse_scale_read_from_the_fine_level_is_made_of_whole_tiles() -> Non
     np.testing.assert_array_equal(fine.xy // coarse.read_px, coarse.xy[fine.parent] // (4 * 519))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(700, 9000), st.integers(700, 9000)),
     mpp=st.floats(0.1, 0.5),

@@ -338,7 +338,7 @@ def test_frozen_inference_keeps_no_gates() -> None:
     assert torch.equal(pooled, gated_attention_pool(*operands, _bags(BAGS))[0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), max_size=5), st.integers(0, 99))
 def test_any_slices_equal_the_reference(pairs: list[tuple[int, int]], seed: int) -> None:
     operands = _operands(seed=seed)
@@ -348,7 +348,7 @@ def test_any_slices_equal_the_reference(pairs: list[tuple[int, int]], seed: int)
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 15, 16, 17, 30]), max_size=12))
 def test_any_run_of_short_and_long_bags_equals_the_reference(lengths: list[int]) -> None:
     operands = [t.requires_grad_() for t in _operands(sum(lengths))]

@@ -182,7 +182,7 @@ def test_the_fused_kernels_pool_in_parts() -> None:
         env=os.environ | {"HMIL_KERNELS": "fused", "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert said.returncode == 0, said.stdout[-8000:] + said.stderr[-2000:]

@@ -143,7 +143,7 @@ def hmil(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
             env=child_environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
 

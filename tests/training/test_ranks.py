@@ -65,7 +65,7 @@ def test_two_processes_train_as_one_does(
     one, two = tmp_path / "one", tmp_path / "two"
     process = torchrun("train", *cohort.arguments, *settings, *SETTINGS, "--out", two)
     train_small(one, **CHANGES)
-    printed, err = process.communicate(timeout=240)
+    printed, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert printed.count("leaf balanced accuracy") == 1  # the first process alone speaks
     sizes = [len(fold.train) % CHANGES["batch_bags"] for fold in open_run(one).folds]

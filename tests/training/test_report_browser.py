@@ -46,7 +46,7 @@ class Browser:
         self._numbers, self._pending, self._session = count(1), b"", ""
         self.logged: list[str] = []
         self.fetched: list[str] = []
-        page, end = None, time.monotonic() + 60
+        page, end = None, time.monotonic() + 600
         while page is None:  # a busy machine takes its time to open the first one
             assert time.monotonic() < end, "no page was opened"
             targets = self.call("Target.getTargets")["targetInfos"]
@@ -106,7 +106,7 @@ class Browser:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30) -> None:
+    def wait(self, condition: str, seconds: float = 600) -> None:
         """Until an expression holds."""
         end = time.monotonic() + seconds
         while not self.do(f"Boolean({condition})"):
@@ -129,7 +129,7 @@ class Browser:
         """End the browser."""
         os.close(self._write)  # it leaves with its pipe
         try:
-            self._process.wait(20)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
