@@ -24,8 +24,7 @@ class TileStatus(IntEnum):
 
     OK = 0
     CORRUPT = 1  # the file's bytes for it are not a whole JPEG or JPEG 2000 image
-    MISSING = 2  # the file holds no bytes for it
-    FAILED = 3  # the decoder refused it
+    FAILED = 3  # the decoder refused it; 2 is in older stores: the file holds no bytes for it
 
 
 @dataclass(frozen=True, slots=True)

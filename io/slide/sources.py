@@ -66,13 +66,22 @@ def tiled_rgb(facts: TiffFacts, codecs: Sequence[int]) -> None:
     """
     if facts.vendor not in ("aperio", "generic-tiff"):
         raise Unsuited(f"it does not read {facts.vendor} files")
+    if (
+        facts.vendor == "aperio"
+        and len(facts.levels) > 1
+        and not all(level.counts.all() for level in facts.levels)
+    ):
+        raise Unsuited("tiles without bytes are to be made from finer levels")
     for level in facts.levels:
         if not level.plain_rgb:
-            raise Unsuited("not 8-bit interleaved RGB")
+            raise Unsuited("not upright 8-bit interleaved RGB")
         if level.compression not in codecs:
             codec = CODECS.get(level.compression, level.compression)
+            codec = "uncompressed tiles" if codec == "none" else codec
             colour = " in YCbCr" if level.compression == 33003 else ""
             raise Unsuited(f"it is not trusted with {codec}{colour}")
+        if level.ycbcr and level.compression != JPEG:
+            raise Unsuited("it is not trusted with YCbCr that is not in JPEG")
         if level.predictor != 1:
             raise Unsuited(f"it is not trusted with predictor {level.predictor}")
         if jpeg_tables(level.tables) is None:

@@ -31,7 +31,7 @@ class TiffLevel:
     tile: tuple[int, int]
     compression: int
     predictor: int
-    plain_rgb: bool  # 8 bits, three interleaved channels, RGB or YCbCr, tiled
+    plain_rgb: bool  # 8 bits, three interleaved channels, RGB or YCbCr, tiled, as people see them
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
     ycbcr: bool = False  # Photometric says YCbCr
@@ -132,7 +132,12 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
     directory = main.directory or 0
     hidden = [_picture(page, None) for page in subs[directory]]
     tiled = [each for each in [*others, *hidden] if each is not None and each.tiled]
-    levels, notes = _pyramid(vendor, main, tiled)
+    pyramid, notes = _pyramid(vendor, main, tiled)
+    levels = tuple(_level(each.page) for each in pyramid)
+    tiles = len(levels[0].counts)
+    empty = tiles - int(np.count_nonzero(levels[0].counts))
+    if empty:
+        notes.append(f"{empty:,} of its {tiles:,} tiles hold no bytes and are background")
     if directory:
         notes.append(f"the slide is page {directory + 1} of {len(pages)}")
     bits = _whole(main.page.bitspersample, "BitsPerSample")
@@ -142,9 +147,7 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
             f"them looks dark"
         )
     scale = _scale(vendor, main.page, directory)
-    return TiffFacts(
-        vendor, tuple(_level(each.page) for each in levels), scale, directory, tuple(notes)
-    )
+    return TiffFacts(vendor, levels, scale, directory, tuple(notes))
 
 
 def _picture(page: Any, directory: int | None) -> _Picture | None:
@@ -236,6 +239,9 @@ def _level(page: Any) -> TiffLevel:
         and page.planarconfig == 1
         and page.sampleformat == 1
         and page.photometric in (2, 6)
+        and not page.extrasamples
+        and page.fillorder == 1
+        and page.tags.valueof("Orientation", 1) == 1
         and len(page.dataoffsets) == len(page.databytecounts) == across * down
     )
     compression = _whole(page.compression, "Compression")

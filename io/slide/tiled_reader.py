@@ -1,19 +1,26 @@
 """Tiled TIFFs of RGB tiles: their bytes read and checked here, their pixels made by a source."""
 
 import os
+import threading
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
+import numpy as np
+
 from hmil_fast.io.slide.band import Band, SourceTile
-from hmil_fast.io.slide.base import BaseReader
-from hmil_fast.io.slide.codestream import jpeg_tables, whole_jpeg, whole_jpeg2000
+from hmil_fast.io.slide.base import WHITE, BaseReader
+from hmil_fast.io.slide.codestream import Look, jpeg_tables, look_at_jpeg, whole_jpeg2000
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
 from hmil_fast.io.slide.sources import JPEG, UNCOMPRESSED, Source
 from hmil_fast.io.slide.tiff_facts import TiffFacts, TiffLevel
 
 
 class TiledReader(BaseReader):
-    """One handle on the file for all threads, and a source that decodes."""
+    """One handle on the file for all threads, and a source that decodes.
+
+    A tile that does not look like what every decoder reads is read by OpenSlide, or is a bad one.
+    """
 
     def __init__(self, info: SlideInfo, facts: TiffFacts, source: Source) -> None:
         super().__init__(info)
@@ -21,6 +28,8 @@ class TiledReader(BaseReader):
         self._tables = {level.tables: jpeg_tables(level.tables) for level in facts.levels}
         self._source = source
         self._file = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._second: BaseReader | None = None
+        self._opening = threading.Lock()
 
     def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
         """See `SlideReader.read`."""
@@ -40,42 +49,81 @@ class TiledReader(BaseReader):
             os.close(self._file)
             self._file = -1
             self._source.close()
+        if self._second is not None:
+            self._second.close()
 
     def _decode(self, level: int, tiles: Sequence[int], spare: list[Any]) -> list[SourceTile]:
         facts = self._levels[level]
-        made: list[SourceTile] = []
-        whole: list[int] = []
-        contents: list[bytes] = []
+        made: dict[int, SourceTile] = {}
+        whole: dict[int, bytes] = {}
+        odd: list[int] = []
         for number in tiles:
-            data, status = self._bytes(facts, number)
-            made.append(SourceTile(status=status))
-            if status == TileStatus.OK:
-                whole.append(number)
-                contents.append(data)
-        decoded = iter(self._source.decode(level, whole, contents, spare) if whole else ())
-        for tile in made:
-            if tile.status == TileStatus.OK:
-                tile.pixels, tile.buffer = next(decoded)
-                if tile.pixels is None:
-                    tile.status = TileStatus.FAILED
-        return made
+            if not facts.counts[number]:
+                made[number] = SourceTile(_background(facts))
+                continue
+            data, look = self._bytes(facts, number)
+            made[number] = SourceTile(status=TileStatus.CORRUPT)
+            if look == Look.WHOLE:
+                whole[number] = data
+            elif look == Look.ODD:
+                odd.append(number)
+        if whole:
+            decoded = self._source.decode(level, list(whole), list(whole.values()), spare)
+            for number, (pixels, buffer) in zip(whole, decoded, strict=True):
+                made[number] = SourceTile(pixels, TileStatus.FAILED, buffer)
+                if pixels is None:
+                    odd.append(number)
+        for number in odd:
+            made[number].pixels = self._by_openslide(level, number)
+        for tile in made.values():
+            if tile.pixels is not None:
+                tile.status = TileStatus.OK
+        return [made[number] for number in tiles]
 
-    def _bytes(self, level: TiffLevel, tile: int) -> tuple[bytes, TileStatus]:
-        """A source tile's bytes and whether they can be a whole image."""
-        count = int(level.counts[tile])
-        if count == 0:
-            return b"", TileStatus.MISSING
+    def _bytes(self, level: TiffLevel, tile: int) -> tuple[bytes, Look]:
+        """A source tile's bytes and what they look like."""
+        offset, count = int(level.offsets[tile]), int(level.counts[tile])
         pixels = level.tile[0] * level.tile[1]
         # no codec grows so much; bounds what is read into memory
-        if count > 16 * pixels + 65_536:
-            return b"", TileStatus.CORRUPT
-        data = os.pread(self._file, count, int(level.offsets[tile]))
+        if offset == 0 or count > 16 * pixels + 65_536:
+            return b"", Look.BROKEN
+        data = os.pread(self._file, count, offset)
+        if len(data) < count:
+            return b"", Look.BROKEN
+        if level.compression == JPEG:
+            return data, look_at_jpeg(data, level.tile, self._tables[level.tables])
         if level.compression == UNCOMPRESSED:
-            whole = len(data) == 3 * pixels
-        else:
-            whole = len(data) == count and (
-                whole_jpeg(data, level.tile, self._tables[level.tables])
-                if level.compression == JPEG
-                else whole_jpeg2000(data, level.tile)
-            )
-        return data, TileStatus.OK if whole else TileStatus.CORRUPT
+            return data, Look.WHOLE if count == 3 * pixels else Look.ODD
+        return data, Look.WHOLE if whole_jpeg2000(data, level.tile) else Look.BROKEN
+
+    def _by_openslide(self, level: int, tile: int) -> UInt8 | None:
+        """A source tile as OpenSlide reads it, uint8 [h, w, 3], or None where it does not."""
+        import openslide
+
+        from hmil_fast.io.slide.openslide_reader import OpenSlideReader
+
+        with self._opening:
+            try:
+                self._second = self._second or OpenSlideReader(self._info.path, None)
+            except openslide.OpenSlideError:
+                return None
+        size, theirs = self._levels[level].size, self._second.info.level_dimensions
+        if size not in theirs:  # it does not see levels in SubIFDs
+            return None
+        wide, high = self._levels[level].tile
+        row, column = divmod(tile, self._levels[level].grid[0])
+        # it reads squares
+        side = gcd(wide, high)
+        y, x = np.mgrid[0:high:side, 0:wide:side]
+        corners = np.stack([x + column * wide, y + row * high], -1).reshape(-1, 2)
+        out = np.empty((len(corners), side, side, 3), np.uint8)
+        if self._second.read(theirs.index(size), corners, side, out).any():
+            return None
+        squares = out.reshape(high // side, wide // side, side, side, 3)
+        return squares.swapaxes(1, 2).reshape(high, wide, 3)
+
+
+def _background(level: TiffLevel) -> UInt8:
+    """What a sparse file leaves out, uint8 [h, w, 3]."""
+    wide, high = level.tile
+    return np.broadcast_to(np.uint8(WHITE), (high, wide, 3))

@@ -87,12 +87,14 @@ def write(path: Path, kind: str, tile: int = 256) -> np.ndarray:
         if kind == "jfif":
             options["subsampling"] = (2, 2)
         colour = "ycbcr" if kind == "jfif" else "rgb"
+        options["compressionargs"] = {"outcolorspace": colour}  # else the tag says YCbCr
         tifffile.imwrite(path, iter(streams), compression=7, photometric=colour, **options)
     elif kind == "uncompressed":
         tifffile.imwrite(path, pixels, photometric="rgb", **options)
     else:
-        options["compressionargs"] = {"level": 85}
-        options["photometric"] = "rgb" if kind == "rgb" else "ycbcr"
+        colour = "rgb" if kind == "rgb" else "ycbcr"
+        options["compressionargs"] = {"level": 85, "outcolorspace": colour}
+        options["photometric"] = "rgb"
         if kind == "444":
             options["subsampling"] = (1, 1)
         tifffile.imwrite(path, pixels, compression="jpeg", **options)
