@@ -65,6 +65,15 @@ def shard(text: str) -> tuple[int, int]:
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4 to 4/4")
 
 
+def colour(text: str) -> tuple[int, int, int]:
+    """R,G,B: three grey levels from 0 to 255."""
+    with suppress(ValueError):
+        red, green, blue = map(int, text.split(","))
+        if all(0 <= level <= 255 for level in (red, green, blue)):
+            return red, green, blue
+    raise argparse.ArgumentTypeError(f"{text!r} is not R,G,B, such as 200,200,180")
+
+
 def store(text: str) -> "Location":
     """A feature store: a folder, or a URL such as s3://bucket/prefix."""
     if ":/" not in text:

@@ -21,6 +21,7 @@ from hmil_fast.arguments import (
     Commands,
     add_command,
     batch,
+    colour,
     count,
     count_or_none,
     path,
@@ -110,6 +111,12 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "openslide"),
         help="read slides with this one only (the first that reads a slide right; never the GPU, "
         "whose pixels differ)",
+    )
+    parser.add_argument(
+        "--glass",
+        type=colour,
+        metavar="R,G,B",
+        help="grey levels of the empty glass, where it is not found right (found by itself)",
     )
     parser.add_argument(
         "--tile", type=tile_px, default=256, metavar="PX", help="edge of a tile (256)"

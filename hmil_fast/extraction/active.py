@@ -57,7 +57,7 @@ class ActiveSlide:
         self.passed = 0
         self.density = ready.stain.matrix if ready.stain else IDENTITY
         self.views = writer.spec.views
-        self._note = ready.note
+        self._notes = ready.notes
         self._writer = writer
         self._files = dict(files)
         self._start = start
@@ -129,7 +129,7 @@ class ActiveSlide:
             self._writer.abort()
             return SlideResult(self.task.slide_id, error=self.error)
         seconds = time.perf_counter() - self._start
-        return SlideResult(self.task.slide_id, self.num_tiles, self.bad_tiles, seconds, self._note)
+        return SlideResult(self.task.slide_id, self.num_tiles, self.bad_tiles, seconds, self._notes)
 
     def abandon(self) -> None:
         """Delete what was written of a slide that will not be finished."""

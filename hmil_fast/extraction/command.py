@@ -35,7 +35,7 @@ def extract(args: argparse.Namespace) -> int:
         raise UsageError("--scheduler is given without --engine dask", "give both")
     if args.engine == "dask":
         check_cluster(args.scheduler)
-    tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader)
+    tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader, args.glass)
     if not args.dry_run:
         files.check(args.store, writing=False)
     spec = tile_spec(args)

@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """What a job has to expect of one slide; fields after `error` are empty where it is set.
+    """What a job has to expect of one slide; fields after `fix` are empty where `error` is set.
 
     Attributes:
         coarser: Level and effective mpp of further scales; `tiles` and what follows are of all.
@@ -92,7 +92,7 @@ def doctor(args: argparse.Namespace) -> int:
     findings = machine_findings()
     slides: list[SlideReport] = []
     if args.slides or args.manifest:
-        tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader)
+        tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader, args.glass)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder: Encoder | None = None
         try:
@@ -261,7 +261,8 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
                 bad += int(np.count_nonzero(batch.status))
                 batch.release()
             decode_s = (time.perf_counter() - start) / (sample.stop - sample.start)
-        note = ready.note
+        note = "; ".join(what for what, _ in ready.notes) or None
+        fix = "; ".join(dict.fromkeys(fix for _, fix in ready.notes if fix)) or None
         if n and bad:
             undecoded = f"{bad} of {sample.stop - sample.start} sampled tiles cannot be decoded"
             note = f"{note}; {undecoded}" if note else undecoded
@@ -281,6 +282,7 @@ def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -
             bytes=every * (2 * dim * (1 + spec.views) + 9),
             seconds=None if encode_s is None else every * (max(encode_s, decode_s)),
             note=note,
+            fix=fix,
         )
 
 
@@ -310,7 +312,7 @@ def _print_slides(slides: Sequence[SlideReport]) -> None:
             f"{nbytes(s.bytes)}{time_left}; {s.reader_reason}"
         )
         note = f" ({s.note})" if s.note else ""
-        _print_findings([Finding("note" if note else "ok", text + note)])
+        _print_findings([Finding("note" if note else "ok", text + note, s.fix or "")])
 
 
 def _version(name: str) -> str:

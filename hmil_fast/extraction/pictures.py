@@ -31,6 +31,7 @@ def save_overlay(store: FeatureStore, ready: Prepared) -> None:
     um_per_px = info.level_mpp(0) * info.level_dimensions[0][0] / picture.width
     words = [(slide_id, _INK)]
     words += [(_tiles(grid), tile_colour(n)) for n, grid in enumerate(ready.grids)]
+    words += [(what, _BAD) for what, _ in ready.notes]
     picture = _with_foot(picture, um_per_px, picture.width / 5, words)
     # without chroma subsampling, for the thin coloured lines
     _save(picture, store, "overlays", slide_id, subsampling=0)

@@ -28,6 +28,7 @@ class SlideTask:
         mpp: Level-0 resolution in µm/px by the manifest, which wins over the file, or None.
         fallback_mpp: The one to use where the file states none, or an implausible one.
         reader: The one to read it with, as `open_slide` names them; by default it chooses.
+        glass: Grey levels (red, green, blue) of its glass, where the user states them.
     """
 
     slide_id: str
@@ -35,6 +36,7 @@ class SlideTask:
     mpp: float | None = None
     fallback_mpp: float | None = None
     reader: str | None = None
+    glass: tuple[int, int, int] | None = None
 
 
 def collect_slides(
@@ -42,6 +44,7 @@ def collect_slides(
     manifest: Path | None = None,
     slide_mpp: float | None = None,
     reader: str | None = None,
+    glass: tuple[int, int, int] | None = None,
 ) -> list[SlideTask]:
     """Slides of files, folders (searched through), globs and a manifest, in a fixed order.
 
@@ -50,6 +53,7 @@ def collect_slides(
         manifest: CSV with columns path[,slide_id][,mpp]; paths are relative to its folder.
         slide_mpp: Level-0 µm/px of slides that state none, or an implausible one.
         reader: Of all of them.
+        glass: Of all of them.
 
     Raises:
         UsageError: Nothing found, an unreadable manifest, or two slides with one id.
@@ -57,7 +61,7 @@ def collect_slides(
     tasks = [task for text in inputs for task in _from_input(text, slide_mpp)]
     if manifest is not None:
         tasks += _from_manifest(manifest, slide_mpp)
-    tasks = [replace(task, reader=reader) for task in dict.fromkeys(tasks)]
+    tasks = [replace(task, reader=reader, glass=glass) for task in dict.fromkeys(tasks)]
     if not tasks:
         raise UsageError(
             f"no slide found in {', '.join(inputs) or manifest or 'an empty command line'}",

@@ -14,6 +14,8 @@ from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
 
+Note = tuple[str, str]  # what the user should know, and what to do about it ("" if nothing)
+
 PICTURE_PX = 1024  # longer side of a small slide's picture, about
 TISSUE_UM = 4.0  # µm per px that are fine enough to find tissue: a third of what a large slide has
 
@@ -40,10 +42,22 @@ class Prepared:
         return self.grids[0]
 
     @property
-    def note(self) -> str | None:
-        """What the user should know of it, or None."""
-        notes = (self.reader.info.note, self.tissue.note, self.stain and self.stain.note)
-        return "; ".join(note for note in notes if note) or None
+    def notes(self) -> tuple[Note, ...]:
+        """What the user should know of it."""
+        note = self.reader.info.note
+        notes = [(note, "")] if note else []
+        none, found = not len(self.grid.coords), self.tissue.mask.any()
+        if none and found:
+            small = self.grid.read_px > min(self.reader.info.level_dimensions[self.grid.level])
+            why = "the slide is smaller than a tile" if small else "none holds enough tissue"
+            fix = "take a smaller --tile or --min-tissue, with a new --store"
+            notes.append((f"0 tiles: {why}", fix))
+        if self.tissue.note:
+            empty = "0 tiles: " if none and not found else ""
+            notes.append((f"{empty}{self.tissue.note}", self.tissue.fix))
+        if self.stain and self.stain.note:
+            notes.append((self.stain.note, ""))
+        return tuple(notes)
 
 
 def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
@@ -60,7 +74,7 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
     try:
         require_mpp(reader.info)
         picture, thumbnail, um_per_px = _thumbnails(reader)
-        tissue = find_tissue(thumbnail, um_per_px)
+        tissue = find_tissue(thumbnail, um_per_px, task.glass)
         grids = plan_grids(reader.info, spec, tissue)
         stain = fit_macenko(thumbnail, tissue.mask) if spec.stain_norm == "macenko" else None
         return Prepared(task, reader, picture, thumbnail, tissue, grids, stain)

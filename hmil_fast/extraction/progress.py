@@ -72,10 +72,13 @@ class JobProgress:
             )
         else:
             bad = f", {result.bad_tiles} cannot be decoded" if result.bad_tiles else ""
-            note = f" ([yellow]{result.note}[/])" if result.note else ""
+            said = "; ".join(escape(what) for what, _ in result.notes)
+            note = f" ([yellow]{said}[/])" if said else ""
+            fixes = dict.fromkeys(escape(fix) for _, fix in result.notes if fix)
+            mark = "[yellow]![/]" if fixes or not result.num_tiles else "[green]✓[/]"
             text = (
-                f"[green]✓[/] {name}: {result.num_tiles:,} tiles{bad} "
-                f"in {result.seconds:.1f} s{note}"
+                f"{mark} {name}: {result.num_tiles:,} tiles{bad} in {result.seconds:.1f} s{note}"
+                + "".join(f". [dim]Fix: {fix}[/]" for fix in fixes)
             )
         self.console.print(text, highlight=False, soft_wrap=True)
 

@@ -12,7 +12,7 @@ from hmil_fast.extraction.events import save_job
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.progress import JobProgress
 from hmil_fast.extraction.result import SlideResult
-from hmil_fast.extraction.status import undecoded
+from hmil_fast.extraction.status import noted, undecoded
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
 from hmil_fast.io.store import FeatureStore, files
 
@@ -152,6 +152,8 @@ def _print_summary(report: Report, seconds: float) -> None:
     )
     bad = {result.slide_id: result.bad_tiles for result in report.results.values()}
     if text := undecoded(bad):
+        out.print(f"  {text}", markup=False)
+    for text in noted({result.slide_id: result.notes for result in report.results.values()}):
         out.print(f"  {text}", markup=False)
     for result in failed:
         assert result.error is not None

@@ -1,5 +1,6 @@
 """What became of a slide, and a failure told so that a person can mend it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from hmil_fast.extraction.encoders import first_line
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What became of one slide; `error` is None where its features are in the store."""
+    """What became of one slide; `error` is None where its features are in the store.
+
+    Each of `notes` is what the user should know and what to do about it ("" if nothing).
+    """
 
     slide_id: str
     num_tiles: int = 0
     bad_tiles: int = 0
     seconds: float = 0.0
-    note: str | None = None
+    notes: Sequence[Sequence[str]] = ()
     error: HmilError | None = None
 
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ def read_status(path: str | Location) -> dict[str, Any]:
         `committed` (slides), `left` of the newest job (None if unknown), `in_work` (by whom, since
         when, `silent_s` since the last sign of life), `failed` (latest reason and fix; a slide that
         is tried again now is in work instead), `bad_tiles` of slides where some could not be
-        decoded, `processes` that run, and their `tiles_per_second` of the last five minutes.
+        decoded, `notes` of slides (what, fix), `processes` that run, and their `tiles_per_second`
+        of the last five minutes.
 
     Raises:
         StoreError: No store there.
@@ -62,6 +63,7 @@ def read_status(path: str | Location) -> dict[str, Any]:
     left = len(set(newest[0]) - committed - failed.keys()) if newest else None
     logs = [name for name in files.stamps(path / EVENTS) if name.endswith(".jsonl")]
     rates = list(files.each(path, lambda name: _rate(path / EVENTS / name), logs))
+    known = _known(store, sorted(committed))
     running = [rate for rate in rates if rate is not None]
     return {
         "store": str(path),
@@ -71,7 +73,8 @@ def read_status(path: str | Location) -> dict[str, Any]:
             lease for name, lease in leases.items() if name not in committed | failed.keys()
         ],
         "failed": list(failed.values()),
-        "bad_tiles": _bad_tiles(store, sorted(committed)),
+        "bad_tiles": {slide_id: facts[0] for slide_id, facts in known.items() if facts[0]},
+        "notes": {slide_id: facts[1] for slide_id, facts in known.items() if facts[1]},
         "processes": len(running),
         "tiles_per_second": round(sum(running), 2),
     }
@@ -100,15 +103,36 @@ def undecoded(bad_tiles: Mapping[str, int]) -> str:
     )
 
 
-def _bad_tiles(store: FeatureStore, slide_ids: list[str]) -> dict[str, int]:
-    def count(slide_id: str) -> int:
-        try:
-            return int(store.record(slide_id).attrs.get("bad_tiles") or 0)
-        except (StoreError, ValueError, TypeError):  # `store verify` says so
-            return 0
+def noted(notes: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """One text for each note that slides have, with the slides and what to do about it.
 
-    counts = zip(slide_ids, files.each(store.path, count, slide_ids), strict=True)
-    return {slide_id: bad for slide_id, bad in counts if bad}
+    Args:
+        notes: Of each slide, as (what, fix).
+    """
+    slides: dict[tuple[str, str], list[str]] = {}
+    for slide_id, each in sorted(notes.items()):
+        for what, fix in each:
+            slides.setdefault((what, fix), []).append(slide_id)
+    return [
+        f"{len(ids):,} slide{'s' * (len(ids) > 1)}: {what}: {', '.join(ids[:_NAMED])}"
+        + (", …" if len(ids) > _NAMED else "")
+        + (f"\n    Fix: {fix}" if fix else "")
+        for (what, fix), ids in slides.items()
+    ]
+
+
+def _known(store: FeatureStore, slide_ids: list[str]) -> dict[str, tuple[int, list[Any]]]:
+    """Undecodable tiles and notes of each slide, as its commit has them."""
+
+    def look(slide_id: str) -> tuple[int, list[Any]]:
+        try:
+            attrs = store.record(slide_id).attrs
+            notes = [(str(what), str(fix)) for what, fix in attrs.get("notes") or ()]
+            return int(attrs.get("bad_tiles") or 0), notes
+        except (StoreError, ValueError, TypeError):  # `store verify` says so
+            return 0, []
+
+    return dict(zip(slide_ids, files.each(store.path, look, slide_ids), strict=True))
 
 
 def _in_work(path: Location) -> list[dict[str, Any]]:
@@ -168,6 +192,8 @@ def _print(found: dict[str, Any]) -> None:
         markup=False,
     )
     if text := undecoded(found["bad_tiles"]):
+        out.print(f"  {text}", markup=False)
+    for text in noted(found["notes"]):
         out.print(f"  {text}", markup=False)
     for lease in found["in_work"]:
         since = time.strftime("%H:%M:%S", time.localtime(lease["since"]))

@@ -120,7 +120,7 @@ class WorkList:
                 num_tiles=result.num_tiles,
                 bad_tiles=result.bad_tiles,
                 seconds=round(result.seconds, 3),
-                note=result.note,
+                note="; ".join(what for what, _ in result.notes) or None,
             )
         else:
             self._fail(result.slide_id, result.error)

@@ -1,5 +1,6 @@
 """Where the tissue is, seen on a thumbnail: classical, deterministic, no weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,12 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.io.slide import SlideInfo
+from hmil_fast.io.tiles.glass import BLACK, Glass, find_glass, is_clear
 
 if TYPE_CHECKING:
     from hmil_fast.io.tiles.grid import TileGrid
 
 THUMBNAIL_PX = 2048  # longer side of the thumbnail to look at
-CONTRAST = 12  # grey levels darker than the glass, in any channel
+CONTRAST = 12  # grey levels darker than the glass, in any channel; of dim glass in proportion
+FULL_LIGHT = 240  # brightness of glass under a lamp that is well set
+NOISE = 4.0  # grey levels of the glass's standard deviation, a third of CONTRAST
+MOST_SMOOTHED_PX = 15
 DARK_CONTRAST = 24  # grey levels brighter than a dark background
 CLOSE_UM = 8.0  # gaps up to twice this between tissue pixels belong to the tissue
 HOLE_UM2 = 20_000.0  # a smaller hole (a gland, a vessel) belongs to the tissue
@@ -22,7 +27,14 @@ SPECK_UM2 = 2_000.0  # anything smaller is dust
 TISSUE_COLOUR, TILE_COLOUR = (0, 170, 60), (30, 80, 220)
 _COARSER_COLOURS = ((215, 95, 0), (150, 0, 160))
 LEAST_BOX_PX = 16  # smaller tiles are tinted on the overlay: their edges would hide the tissue
-BLACK = 10  # brightfield pixels darker than this in all channels are a scanner's padding
+EVERYTHING = 0.97  # share of the picture, from which on tissue is more likely missed glass
+
+UNEVEN = 0.25  # share of the pixels that look like glass but are darker than the glass
+
+_FIX = (
+    "look at its picture in overlays/; where it is wrong, `hmil-fast store drop` the slide, then "
+    "run the same command with --glass R,G,B, the colour of its glass"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +45,57 @@ class TissueMask:
         mask: bool [h, w].
         um_per_px: µm per px of the mask.
         note: What the user should know ("dark background: …", "no tissue …"), or None.
+        fix: What to do about it; "" without a note.
     """
 
     mask: NDArray[np.bool_]
     um_per_px: float
     note: str | None
+    fix: str = ""
 
 
-def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float) -> TissueMask:
+def find_tissue(
+    thumbnail: NDArray[np.uint8], um_per_px: float, glass: tuple[int, int, int] | None = None
+) -> TissueMask:
     """Find what is darker than the glass; on a dark background, what is brighter than it.
 
-    The glass is the commonest bright, colourless colour, apart from pure white, which scanners
-    write where they did not look. Ink and cover-slip edges count as tissue: no classical method
-    tells them apart for certain.
+    The colour of the glass is found by `find_glass`; a note says where it is unusual, and where
+    none is found, so that everything counts as tissue. Ink and cover-slip edges count as tissue:
+    no classical method tells them apart for certain.
 
     Args:
         thumbnail: uint8 [h, w, 3].
         um_per_px: µm per px of the thumbnail; sizes of gaps, holes and dust are in µm.
+        glass: Grey levels of the glass as the user states them, in place of what is found.
     """
     # one plane after the other: numpy is ten times as quick on whole planes
     planes = [np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3)]
     brightest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     darkest = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
-    glass = (darkest > 190) & (brightest - darkest < 20)
-    if (brightest < 64).mean() > 0.3 and glass.mean() < 0.1:
+    clear = is_clear(brightest, darkest)
+    ground = find_glass(planes, clear, darkest) if glass is None else Glass(glass, 0.0, usual=True)
+    black = (brightest < 64).mean() > 0.3 and clear.mean() < 0.1
+    notes = []
+    if black and (ground is None or (ground.usual and glass is None)):
         seen = _on_dark(brightest)
-        note = "dark background: only what is brighter than it was taken as tissue"
+        notes.append("dark background: only what is brighter than it was taken as tissue")
+    elif ground is None:
+        seen = brightest >= BLACK
+        notes.append("no glass found: everything was taken as tissue")
     else:
-        seen = _darker_than_glass(planes, glass, darkest) & (brightest >= BLACK)
-        note = None
+        seen = _darker_than(ground, planes) & (brightest >= BLACK)
+        if not ground.usual:
+            notes.append("dim or coloured glass: tissue is what is darker than it")
+        if ground.noise > NOISE:
+            notes.append("noisy glass: it was smoothed first")
+        elif clear.mean() > 0.05 and (clear & seen).sum() > UNEVEN * clear.sum():
+            notes.append("uneven glass: its darker parts were taken as tissue")
     mask = _clean(seen, um_per_px)
     if not mask.any():
-        note = f"{note}; no tissue found" if note else "no tissue found: all glass"
-    return TissueMask(mask, um_per_px, note)
+        notes.append("no tissue found" if notes else "no tissue found: all glass")
+    elif not notes and glass is None and mask.mean() > EVERYTHING:
+        notes.append("tissue everywhere: hardly any glass was found")
+    return TissueMask(mask, um_per_px, "; ".join(notes) or None, _FIX if notes else "")
 
 
 def tile_colour(scale: int) -> tuple[int, int, int]:
@@ -138,17 +168,17 @@ def _edge(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _darker_than_glass(
-    planes: list[NDArray[np.uint8]], glass: NDArray[np.bool_], darkest: NDArray[np.uint8]
-) -> NDArray[np.bool_]:
-    scanned = glass & (darkest < 254)
-    if scanned.sum() < 0.01 * glass.size:
-        scanned = glass
-    among = Image.fromarray(scanned.view(np.uint8))
-    seen = np.zeros(glass.shape, np.bool_)
-    for plane in planes:
-        counts = Image.fromarray(plane).histogram(among) if scanned.any() else [0] * 255 + [1]
-        seen |= plane < max(int(np.argmax(counts)) - CONTRAST, 0)
+def _darker_than(glass: Glass, planes: list[NDArray[np.uint8]]) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
+    contrast = round(CONTRAST * min(1.0, max(glass.colour) / FULL_LIGHT))
+    size = 1
+    if glass.noise > NOISE:  # a mean of size² pixels has a size-th of their noise
+        size = min(MOST_SMOOTHED_PX, math.ceil(4 * glass.noise / contrast) | 1)
+    seen = np.zeros(planes[0].shape, np.bool_)
+    for plane, level in zip(planes, glass.colour, strict=True):
+        smooth = plane if size == 1 else ndimage.uniform_filter(plane, size)
+        seen |= smooth < max(level - contrast, 0)
     return seen
 
 
@@ -169,7 +199,8 @@ def _clean(seen: NDArray[np.bool_], um_per_px: float) -> NDArray[np.bool_]:
         near = ndimage.maximum_filter(np.pad(mask, radius).view(np.uint8), size)
         closed = ndimage.minimum_filter(near, size).view(np.bool_)
         mask = closed[radius:-radius, radius:-radius] | seen
-    mask = mask | _smaller(~mask, HOLE_UM2 / um_per_px**2)
+    if mask.any():  # else all of a small picture is a hole
+        mask = mask | _smaller(~mask, HOLE_UM2 / um_per_px**2)
     return mask & ~_smaller(mask, SPECK_UM2 / um_per_px**2)
 
 

@@ -1,6 +1,7 @@
 """Tissue detection against a known truth and on awkward real slides."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,90 @@ def test_overlay_draws_outline_and_tiles(slide_file: SlideFile) -> None:
     x, y = (grid.xy[0] * scale).round().astype(int)
     assert picture[y, x].tolist() == [30, 80, 220]
     assert (picture == (0, 170, 60)).all(axis=2).sum() > 500
+
+
+def lit(thumbnail: np.ndarray, light: tuple[float, float, float], noise: float = 0) -> np.ndarray:
+    """The same slide under another lamp, with a noisy camera."""
+    seen = thumbnail * np.array(light)
+    seen += np.random.default_rng(0).normal(0, noise, seen.shape)
+    return np.clip(seen.round(), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "brca_m2c_mosaic.tif"])
+@pytest.mark.parametrize(
+    ("light", "noise", "says"),
+    [
+        ((0.9, 0.9, 0.9), 0, None),
+        ((0.75, 0.75, 0.75), 0, "dim or coloured glass"),
+        ((0.5, 0.5, 0.5), 0, "dim or coloured glass"),
+        ((1.0, 0.93, 0.65), 0, "dim or coloured glass"),
+        ((0.85, 0.9, 1.0), 0, "dim or coloured glass"),
+        ((1.0, 1.0, 1.0), 15, "noisy glass"),
+        ((0.75, 0.72, 0.6), 8, "dim or coloured glass: .*; noisy glass"),
+    ],
+)
+def test_other_lamps_show_the_same_tissue(
+    slide_file: SlideFile,
+    name: str,
+    light: tuple[float, float, float],
+    noise: float,
+    says: str | None,
+) -> None:
+    thumbnail, usual, _ = look(slide_file(name), 0.5, 700)
+    tissue = find_tissue(lit(thumbnail, light, noise), usual.um_per_px)
+    both, either = (tissue.mask & usual.mask).sum(), (tissue.mask | usual.mask).sum()
+    assert both / either > (0.85 if noise else 0.98)
+    if says is None:
+        assert tissue.note is None
+    else:
+        assert tissue.note is not None
+        assert re.match(says, tissue.note)
+        assert "--glass" in tissue.fix
+
+
+def test_what_cannot_be_told_is_said(slide_file: SlideFile) -> None:
+    thumbnail, usual, _ = look(slide_file("CMU-1-Small-Region.svs"), 0.5, 700)
+    pink = lit(thumbnail, (1.0, 0.75, 0.9))
+    tissue = find_tissue(pink, usual.um_per_px)
+    assert tissue.mask.all()
+    assert tissue.note == "no glass found: everything was taken as tissue"
+    colour = tuple(np.median(pink[~usual.mask], axis=0).astype(int).tolist())
+    stated = find_tissue(pink, usual.um_per_px, colour)
+    assert abs(stated.mask.mean() - usual.mask.mean()) < 0.02
+    assert (stated.note, stated.fix) == (None, "")
+    shaded = thumbnail * np.linspace(1, 0.7, thumbnail.shape[1])[:, None]
+    uneven = find_tissue(shaded.astype(np.uint8), usual.um_per_px)
+    assert uneven.note == "uneven glass: its darker parts were taken as tissue"
+    inside = np.full_like(thumbnail, 90)  # a crop that is tissue throughout
+    inside[...] = np.where(usual.mask[..., None], thumbnail, (190, 110, 160))
+    everything = find_tissue(inside, usual.um_per_px)
+    assert everything.mask.mean() > 0.95
+    assert everything.note is not None
+
+
+def test_unread_grey_is_no_glass(slide_file: SlideFile) -> None:
+    thumbnail, usual, _ = look(slide_file("CMU-1-Small-Region.svs"), 0.5, 700)
+    unread = np.where(usual.mask[..., None], thumbnail, 128).astype(np.uint8)
+    assert find_tissue(unread, usual.um_per_px).mask.mean() > 0.95
+
+
+def test_black_glass_and_dim_glass_beside_black_padding(slide_file: SlideFile) -> None:
+    thumbnail, usual, _ = look(slide_file("CMU-1-Small-Region.svs"), 0.5, 700)
+    black = np.where(usual.mask[..., None], thumbnail, 3).astype(np.uint8)
+    tissue = find_tissue(black, usual.um_per_px)
+    assert tissue.note is not None
+    assert tissue.note.startswith("dark background")
+    assert "--glass" in tissue.fix
+    assert (tissue.mask & usual.mask).sum() / (tissue.mask | usual.mask).sum() > 0.95
+    padded = lit(thumbnail, (0.7, 0.7, 0.7))
+    padded[:, : padded.shape[1] // 3] = 0
+    there = np.s_[:, padded.shape[1] // 3 + 5 :]
+    dim = find_tissue(padded, usual.um_per_px).mask
+    assert not dim[:, : padded.shape[1] // 3].any()
+    assert (dim[there] == usual.mask[there]).mean() > 0.98
+
+
+def test_a_small_picture_of_glass_is_no_hole_in_tissue() -> None:
+    tissue = find_tissue(np.full((13, 13, 3), 244, np.uint8), 4.0)
+    assert not tissue.mask.any()
+    assert tissue.note == "no tissue found: all glass"

@@ -1,0 +1,109 @@
+"""The colour of the empty glass on a thumbnail, against which tissue stands out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+UNREAD = 128  # the grey of what a reader could not decode: the job is to count it, not to skip it
+BLACK = 10  # brightfield pixels darker than this in all channels are a scanner's padding
+WHITE = 254  # scanners write pure white where they did not look
+_CLEAR, _NEUTRAL = 190, 20  # glass as most scanners show it: bright, and of hardly any colour
+_ENOUGH = 0.05  # of what was scanned, for its glass to be known by its colour alone
+_LEAST = 0.01  # of the picture, else pure white counts as glass too
+_BLOCK_PX = 4
+_MOST_BLOCKS = 50_000
+_QUIET = 3.0  # grey levels of standard deviation in a block of flat colour
+_DIMMEST = 64.0
+_CLOSE = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Glass:
+    """What the empty parts of a slide look like.
+
+    Attributes:
+        colour: Grey level of each channel.
+        noise: Standard deviation of its pixels in grey levels, in the noisiest channel.
+        usual: Whether it is as bright and colourless as most scanners show it.
+    """
+
+    colour: tuple[int, int, int]
+    noise: float
+    usual: bool
+
+
+def find_glass(
+    planes: list[NDArray[np.uint8]], clear: NDArray[np.bool_], darkest: NDArray[np.uint8]
+) -> Glass | None:
+    """The commonest bright, colourless colour; without one, the flat colour nothing outshines.
+
+    Stain only takes light away, so that the second kind is the glass under a dim or coloured lamp.
+    Flat pink is not taken for it: that may be tissue.
+
+    Args:
+        planes: The three channels, uint8 [h, w] each.
+        clear: Pixels as bright and colourless as glass mostly is, see `is_clear`.
+        darkest: uint8 [h, w], the least of the channels.
+
+    Returns:
+        None where neither is seen.
+    """
+    flat = _flat(planes)
+    noise = flat.noise if flat else 0.0
+    scanned = clear & (darkest < WHITE)
+    padding = np.count_nonzero(darkest >= WHITE)
+    enough = np.count_nonzero(scanned) >= _ENOUGH * max(1, darkest.size - int(padding))
+    if flat and (noise > _QUIET or not enough):
+        return flat
+    if scanned.sum() < _LEAST * scanned.size:
+        scanned = clear
+    if not scanned.any():
+        return None
+    among = Image.fromarray(scanned.view(np.uint8))
+    red, green, blue = (int(np.argmax(Image.fromarray(p).histogram(among))) for p in planes)
+    return Glass((red, green, blue), noise, usual=True)
+
+
+def is_clear(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels [h, w] as bright and colourless as glass mostly is."""
+    return (darkest > _CLEAR) & (brightest - darkest < _NEUTRAL)
+
+
+def _flat(planes: list[NDArray[np.uint8]]) -> Glass | None:
+    """The commonest flat colour of the scanned parts, where it can be glass."""
+    mean, spread = _blocks(planes)
+    unread = (mean == UNREAD).all(axis=1) & (spread == 0)
+    scanned = (mean.min(axis=1) < WHITE) & (mean.max(axis=1) >= BLACK) & ~unread
+    mean, spread = mean[scanned], spread[scanned]
+    if not len(mean):
+        return None
+    quiet = mean[spread <= max(_QUIET, 1.5 * float(np.quantile(spread, 0.1)))]
+    bins, counts = np.unique((quiet / _CLOSE).astype(np.int64), axis=0, return_counts=True)
+    centre = (bins[np.argmax(counts)] + 0.5) * _CLOSE
+    near = (np.abs(mean - centre) <= _CLOSE).all(axis=1)
+    red, green, blue = colour = np.median(mean[near], axis=0)
+    brightest = float(colour.max())
+    step = 0.05 * brightest
+    outshone = (mean > colour + step).any(axis=1).mean() > _ENOUGH
+    pink = min(red, blue) - green > _NEUTRAL * brightest / 255
+    if near.mean() < _ENOUGH or outshone or pink or brightest < _DIMMEST:
+        return None
+    usual = colour.min() > _CLEAR and brightest - colour.min() < _NEUTRAL
+    levels = tuple(round(float(level)) for level in colour)
+    return Glass(levels, float(np.median(spread[near])), bool(usual))  # type: ignore[arg-type]
+
+
+def _blocks(planes: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean [n, 3] and standard deviation [n] of blocks, evenly over the picture."""
+    high, wide = (side // _BLOCK_PX for side in planes[0].shape)
+    step = 1 + int((high * wide / _MOST_BLOCKS) ** 0.5)
+    means, spreads = [], []
+    for plane in planes:
+        cut = plane[: high * _BLOCK_PX, : wide * _BLOCK_PX]
+        parts = cut.reshape(high, _BLOCK_PX, wide, _BLOCK_PX)[::step, :, ::step].astype(np.float32)
+        mean = parts.mean(axis=(1, 3))
+        means.append(mean.ravel())
+        spreads.append(np.sqrt(np.maximum((parts**2).mean(axis=(1, 3)) - mean**2, 0)).ravel())
+    return np.stack(means, axis=1), np.max(spreads, axis=0)
