@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hmil_fast.errors import HmilError, SlideError
 from hmil_fast.extraction.pictures import ContactSheet
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import Prepared
+from hmil_fast.extraction.record import source
 from hmil_fast.extraction.result import SlideResult, explained
 from hmil_fast.io.store import SlideWriter
 from hmil_fast.io.store.commit import nonfinite_rows
@@ -117,6 +119,7 @@ class ActiveSlide:
         """Commit the slide unless it has failed, and say what became of it; never raises."""
         if self.error is None:
             try:
+                self._check_unchanged()
                 coords = np.concatenate([grid.coords for grid in self.grids])
                 parents = [grid.parent for grid in self.grids if grid.parent is not None]
                 parent = np.concatenate(parents) if parents else None
@@ -130,6 +133,14 @@ class ActiveSlide:
             return SlideResult(self.task.slide_id, error=self.error)
         seconds = time.perf_counter() - self._start
         return SlideResult(self.task.slide_id, self.num_tiles, self.bad_tiles, seconds, self._notes)
+
+    def _check_unchanged(self) -> None:
+        with suppress(OSError):  # it was read to its end; it may go
+            if source(self.task.path) != self._writer.attrs["source"]:
+                raise SlideError(
+                    f"slide {self.task.path} changed while it was read",
+                    "wait until it is copied, then run the same command again",
+                )
 
     def abandon(self) -> None:
         """Delete what was written of a slide that will not be finished."""

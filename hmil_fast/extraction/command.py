@@ -35,7 +35,14 @@ def extract(args: argparse.Namespace) -> int:
         raise UsageError("--scheduler is given without --engine dask", "give both")
     if args.engine == "dask":
         check_cluster(args.scheduler)
-    tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader, args.glass)
+
+    def tell(text: str) -> None:
+        err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    err = Console(stderr=True)
+    tasks = collect_slides(
+        args.slides, args.manifest, args.slide_mpp, args.reader, args.glass, tell
+    )
     if not args.dry_run:
         files.check(args.store, writing=False)
     spec = tile_spec(args)
@@ -58,7 +65,7 @@ def extract(args: argparse.Namespace) -> int:
             tasks, done, spec, (encoder.card.dim, args.dtype), encoder if cpu else None, args.store
         )
         if text is not None:
-            Console(stderr=True).print(f"to do: {text}", highlight=False, soft_wrap=True)
+            err.print(f"to do: {text}", highlight=False, soft_wrap=True)
     store = create_store(args.store, store_spec(encoder, spec, args.dtype))
     tasks = in_order(tasks, args.shard)
     if args.retry_failed:
@@ -66,7 +73,6 @@ def extract(args: argparse.Namespace) -> int:
     if in_process:
         extractor = Extractor(store, encoder, spec, batch=args.batch, threads=args.threads)
         return run_job(tasks, extractor, args.lease_seconds, args.slide_timeout)
-    err = Console(stderr=True)
     _warn_of_mpp(err, encoder, spec.scales)
     report = Report(err, store, tasks)
     job = Job(

@@ -92,7 +92,11 @@ def doctor(args: argparse.Namespace) -> int:
     findings = machine_findings()
     slides: list[SlideReport] = []
     if args.slides or args.manifest:
-        tasks = collect_slides(args.slides, args.manifest, args.slide_mpp, args.reader, args.glass)
+        said: list[str] = []
+        tasks = collect_slides(
+            args.slides, args.manifest, args.slide_mpp, args.reader, args.glass, said.append
+        )
+        findings += [Finding("note", text) for text in said]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         encoder: Encoder | None = None
         try:

@@ -4,16 +4,18 @@ import csv
 import glob
 import io
 import math
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hmil_fast.errors import UsageError
+from hmil_fast.extraction.scan import SLIDE_SUFFIXES, dicom_slides, scan
 from hmil_fast.io.store.location import is_url
 
-_SUFFIXES = ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .qptiff .czi .dcm"
-SLIDE_SUFFIXES = frozenset(_SUFFIXES.split())
+_NAMED = 5
 _NO_URLS = "copy the slides to a disk, and give their paths"
 
 
@@ -45,6 +47,7 @@ def collect_slides(
     slide_mpp: float | None = None,
     reader: str | None = None,
     glass: tuple[int, int, int] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[SlideTask]:
     """Slides of files, folders (searched through), globs and a manifest, in a fixed order.
 
@@ -54,63 +57,134 @@ def collect_slides(
         slide_mpp: Level-0 µm/px of slides that state none, or an implausible one.
         reader: Of all of them.
         glass: Of all of them.
+        tell: Called with what is left out, and with what was made of ids that clash.
 
     Raises:
-        UsageError: Nothing found, an unreadable manifest, or two slides with one id.
+        UsageError: Nothing found, an unreadable manifest, or several slides with one id.
     """
-    tasks = [task for text in inputs for task in _from_input(text, slide_mpp)]
+    left_out: list[str] = []
+    files: dict[Path, str] = {}
+    for text in inputs:
+        for path, slide_id in _from_input(text, left_out).items():
+            files.setdefault(path, slide_id)
+    _leave_parts(files, left_out)
+    tasks = [SlideTask(slide_id, path, None, slide_mpp) for path, slide_id in files.items()]
+    tasks = _apart(tasks, left_out)
     if manifest is not None:
         tasks += _from_manifest(manifest, slide_mpp)
     tasks = [replace(task, reader=reader, glass=glass) for task in dict.fromkeys(tasks)]
     if not tasks:
+        where = ", ".join(inputs) or manifest or "an empty command line"
         raise UsageError(
-            f"no slide found in {', '.join(inputs) or manifest or 'an empty command line'}",
+            f"no slide found in {where}{''.join(f'; {text}' for text in left_out)}",
             f"name slide files, or folders that hold some of {' '.join(sorted(SLIDE_SUFFIXES))}",
         )
-    seen: dict[str, Path] = {}
+    _check_ids(tasks)
+    alike = defaultdict[str, list[str]](list)
     for task in tasks:
-        if task.slide_id in seen:
-            raise UsageError(
-                f"two slides have the id {task.slide_id!r}: {seen[task.slide_id]} and {task.path}",
-                "name them apart in a manifest with columns path,slide_id",
-            )
-        seen[task.slide_id] = task.path
+        alike[unicodedata.normalize("NFC", task.slide_id).casefold()].append(task.slide_id)
+    if pairs := [" and ".join(map(repr, ids)) for ids in alike.values() if len(ids) > 1]:
+        left_out.append(
+            f"ids of {_count(pairs)} differ only in case or in how letters are encoded, labels "
+            f"must be written like them: {_some(pairs)}"
+        )
+    for text in left_out:
+        tell(text)
     return tasks
 
 
-def _from_input(text: str, mpp: float | None) -> list[SlideTask]:
+def _leave_parts(files: dict[Path, str], said: list[str]) -> None:
+    """Of DICOM files that were named one by one, take one a slide."""
+    dicom = defaultdict[Path, list[Path]](list)
+    for path in files:
+        if path.suffix.lower() == ".dcm" and path.is_file():
+            dicom[path.parent].append(path)
+    parts = {
+        path
+        for paths in dicom.values()
+        if len(paths) > 1
+        for path in set(paths).difference(dicom_slides(paths)[0])
+    }
+    for path in parts:
+        del files[path]
+    if parts:
+        names = _some(sorted(map(str, parts)))
+        said.append(f"{len(parts):,} DICOM files are parts of slides that are taken: {names}")
+
+
+def _apart(tasks: Sequence[SlideTask], said: list[str]) -> list[SlideTask]:
+    """Keep the suffix in the ids of files that differ in nothing else, such as a.svs and a.tif."""
+    same = defaultdict[str, set[str]](set)
+    for task in tasks:
+        same[task.slide_id].add(task.path.suffix)
+    clashes = {slide_id: sorted(kinds) for slide_id, kinds in same.items() if len(kinds) > 1}
+    if clashes:
+        pairs = [f"{slide_id} ({', '.join(kinds)})" for slide_id, kinds in clashes.items()]
+        said.append(
+            f"{_count(pairs)} of files differ only in their suffix, which their ids keep: "
+            f"{_some(pairs)}"
+        )
+    return [
+        replace(task, slide_id=task.slide_id + task.path.suffix)
+        if task.slide_id in clashes
+        else task
+        for task in tasks
+    ]
+
+
+def _check_ids(tasks: Sequence[SlideTask]) -> None:
+    paths = defaultdict[str, list[Path]](list)
+    for task in tasks:
+        paths[task.slide_id].append(task.path)
+    clashes = [
+        f"the id {slide_id!r}: {' and '.join(map(str, found))}"
+        for slide_id, found in paths.items()
+        if len(found) > 1
+    ]
+    if clashes:
+        raise UsageError(
+            f"several slides have {_some(clashes)}",
+            "name the folder above them, so that ids are paths below it; or name them apart in a "
+            "manifest with columns path,slide_id",
+        )
+
+
+def _count(pairs: Sequence[str]) -> str:
+    return f"{len(pairs):,} group{'s' * (len(pairs) > 1)}"
+
+
+def _some(texts: Sequence[str]) -> str:
+    return "; ".join(texts[:_NAMED]) + ("; …" if len(texts) > _NAMED else "")
+
+
+def _from_input(text: str, left_out: list[str]) -> dict[Path, str]:
+    """Slide files with their ids."""
     if is_url(text):
         raise UsageError(f"{text!r} is a URL", _NO_URLS)
     path = Path(text)
     if path.is_dir():
-        files = _slide_files(path.rglob("*"))
-        return [SlideTask(_slide_id(file.relative_to(path)), file, None, mpp) for file in files]
+        found = scan(path)
+        if said := str(found):
+            left_out.append(said)
+        return {
+            file: _slide_id(file.relative_to(path), own_name=file in found.shared)
+            for file in found.slides
+        }
     if path.exists() or not glob.has_magic(text):
-        return [
-            SlideTask(path.stem, path, None, mpp)
-        ]  # a missing file fails by itself, not the job
-    found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-    return [SlideTask(file.stem, file, None, mpp) for file in found if file.is_file()]
+        return {path: path.stem}  # a missing file fails by itself, not the job
+    names = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+    folders = [name for name in names if name.is_dir()]
+    if folders:
+        left_out.append(
+            f"{len(folders):,} folder{'s' * (len(folders) > 1)} that {text} matches: only files "
+            f"are taken by a pattern ({_some([str(name) for name in folders])})"
+        )
+    return {name: name.stem for name in names if not name.is_dir()}
 
 
-def _slide_files(paths: Iterable[Path]) -> list[Path]:
-    """The slide files among paths, sorted; the largest stands for a folder of DICOM files."""
-    files: list[Path] = []
-    series: dict[Path, Path] = {}
-    for path in sorted(paths):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.suffix.lower() == ".dcm":
-            best = series.get(path.parent)
-            if best is None or path.stat().st_size > best.stat().st_size:
-                series[path.parent] = path
-        elif path.suffix.lower() in SLIDE_SUFFIXES:
-            files.append(path)
-    return sorted([*files, *series.values()])
-
-
-def _slide_id(relative: Path) -> str:
-    dicom = relative.suffix.lower() == ".dcm" and len(relative.parts) > 1
+def _slide_id(relative: Path, own_name: bool = False) -> str:
+    """The path below the folder that was named, without the suffix; a DICOM series' folder."""
+    dicom = relative.suffix.lower() == ".dcm" and len(relative.parts) > 1 and not own_name
     if relative.is_absolute():  # only a manifest has such
         return relative.parent.name if dicom else relative.stem
     if dicom:

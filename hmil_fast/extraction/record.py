@@ -1,8 +1,11 @@
 """What the store keeps of a slide beside its features."""
 
+import hashlib
 import io
+import os
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.io.tiles.grid import TileGrid
 
 STORED_THUMBNAIL_PX = 1024
+_ENDS_BYTES = 2**16
 
 
 def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
@@ -20,7 +24,7 @@ def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
     info, fit = ready.reader.info, ready.stain
     stain = fit and {"od_matrix": fit.matrix.tolist(), "note": fit.note}
     return {
-        "source": {"file": info.path.name, "bytes": info.path.stat().st_size},
+        "source": source(info.path),
         "reader": info.reader,
         "reader_reason": info.reader_reason,
         "codec": info.codec,
@@ -34,6 +38,17 @@ def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
         "precision": precision,
         "software": _software(),
     }
+
+
+def source(path: Path) -> dict[str, Any]:
+    """By what a slide's file is known again: its name, size, and a digest of its head and tail."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.sha256(b"%d" % size)
+        for start in (0, max(0, size - _ENDS_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_ENDS_BYTES))
+    return {"file": path.name, "bytes": size, "digest": f"sha256:{digest.hexdigest()}"}
 
 
 def scale_attributes(ready: Prepared, grid: TileGrid) -> dict[str, Any]:

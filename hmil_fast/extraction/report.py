@@ -1,5 +1,6 @@
 """What a job tells the person who started it: progress, a line for each slide, the summary."""
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.extraction.events import save_job
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.progress import JobProgress
+from hmil_fast.extraction.record import source
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.status import noted, undecoded
 from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
@@ -112,6 +114,7 @@ def _split_done(
             finished = store.is_done(task.slide_id)
             if finished:
                 _check_mpp(store, task)
+                _check_source(store, task)
         except StoreError as error:
             return error
         return finished
@@ -132,8 +135,32 @@ def _check_mpp(store: FeatureStore, task: SlideTask) -> None:
         raise StoreError(
             f"slide {task.slide_id!r} was extracted with {mpp['level0']:.6g} µm/px, "
             f"you state {asked:.6g}",
-            f"run `hmil-fast store drop {store.path} {task.slide_id}`, then extract it again",
+            f"run `{_drop(store, task)}`, then extract it again",
         )
+
+
+def _check_source(store: FeatureStore, task: SlideTask) -> None:
+    """Refuse to call a slide done whose file has other bytes than when it was extracted.
+
+    A store of an older version knows their number alone. A file that cannot be read is not judged.
+    """
+    stored = store.record(task.slide_id).attrs.get("source")
+    try:
+        now = source(task.path)
+    except OSError:
+        return
+    if isinstance(stored, dict) and any(
+        key in stored and stored[key] != now[key] for key in ("bytes", "digest")
+    ):
+        raise StoreError(
+            f"slide {task.slide_id!r} was extracted from {stored.get('file')} of "
+            f"{stored.get('bytes')} bytes; {task.path} is another file, of {now['bytes']} bytes",
+            f"run `{_drop(store, task)}`, then extract it again; or give the new file another name",
+        )
+
+
+def _drop(store: FeatureStore, task: SlideTask) -> str:
+    return shlex.join(["hmil-fast", "store", "drop", str(store.path), task.slide_id])
 
 
 def _print_summary(report: Report, seconds: float) -> None:

@@ -40,6 +40,26 @@ def make_store(
     return create_store(path, store_spec(encoder, TileSpec(**tiles), dtype))
 
 
+def test_a_slide_that_changes_while_it_is_read_is_not_stored(
+    slide_file: SlideFile, tmp_path: Path, encoder: Encoder
+) -> None:
+    path = tmp_path / "s.tif"
+    path.write_bytes(slide_file(PYRAMID).read_bytes())
+    store = make_store(tmp_path / "store", encoder, mpp=2.0)
+    extractor = Extractor(store, encoder, TileSpec(mpp=2.0), batch=4)
+
+    def still_copied(*_: object) -> None:
+        with path.open("ab") as file:
+            file.write(b"x")
+
+    (result,) = extractor.run([SlideTask("s", path)], still_copied)
+    assert result.error is not None
+    assert "changed while it was read" in result.error.what
+    assert store.slide_ids() == []
+    (again,) = extractor.run([SlideTask("s", path)], lambda *_: None)
+    assert again.error is None
+
+
 @pytest.mark.parametrize(("name", "mpp", "level"), [(SVS, 0.5, 0), (PYRAMID, 1.0, 1)])
 def test_features_are_the_encoders_of_openslides_pixels(
     slide_file: SlideFile, tmp_path: Path, encoder: Encoder, name: str, mpp: float, level: int

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -172,6 +173,31 @@ def test_mpp_by_flag_and_by_manifest(
     if tcga:
         assert found["TCGA-CR-7395-01A-01-TS1"]["attrs"]["mpp"]["level0"] == 0.5
         assert found["TCGA-CR-7395-01A-01-TS1"]["num_tiles"] > 3
+
+
+def test_a_slide_replaced_under_its_name_is_noticed(
+    cli: Cli, slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, store = tmp_path / "slides", tmp_path / "a store"
+    folder.mkdir()
+    path = folder / "my slide.tif"
+    whole = slide_file("cmu1_small_pyramid.tif").read_bytes()
+    path.write_bytes(whole)
+    args = ["extract", folder, "--store", store, *TILES]
+    assert cli(*args).returncode == 0
+    path.touch()  # the same bytes with a new date
+    assert main([*map(str, args)]) == 0
+    assert "1 were done before, 0 failed" in capsys.readouterr().out
+    for other in (whole[:-1] + b"x", b"x" + whole[1:], whole + b"x"):
+        path.write_bytes(other)
+        assert main([*map(str, args)]) == 1
+        out = capsys.readouterr().out
+        assert "slide 'my slide' was extracted from my slide.tif of 1989612 bytes; " in out
+    path.write_bytes(whole + b"x")
+    fix = re.search("Fix: run `hmil-fast (.+)`, then extract", out)
+    assert fix
+    assert main(shlex.split(fix[1])) == 0
+    assert main([*map(str, args)]) == 0
 
 
 def test_a_name_that_reads_like_markup(cli: Cli, slide_file: SlideFile, tmp_path: Path) -> None:

@@ -70,10 +70,105 @@ def test_dicom_series_are_one_slide_each(slide_file: SlideFile, tmp_path: Path) 
     assert only.path == tmp_path / "one" / largest
 
 
-def test_two_slides_with_one_id(tmp_path: Path) -> None:
-    touch(tmp_path / "a.svs", tmp_path / "a.tif")
-    with pytest.raises(UsageError, match=r"the id 'a': .*a\.svs and .*a\.tif\nFix: .*manifest"):
-        collect_slides([str(tmp_path)])
+def told(*inputs: Path | str) -> tuple[list[str], list[str]]:
+    """Ids of slides and what is said beside."""
+    said: list[str] = []
+    return ids(collect_slides(list(map(str, inputs)), tell=said.append)), said
+
+
+def test_files_that_differ_in_their_suffix_keep_it_all_at_once(tmp_path: Path) -> None:
+    names = [f"sub/{stem}{suffix}" for stem in "abcdefg" for suffix in (".svs", ".tif")]
+    touch(*(tmp_path / name for name in [*names, "one.svs"]))
+    found, (said,) = told(tmp_path)
+    assert found == ["one", *names]
+    assert said == (
+        "7 groups of files differ only in their suffix, which their ids keep: "
+        + "; ".join(f"sub/{stem} (.svs, .tif)" for stem in "abcde")
+        + "; …"
+    )
+    assert told(tmp_path)[0] == found
+
+
+def test_slides_with_one_id_are_all_named(tmp_path: Path) -> None:
+    touch(*(tmp_path / folder / f"{name}.svs" for folder in "xy" for name in "abc"))
+    with pytest.raises(UsageError) as caught:
+        collect_slides([str(tmp_path / "x"), str(tmp_path / "y")])
+    for name in "abc":
+        paths = f"{tmp_path}/x/{name}.svs and {tmp_path}/y/{name}.svs"
+        assert f"the id {name!r}: {paths}" in caught.value.what
+    assert "name the folder above" in caught.value.fix
+    assert len(ids(collect_slides([str(tmp_path)]))) == 6  # the fix, followed
+
+
+def test_ids_that_people_read_as_one(tmp_path: Path) -> None:
+    touch(tmp_path / "A.svs", tmp_path / "a.svs", tmp_path / "\u00e9.svs", tmp_path / "e\u0301.svs")
+    if len(list(tmp_path.iterdir())) < 4:
+        pytest.skip("this disk takes such names for one")
+    found, (said,) = told(tmp_path)
+    assert len(found) == 4
+    assert said.startswith("ids of 2 groups differ only in case or in how letters are encoded")
+    assert "'A' and 'a'" in said
+
+
+def test_what_a_folder_holds_beside_slides_is_said(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "in", tmp_path / "out"
+    touch(
+        *(folder / name for name in ("a.svs", "b.txt", "c.txt", "README", "a.svs.part")),
+        *(folder / name for name in (".hidden.svs", ".trash/old.svs", "m.mrxs", "m/Data.dat")),
+        outside / "more.svs",
+    )
+    (folder / "dead.svs").symlink_to(outside / "gone.svs")
+    (folder / "linked").symlink_to(outside)
+    (folder / "live.svs").symlink_to(outside / "more.svs")
+    os.mkfifo(folder / "pipe.tif")
+    found, (said,) = told(folder)
+    assert found == ["a", "live", "m"]
+    left, parts = said.split(": ", 1)
+    assert left == f"not taken from {folder}"
+    assert set(parts.split("; ")) == {
+        "4 of another kind (2 .txt, 1 no suffix, 1 .part)",
+        "1 hidden folders (.trash)",
+        "1 hidden files (.hidden.svs)",
+        "1 dead links (dead.svs)",
+        "1 linked folders: name them too (linked)",
+        "1 not regular files (pipe.tif)",
+    }
+    assert told(folder, folder / "linked")[0] == ["a", "live", "m", "more"]
+    assert told(outside) == (["more"], [])
+    with pytest.raises(UsageError, match=r"no slide found in .*; not taken from .*1 \.dat"):
+        told(folder / "m")
+
+
+def test_a_pattern_says_which_folders_it_left_out(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs", tmp_path / "sub" / "b.svs")
+    (tmp_path / "dead.svs").symlink_to(tmp_path / "gone.svs")
+    found, (said,) = told(tmp_path / "*")
+    assert found == ["a", "dead"]  # the dead link fails by itself, with its line
+    assert said.startswith("1 folder that ")
+
+
+def test_two_slides_in_one_folder_of_dicom(slide_file: SlideFile, tmp_path: Path) -> None:
+    both = shutil.copytree(slide_file("dicom-two-slides"), tmp_path / "both")
+    (tmp_path / "one").mkdir()
+    shutil.copy(both / "a1.dcm", tmp_path / "one")
+    assert told(tmp_path) == (["both/a1", "both/b1", "one"], [])
+    assert told(both) == (["a1", "b1"], [])
+    for task in collect_slides([str(both)], slide_mpp=1.0):
+        with prepare_slide(task, TileSpec(mpp=2)).reader as reader:
+            assert reader.info.level_dimensions == ((512, 640),)
+    # a label of the first slide that is larger than its image, and what is of no slide
+    label = (both / "a1.dcm").read_bytes().replace(b"\\VOLUME\\", b"\\LABEL \\") + b"\0" * 100_000
+    (both / "label.dcm").write_bytes(label)
+    (both / "text.dcm").write_bytes(b"not DICOM")
+    found, (said,) = told(both)
+    assert found == ["a1", "b1"]
+    assert "1 that are no readable DICOM (text.dcm)" in said
+    found, (said,) = told(both / "[ab]*.dcm", both / "label.dcm")
+    assert found == ["a1", "b1"]
+    assert said.startswith("1 DICOM files are parts of slides that are taken: ")
+    for name in "ab":
+        (both / f"{name}1.dcm").unlink()
+    assert told(both)[0] == ["label"]  # fails by itself, with its line
 
 
 def test_nothing_found(tmp_path: Path) -> None:
