@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.manifest import read_manifest
 from hmil_fast.bags.match import match_slides
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
@@ -79,15 +80,16 @@ def train_and_evaluate(
     store = join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
     at_view(store, config.views)  # refused before anything is written
     present = with_features(store, slides, say)
-    folds, present = choose_folds(store, present, tree, config, splits, say)
+    folds, present = choose_folds(store, present, tree, config, splits, say, out)
+    made_with = None if splits is None else read_manifest(splits).made_with
     if ranks.rank():
         ranks.wait_for_all()  # the first one sets the folders up
     fresh = not ranks.rank() and not (out / "config.yaml").exists()
-    run = create_run(out, config, tree, (folds, present), store)
+    run = create_run(out, config, tree, (folds, present), store, made_with)
     runs = [run]
     if config.baseline not in ("none", config.model):
         beside = dataclasses.replace(config, model=config.baseline, baseline="none")
-        runs.append(create_run(out / "baseline", beside, tree, (folds, present), store))
+        runs.append(create_run(out / "baseline", beside, tree, (folds, present), store, made_with))
     if not ranks.rank():
         ranks.wait_for_all()
     cache = None

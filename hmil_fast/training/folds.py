@@ -11,7 +11,14 @@ import torch
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold, apart, check_folds
 from hmil_fast.bags.leaks import near_duplicates, same_features
-from hmil_fast.bags.manifest import Manifest, read_manifest, sources, write_splits
+from hmil_fast.bags.manifest import (
+    Manifest,
+    labels_digest,
+    read_manifest,
+    sources,
+    versions,
+    write_splits,
+)
 from hmil_fast.bags.match import alike, match_slides
 from hmil_fast.bags.split_import import import_splits
 from hmil_fast.bags.splits import Slide, cut_validation, make_folds
@@ -30,7 +37,7 @@ def splits(args: argparse.Namespace) -> int:
     manifest = import_splits(args.files, args.format, lambda line: print(f"note: {line}"))
     if args.out.exists():
         raise UsageError(f"{args.out} exists", "delete it, or give another --out")
-    write_splits(args.out, manifest.folds, manifest.slides)
+    write_splits(args.out, manifest.folds, manifest.slides, made_with={})
     print(f"{args.out}: {len(manifest.slides)} slides")
     for number, fold in enumerate(manifest.folds):
         sizes = ", ".join(f"{part} {len(getattr(fold, part))}" for part in ("train", "val", "test"))
@@ -48,8 +55,9 @@ def choose_folds(
     config: TrainConfig,
     manifest: Path | None,
     say: Say,
+    run: Path | None = None,
 ) -> Split:
-    """The folds of a run and the slides in them.
+    """The folds of a run and the slides in them; those of a run that is resumed are kept.
 
     Args:
         store: The store, which has all the slides.
@@ -59,16 +67,26 @@ def choose_folds(
         manifest: A splits.json to take as it is; only a missing validation part is cut out of the
             training part.
         say: Called with a line for people.
+        run: Folder of the run, which may have been set up before, in other versions.
 
     Raises:
         UsageError: A slide of the manifest is unknown; a slide, its copy or its patient lies in
             two parts of a fold; a leaf has no slide to train on.
     """
     chosen = list(slides)
-    if manifest is None:
-        folds = make_folds(chosen, config.folds, config.seed, config.val_fraction)
-    else:
+    before = _set_up_before(run)
+    if manifest is not None:
         folds, chosen = _from_manifest(store, chosen, tree, config, manifest, say)
+        if before is not None and not _same_but_for_validation(before.folds, folds):
+            before = None
+    if before is not None and labels_digest(before.slides) == labels_digest(chosen):
+        folds, chosen = before.folds, before.slides
+        now = versions()
+        other = [f"{k} {v} (now {now[k]})" for k, v in before.made_with.items() if now.get(k) != v]
+        if other:
+            say(f"the folds of {run} were made with {', '.join(other)}; they are kept")
+    elif manifest is None:
+        folds = make_folds(chosen, config.folds, config.seed, config.val_fraction)
     if len(folds) != config.folds:
         say(f"folds={config.folds} is not used: the splits have {len(folds)}")
     _check_leaves(tree, folds, chosen, say)
@@ -81,6 +99,17 @@ def choose_folds(
             "leave one of each pair out of the labels, or give both the same patient_id",
         )
     return folds, chosen
+
+
+def _set_up_before(run: Path | None) -> Manifest | None:
+    """The manifest of a run folder that is set up."""
+    if run is None or not (run / "config.yaml").exists():
+        return None
+    return read_manifest(run / "splits.json")
+
+
+def _same_but_for_validation(a: Sequence[Fold], b: Sequence[Fold]) -> bool:
+    return [(f.test, {*f.train, *f.val}) for f in a] == [(f.test, {*f.train, *f.val}) for f in b]
 
 
 def warn_of_near_duplicates(folds: Sequence[Fold], cache: FeatureCache, say: Say) -> None:

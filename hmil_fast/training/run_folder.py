@@ -183,8 +183,11 @@ def create_run(
     tree: LabelTree,
     split: tuple[list[Fold], list[Slide]],
     store: FeatureStore,
+    made_with: Mapping[str, str] | None = None,
 ) -> Run:
     """Set up a run folder, or open it if it was set up for the very same run.
+
+    `made_with` are the versions in which the folds were made; by default those installed.
 
     Raises:
         UsageError: The folder holds another run, or something else; nothing in it is touched.
@@ -222,7 +225,7 @@ def create_run(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
-    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
+    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store), made_with)
     write_json(path / "tree.json", tree.to_dict())
     taught = {"settings": asdict(loss_settings(config)), "features": features}
     write_json(path / "run.json", run.store | taught)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hmil_fast.bags.fold import Fold, apart
 from hmil_fast.bags.leaks import near_duplicates, same_features
-from hmil_fast.bags.manifest import Manifest, read_manifest, sources, write_splits
+from hmil_fast.bags.manifest import Manifest, read_manifest, sources, versions, write_splits
 from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
@@ -54,7 +54,8 @@ def test_copies_are_found_by_their_content(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "splits.json"
     write_splits(path, [Fold(("a",), (), ("b",))], slides, now)
-    assert read_manifest(path) == Manifest([Fold(("a",), (), ("b",))], slides, now)
+    folds = [Fold(("a",), (), ("b",))]
+    assert read_manifest(path) == Manifest(folds, slides, now, versions())
     path.write_text(path.read_text().replace(now["tree"], now["slides"]))
     with pytest.raises(UsageError, match="changed after it was written"):
         read_manifest(path)

@@ -9,7 +9,7 @@ import pytest
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold
-from hmil_fast.bags.manifest import read_manifest, sources, write_splits
+from hmil_fast.bags.manifest import read_manifest, sources, versions, write_splits
 from hmil_fast.bags.splits import Slide, make_folds, read_labels
 from hmil_fast.cli import main
 from hmil_fast.config import TrainConfig
@@ -153,6 +153,61 @@ def test_labels_with_suffixes_reach_every_slide(
     assert found == read_labels(tables / "semicolon.csv", tree)
     assert "slides have another name in the store: 's00" in said[0]
     assert said[1] == "2 slides of the store have no label here: s060, s061"
+
+
+def test_a_run_keeps_the_folds_it_was_set_up_with(
+    cohort: Any,
+    settings: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", *cohort.arguments, "--out", str(out), *settings]
+    command += ["epochs=1", "baseline=none", "folds=2", "model=mean"]
+    assert main(command) == 0
+    made = read_manifest(out / "splits.json")
+    assert made.made_with == versions()
+    assert made.made_with.keys() == {"scikit-learn", "numpy", "hmil-fast"}
+    # as another scikit-learn would have split, of a run that was stopped
+    other = make_folds(made.slides, 2, 99, 0.2)
+    write_splits(
+        out / "splits.json",
+        other,
+        made.slides,
+        made.made_from,
+        versions() | {"scikit-learn": "1.7"},
+    )
+    for name in ("predictions.csv", "fold-0", "fold-1"):
+        (out / name).rename(tmp_path / name)
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    now = versions()["scikit-learn"]
+    assert f"the folds of {out} were made with scikit-learn 1.7 (now {now}); they are kept" in said
+    kept = read_manifest(out / "splits.json")
+    assert (kept.folds, kept.made_with["scikit-learn"]) == (other, "1.7")
+    tested = {
+        p.slide_id: p.fold for p in read_predictions(out / "predictions.csv", open_run(out).tree)
+    }
+    assert tested == {slide_id: k for k, fold in enumerate(other) for slide_id in fold.test}
+    assert main([*command, "seed=7"]) == 2
+    assert "set up with other settings (seed is 7, was" in capsys.readouterr().err
+
+
+def test_a_validation_part_that_was_cut_out_is_kept(store: FeatureStore, tmp_path: Path) -> None:
+    ids = [f"s{i}" for i in range(24)]
+    given = Fold(tuple(ids[:16]), (), tuple(ids[16:]))
+    path = manifest(tmp_path / "given.json", [given], slides())
+    once = Fold((*ids[:3], *ids[4:16]), ("s3",), given.test)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    manifest(folder / "splits.json", [once], slides())
+    arguments = (store, slides(), TREE, CONFIG, path, lambda line: None, folder)
+    assert choose_folds(*arguments)[0] != [once]  # the folder is not set up
+    (folder / "config.yaml").touch()
+    assert choose_folds(*arguments)[0] == [once]
+    manifest(folder / "splits.json", [Fold(once.train[1:], once.val, given.test)], slides())
+    assert choose_folds(*arguments)[0] != [once]
 
 
 def test_slides_tested_in_several_folds_are_counted(store: FeatureStore, tmp_path: Path) -> None:
