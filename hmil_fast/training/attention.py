@@ -1,5 +1,6 @@
 """A slide's attention per node of the label tree, and the tiles that get most of it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,7 @@ class NodeMap(NamedTuple):
 
 
 def slide_maps(run: Run, store: FeatureStore, slide_id: str) -> tuple[Prediction, list[NodeMap]]:
-    """A slide's prediction and the attention maps of that very forward, in the tree's order.
-
-    A model of a single map, or with attention on the finest level only, gives just those; a model
-    without attention gives none.
+    """A slide's prediction and the attention maps of that very forward, as `node_maps` has them.
 
     Raises:
         StoreError: The slide is not in the store.
@@ -39,31 +37,81 @@ def slide_maps(run: Run, store: FeatureStore, slide_id: str) -> tuple[Prediction
     prediction, attention = slide_attention(run, cache, slide_id)
     good = cache.good_tiles(0)
     num_tiles = store.record(slide_id).num_tiles
-    # fewer entries than levels are those of the finest levels
-    first = run.tree.num_levels - len(attention)
     maps = []
-    for level, columns in enumerate(attention, start=first):
-        own = columns.shape[1] == run.tree.num_classes[level]
-        for k in range(columns.shape[1]):
-            weights = np.full(num_tiles, np.nan)
-            weights[slice(None) if good is None else good] = columns[:, k]
-            maps.append(NodeMap(level, k if own else None, weights))
-    if len(maps) > 1 and all(_equal(m.weights, maps[0].weights) for m in maps):
-        maps = [NodeMap(run.tree.num_levels - 1, None, maps[0].weights)]
+    for m in node_maps(run.tree, attention, prediction.probabilities[-1], sums=run.sums):
+        weights = np.full(num_tiles, np.nan)
+        weights[slice(None) if good is None else good] = m.weights
+        maps.append(m._replace(weights=weights))
     return prediction, maps
+
+
+def node_maps(
+    tree: LabelTree,
+    attention: Sequence[NDArray[np.float64]],
+    p_leaf: NDArray[np.float64],
+    *,
+    sums: bool,
+) -> list[NodeMap]:
+    """One map per distinct node of the tree, that of the attention which its answer comes from.
+
+    A leaf has its own attention. An inner node whose answer is the sum of its leaves has theirs,
+    Σ p(leaf | node) · a_leaf; one with a head of its own has the attention of that head.
+
+    Args:
+        tree: The label tree.
+        attention: Per level float [n, K_l], or of the finest levels only, or one column for all
+            nodes; empty for a model without attention.
+        p_leaf: Leaf probabilities of the slide, float [K].
+        sums: Whether the answer of an inner node is the sum of its leaves.
+
+    Returns:
+        The maps in the order of `LabelTree.nodes`, of n weights each; a single one where one map
+        serves all nodes, none without attention.
+    """
+    if not attention:
+        return []
+    leaves = attention[-1]
+    if leaves.shape[1] != len(tree.leaves):
+        return [NodeMap(tree.num_levels - 1, None, leaves[:, 0])]
+    first = tree.num_levels - len(attention)  # fewer entries than levels are those of the finest
+    up = tree.ancestors()
+    maps = []
+    for level, node in tree.nodes:
+        if sums or level < first:
+            below = up[level] == node
+            # exact where all leaves below have so small a p that it is 0
+            p = np.maximum(p_leaf[below], np.finfo(np.float64).tiny)
+            weights = leaves[:, below] @ (p / p.sum())
+        else:
+            weights = attention[level - first][:, node]
+        maps.append(NodeMap(level, node, weights))
+    if len(maps) > 1 and all(_equal(m.weights, maps[0].weights) for m in maps):
+        maps = [NodeMap(tree.num_levels - 1, None, maps[0].weights)]
+    return maps
 
 
 def _equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
     return bool(np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True))
 
 
-def node_name(tree: LabelTree, level: int, node: int | None) -> str:
-    """The name of a map's node, with its level where the name alone is not enough."""
-    if node is None:
-        return "attention"
-    name = tree.names[level][node]
-    twice = sum(name in names for names in tree.names) > 1
-    return f"{name} (level {level})" if twice else name
+def likeliest_first(tree: LabelTree, prediction: Prediction, maps: Sequence[NodeMap]) -> list[int]:
+    """Places of the maps: those of the answer's nodes, leaf first, then the others by probability."""
+    path = answer_nodes(tree, prediction)
+
+    def key(place: int) -> tuple[bool, float]:
+        m = maps[place]
+        if m.node is None:
+            return False, -np.inf
+        on = (m.level, m.node) in path
+        return not on, -m.level if on else -prediction.probabilities[m.level][m.node]
+
+    return sorted(range(len(maps)), key=key)
+
+
+def answer_nodes(tree: LabelTree, prediction: Prediction) -> set[tuple[int, int]]:
+    """The distinct nodes from the root to the leaf that the run answers."""
+    leaf = int(prediction.probabilities[-1].argmax())
+    return {tree.node(level, int(k)) for level, k in enumerate(tree.ancestors()[:, leaf])}
 
 
 def top_tiles(weights: NDArray[np.float64], k: int) -> NDArray[np.intp]:

@@ -6,7 +6,13 @@ from pathlib import Path
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.attention import NodeMap, node_name, slide_maps, top_tiles
+from hmil_fast.training.attention import (
+    NodeMap,
+    answer_nodes,
+    likeliest_first,
+    slide_maps,
+    top_tiles,
+)
 from hmil_fast.training.canvas import cut_tiles, draw_on
 from hmil_fast.training.pictures import Node, heatmap_sheet
 from hmil_fast.training.run_folder import Prediction, Run
@@ -91,21 +97,21 @@ def _chosen(
             every = sorted({n for level in tree.names for n in level})
             raise UsageError(f"no node is called {name!r}", f"name some of {', '.join(every)}")
     if names:
-        # a map that all nodes of a level share is also that of the node asked for
-        return [m for m in maps if m.node is None or tree.names[m.level][m.node] in names]
-
-    def probability(number: int) -> float:
-        m = maps[number]
-        return 1.0 if m.node is None else float(prediction.probabilities[m.level][m.node])
-
-    likely = sorted(range(len(maps)), key=lambda number: -probability(number))
-    return [maps[number] for number in sorted(likely[:MOST_PANELS])]
+        asked = {
+            tree.node(level, k)
+            for level, nodes in enumerate(tree.names)
+            for k, node in enumerate(nodes)
+            if node in names
+        }
+        # a map that all nodes share is also that of the node asked for
+        return [m for m in maps if m.node is None or (m.level, m.node) in asked]
+    likely = likeliest_first(tree, prediction, maps)
+    return [maps[place] for place in sorted(likely[:MOST_PANELS])]
 
 
 def _panel(tree: LabelTree, prediction: Prediction, m: NodeMap) -> Node:
     """The map with its title; the nodes of the prediction are marked."""
-    title, path = node_name(tree, m.level, m.node), False
-    if m.node is not None:
-        p = prediction.probabilities[m.level]
-        title, path = f"{title} · {p[m.node]:.2f}", int(p.argmax()) == m.node
-    return Node(title, m.weights, path)
+    if m.node is None:
+        return Node("attention", m.weights)
+    title = f"{tree.title(m.level, m.node)} · {prediction.probabilities[m.level][m.node]:.2f}"
+    return Node(title, m.weights, (m.level, m.node) in answer_nodes(tree, prediction))

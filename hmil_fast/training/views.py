@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import FeatureStore, SlideRecord
-from hmil_fast.training.attention import NodeMap, slide_maps, top_tiles
+from hmil_fast.training.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.training.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
 from hmil_fast.training.pictures import paint, rank_normalised
 from hmil_fast.training.report.data import read_view, view_file
@@ -120,7 +120,7 @@ def write_view(
         (err or Console(stderr=True)).print(f"[yellow]file not used:[/] {escape(error.what)}")
         slide, canvas = None, draw_on(store, slide_id)
     prediction, maps = slide_maps(run, store, slide_id)
-    likely = sorted(range(len(maps)), key=lambda i: -_probability(prediction, maps[i]))
+    likely = likeliest_first(run.tree, prediction, maps)
     maps, likely = _first(maps, likely, MOST_MAPS)
     coords = canvas.coords
     tops = [top_tiles(m.weights, TOP_TILES) for m in maps]
@@ -186,17 +186,11 @@ def _first(maps: list[NodeMap], likely: list[int], most: int) -> tuple[list[Node
     return [maps[i] for i in kept], [kept.index(i) for i in likely[:most]]
 
 
-def _probability(prediction: Prediction, m: NodeMap) -> float:
-    return 1.0 if m.node is None else float(prediction.probabilities[m.level][m.node])
-
-
 def _best_painted(canvas: Canvas, likely: list[NodeMap]) -> NDArray[np.uint8]:
-    """The picture under the attention of the likeliest of the finest nodes."""
-    finest = max((m.level for m in likely), default=-1)
-    best = next((m for m in likely if m.level == finest), None)
-    if best is None:
+    """The picture under the attention of the leaf that the run answers."""
+    if not likely:
         return canvas.picture
-    return paint(canvas.picture, canvas.coords, canvas.side, best.weights, canvas.downsample)
+    return paint(canvas.picture, canvas.coords, canvas.side, likely[0].weights, canvas.downsample)
 
 
 def _cells(

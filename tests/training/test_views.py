@@ -48,11 +48,13 @@ def test_a_view_holds_the_attention_of_the_prediction(
         good = store.status(slide_id) == 0
         corners = numbers(view["cells"], "<u2").reshape(-1, 2) * view["unit"]
         np.testing.assert_allclose(corners, store.coords(slide_id), atol=view["unit"])
-        assert [(m["level"], m["node"]) for m in view["maps"]] == [
-            (level, k) for level, n in enumerate(opened.tree.num_classes) for k in range(n)
-        ]
+        assert [(m["level"], m["node"]) for m in view["maps"]] == list(opened.tree.nodes)
         for m in view["maps"]:
-            paid = attention[m["level"]][:, m["node"]]
+            paid = attention[-1][:, m["node"]]
+            if m["level"] == 0:  # a sum of leaves: theirs, by their share of its probability
+                two = slice(2 * m["node"], 2 * m["node"] + 2)
+                share = prediction.probabilities[1][two] / prediction.probabilities[0][m["node"]]
+                paid = attention[-1][:, two] @ share
             ranks = numbers(m["ranks"], "u1")
             assert (ranks[~good] == 255).all()
             np.testing.assert_allclose(ranks[good] / 254, rank_normalised(paid), atol=0.5 / 254)

@@ -126,9 +126,9 @@ function listNodes() {
   const box = $("nodes");
   box.replaceChildren(box.firstElementChild);
   const truth = row.dataset.true.split(",").map(Number), answer = row.dataset.said.split(",").map(Number);
-  const line = (level, node, name, p, map) => {
+  const line = (deep, level, node, name, p, map) => {
     const label = make(map ? "label" : "div");
-    label.style.setProperty("--deep", level);
+    label.style.setProperty("--deep", deep);
     if (map) {
       const input = Object.assign(make("input"), {type: "radio", name: "node"});
       input.map = map;
@@ -147,13 +147,9 @@ function listNodes() {
     }
     box.append(label);
   };
-  for (const map of view.maps) if (map.node === null) line(0, null, "all nodes", null, map);
-  const below = (level, parent) => tree.names[level].forEach((name, node) => {
-    if (level && tree.parents[level - 1][node] !== parent) return;
-    line(level, node, name, said[level][node], view.maps.find(m => m.level === level && m.node === node));
-    if (level + 1 < tree.names.length) below(level + 1, node);
-  });
-  below(0, null);
+  for (const map of view.maps) if (map.node === null) line(0, 0, null, "all nodes", null, map);
+  for (const {level, node, title, deep} of tree.nodes)
+    line(deep, level, node, title, said[level][node], view.maps.find(m => m.level === level && m.node === node));
   const last = tree.names.length - 1;
   open.map = view.maps.find(m => m.level === last && m.node === answer[last]) ?? view.maps[0] ?? null;
   for (const part of ["overlay", "key", "tops-name"]) $(part).style.display = open.map ? "" : "none";

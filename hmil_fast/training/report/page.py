@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import level_name
 from hmil_fast.training.pictures import heat_colours
 from hmil_fast.training.report.charts import curves_chart, reliability_chart, roc_chart
@@ -106,12 +107,23 @@ def _data(data: Run) -> str:
     """The tree and the slides' views; the views that find no room are left out."""
     tree = {
         "names": data.tree.names,
-        "parents": data.tree.parents,
-        "levels": [level_name(l, data.tree.num_levels) for l in range(data.tree.num_levels)],
+        "nodes": _nodes(data.tree),
         "colours": base64.b64encode(heat_colours().tobytes()).decode(),
     }
     views = "".join(_json(f"view-{n}", view) for n, view in enumerate(data.views.values()))
     return _json("tree", tree) + views
+
+
+def _nodes(tree: LabelTree) -> list[dict[str, Any]]:
+    """The rows of the viewer's tree, each with the number of nodes above it."""
+    found = []
+    up = tree.ancestors()
+    for level, node in tree.nodes:
+        leaf = int(np.flatnonzero(up[level] == node)[0])
+        above = {tree.node(l, int(k)) for l, k in enumerate(up[: level + 1, leaf])}
+        title, deep = tree.title(level, node), len(above) - 1
+        found.append({"level": level, "node": node, "title": title, "deep": deep})
+    return found
 
 
 def _page(data: Run, sections: Sequence[tuple[str, str, str]]) -> str:
