@@ -95,7 +95,7 @@ def _equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
 
 
 def likeliest_first(tree: LabelTree, prediction: Prediction, maps: Sequence[NodeMap]) -> list[int]:
-    """Places of the maps: those of the answer's nodes, leaf first, then the others by probability."""
+    """Places of the maps: the answer's nodes, leaf first, then the others by probability."""
     path = answer_nodes(tree, prediction)
 
     def key(place: int) -> tuple[bool, float]:
