@@ -95,7 +95,8 @@ def train_and_evaluate(
     cache = None
     for each in runs:
         done = all(each.is_done(fold) for fold in range(len(folds)))
-        if done and (each.path / "predictions.csv").exists():
+        done, _ = ranks.from_first(done and (each.path / "predictions.csv").exists())
+        if done:
             err.print(f"{each.config.model}: all {len(folds)} folds are trained already")
             continue
         if cache is None:
@@ -103,9 +104,6 @@ def train_and_evaluate(
                 cache = _features(store, run, err, config.views)
             if not ranks.rank():
                 warn_of_near_duplicates(folds, cache, say)
-        for fold in range(len(folds)):
-            if not each.is_done(fold):
-                each.val_path(fold).unlink(missing_ok=True)  # of weights that are lost
         with _EpochBar(err, each) as bar:
             train_run(each, cache, bar.update)
     if ranks.rank():

@@ -103,11 +103,12 @@ class FoldTrainer:
         self._waited = 0.0
         self._saved = time.monotonic()
         self.path = run.fold_path(fold)
-        if log is not None:
+        self._resume(*ranks.from_first(*(self._left() if ranks.rank() == 0 else (None, None))))
+        if log is not None:  # nothing changes before all processes have what was left
             self.path.mkdir(exist_ok=True)
             sweep_partials(self.path)
-            (self.path / "predictions.csv").unlink(missing_ok=True)  # of weights that are lost
-        self._resume()
+            for stale in (self.path / "predictions.csv", run.val_path(fold)):
+                stale.unlink(missing_ok=True)  # of weights that are lost
         self._note(
             "fold",
             step=self.step,
@@ -279,15 +280,21 @@ class FoldTrainer:
         state |= {"step": self.step, "steps": self.average.steps}
         save_checkpoint(self.path / name, self.model, state, self.optimizer, more)
 
-    def _resume(self) -> None:
+    def _left(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """State and tensors to resume from; no state where the fold starts anew."""
         last = self.path / "last.safetensors"
         if not last.exists():
-            return
+            return None, {}
         tensors, state = read_checkpoint(last)
         if state["fingerprint"] != self._fingerprint():
             raise UsageError(f"{last} belongs to other settings", "delete that file")
         if state["best"]["epoch"] >= 0 and not (self.path / "best.safetensors").exists():
-            return  # the best weights are lost, and come back from the start only
+            return None, {}  # the best weights are lost, and come back from the start only
+        return state, tensors
+
+    def _resume(self, state: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+        if state is None:
+            return
         restore(tensors, self.model, self.optimizer)
         load_module(self.loss, group_of(tensors, "loss"))
         if self.preset.ema:

@@ -23,7 +23,7 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
     A fold is done when `Run.is_done` says so. Ctrl-C or SIGTERM ends the running step, saves and
     raises `Stopped`; a kill loses at most the steps since the last save. On one process a resumed
     run ends bit for bit as one that was never stopped. Under torchrun (`ranks.process_group`)
-    every process calls this, and the first one writes and reports.
+    every process calls this; the first one reads, decides, writes and reports.
 
     Raises:
         Stopped: The user asked to stop.
@@ -57,7 +57,9 @@ def _train_folds(
     ways: tuple[list[int], Callable[[EpochReport], None]],
 ) -> None:
     for fold in range(len(run.folds)):
-        if not run.is_done(fold):
+        done, _ = ranks.from_first(run.is_done(fold))
+        if not done:
             FoldTrainer(run, fold, cache, device, log).train(*ways)
-    if ways[0]:  # in the last moments of the last fold
-        raise Stopped(ways[0][0])
+    (signal_number,) = ranks.agree(ways[0][:1] or [0])
+    if signal_number:  # in the last moments of the last fold
+        raise Stopped(signal_number)

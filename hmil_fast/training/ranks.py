@@ -1,20 +1,30 @@
 """The processes of one training: `torchrun` starts them, each works on a share of every batch.
 
 Without torchrun there is one, and nothing here does anything.
+
+The first one alone reads what a run folder holds and decides what is to be done; the others get its
+decision by `from_first`. A process that looked for itself might come late, and find what the first
+one has changed meanwhile.
 """
 
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from datetime import timedelta
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from hmil_fast.errors import UsageError
 from hmil_fast.models.output import HmilOutput
+
+PATIENCE = timedelta(hours=2)  # the first process predicts and evaluates while the others wait
 
 
 @contextmanager
@@ -28,12 +38,45 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    with _together():
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+        )
+        _hosts()
     try:
-        yield
+        with _together():
+            yield
     except BaseException:
         distributed.destroy_process_group()
         raise
+
+
+@lru_cache(maxsize=1)
+def _hosts() -> Any:
+    """The processes as hosts, for what only gloo can do; all ask for it at one moment."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say in words that another process is missing or has ended."""
+    try:
+        yield
+    except distributed.DistError as error:
+        raise _alone(error) from None
+    except RuntimeError as error:
+        if "gloo" not in str(error) and "monitoredBarrier" not in str(error):
+            raise
+        raise _alone(error) from None
+
+
+def _alone(error: Exception) -> UsageError:
+    here = f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+    return UsageError(
+        f"{here} has waited for the others in vain: {str(error).splitlines()[0][:300]}",
+        "see what the others said, or the log of the machine that is missing; the same command "
+        "resumes",
+    )
 
 
 def finish() -> None:
@@ -42,7 +85,8 @@ def finish() -> None:
     At once, since torch's threads have been seen to abort an ordinary exit.
     """
     if world_size() > 1:
-        wait_for_all()
+        with _together():
+            wait_for_all()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -59,9 +103,46 @@ def rank() -> int:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Go on when every process has come here.
+
+    Raises:
+        RuntimeError: Some have not in the time of `PATIENCE`; it says which.
+    """
     if world_size() > 1:
-        distributed.all_reduce(torch.zeros(1))
+        distributed.monitored_barrier(_hosts(), PATIENCE, wait_all_ranks=True)
+
+
+def from_first(
+    value: Any, tensors: Mapping[str, Tensor] | None = None
+) -> tuple[Any, dict[str, Tensor]]:
+    """What the first process gives, on every process, once all have it.
+
+    Args:
+        value: Anything JSON-able; that of the other processes is not looked at.
+        tensors: On the CPU, of any dtypes and shapes.
+
+    Returns:
+        Both, as the first process gave them.
+    """
+    found = dict(tensors or {}) if rank() == 0 else {}
+    if world_size() == 1:
+        return value, found
+    kinds = {
+        name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in found.items()
+    }
+    text = json.dumps([value, kinds]).encode() if rank() == 0 else b""
+    size = torch.tensor([len(text)])
+    distributed.broadcast(size, 0)
+    message = torch.frombuffer(bytearray(text or bytes(int(size))), dtype=torch.uint8)
+    distributed.broadcast(message, 0)
+    value, kinds = json.loads(bytes(message.tolist()))
+    for name, (dtype, shape) in kinds.items():
+        if rank():
+            found[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+        if found[name].numel():
+            distributed.broadcast(found[name].reshape(-1).view(torch.uint8), 0)
+    wait_for_all()
+    return value, found
 
 
 def agree(flags: Sequence[int]) -> list[int]:
