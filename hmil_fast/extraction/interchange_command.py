@@ -61,7 +61,7 @@ def export_features(args: argparse.Namespace) -> int:
     form, mpp = FORMATS[args.format], _resolutions(args)
     whole = open_store(args.store)
     store = at_scale(whole, args.mpp)
-    slides = store.slide_ids()
+    slides = [*whole.slide_ids(), *sorted(whole.unnamed)]  # the latter fail, and are named
     if not slides:
         raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")
     hints = Hints(mpp=mpp)

@@ -144,6 +144,8 @@ def predict(args: argparse.Namespace) -> int:
     run = open_run(args.run_path)
     store = _open_for(run, args.store)
     slide_ids = list(dict.fromkeys(args.slides)) or store.slide_ids()
+    for name in sorted(store.unnamed):
+        _notes(_console())(f"{name} is left out: its commit cannot be read, see `store verify`")
     if not slide_ids:
         raise UsageError(f"the store {store.path} holds no slide", "extract some first")
     tested = {slide_id for fold in run.folds for slide_id in fold.test}

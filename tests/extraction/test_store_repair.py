@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from hmil_fast.cli import main
 from hmil_fast.errors import DamagedError, StoreError
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, files, open_store
 from hmil_fast.io.store.location import location
+from hmil_fast.io.store.objects import _client
 from hmil_fast.io.store.restore import open_by_slides
 
 SPEC = StoreSpec(
@@ -265,6 +270,10 @@ def test_a_damaged_commit_stops_no_command(path: Path, capsys: Capture) -> None:
     assert said.startswith(f"{name}: ")
     assert "6 slides checked, 1 damaged" in said
     assert main(["store", "sweep", str(path), "--older-than", "0"]) == 0
+    assert main(["store", "export", str(path), str(path / "out"), "--format", "npy"]) == 1
+    said = capsys.readouterr().out
+    assert "5 slides exported" in said
+    assert f"  {name}: " in said
     with pytest.raises(DamagedError):
         open_store(path).is_done(LONG)
     copy = shutil.copytree(path, path.with_name("copy"))
@@ -294,6 +303,62 @@ def test_a_file_that_was_added_costs_no_slide(path: Path, capsys: Capture) -> No
     assert "s1: left as it is: slide 's1' is sound, but Thumbs.db was added" in (
         capsys.readouterr().out
     )
+
+
+class CutLists(BaseHTTPRequestHandler):
+    """Passes requests on to an S3 server; of what it lists, a part is missing."""
+
+    server_place: str
+
+    def do_GET(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        connection = HTTPConnection(self.server_place)
+        connection.request(self.command, self.path, data, dict(self.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+        if b"<ListBucketResult" in body:
+            shard = rb"<Contents>(?:(?!</Contents>).)*features/c/0/0</Key>.*?</Contents>"
+            body = re.sub(shard, b"", body, flags=re.DOTALL)
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        size = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", size or "0")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_cut_listing_costs_no_slide(
+    s3: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    store = create_store(s3, SPEC)
+    for slide_id in IDS:
+        fill(store, slide_id)
+    handler = type(
+        "Handler",
+        (CutLists,),
+        {"server_place": os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")},
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    place: Any = location(s3)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        _client.cache_clear()
+        assert not [key for key in files.tree(place) if key.endswith("features/c/0/0")]
+        assert repair(s3) == 0
+    _client.cache_clear()
+    server.shutdown()
+    server.server_close()
+    assert "0 damaged slides dropped" in capsys.readouterr().out
+    assert open_store(s3).slide_ids() == IDS
 
 
 def test_in_an_object_store(s3: str, capsys: Capture) -> None:
