@@ -3,13 +3,13 @@
 import hashlib
 import io
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hmil_fast.extraction.prepare import Prepared
+from hmil_fast.fonts import drawn, picture_font
 from hmil_fast.io.store import FeatureStore, files, slide_dirname
 from hmil_fast.io.tiles.grid import TileGrid
 from hmil_fast.io.tiles.stain import mapped
@@ -17,7 +17,7 @@ from hmil_fast.io.tiles.tissue import overlay, tile_colour
 
 SHEET_TILES, SHEET_COLUMNS = 40, 8  # one row of each coarser scale
 CELL_PX = 96  # about: tiles are shrunk or enlarged by whole numbers, which is quick
-_GAP_PX, _LINE_PX, _SPACE_PX = 4, 20, 16
+_GAP_PX, _LINE_PX, _SPACE_PX, _FONT_PX = 4, 20, 16, 12
 _PAPER, _INK, _BAD = (255, 255, 255), (40, 40, 40), (220, 30, 30)
 _BARS_UM = [step * 10**power for power in range(5) for step in (1, 2, 5)]
 
@@ -125,8 +125,7 @@ class _Strip:
 
 
 def _tiles(grid: TileGrid) -> str:
-    # the font has no µ
-    return f"{len(grid.coords):,} tiles of {grid.tile_px} px at {grid.mpp_effective:.3g} um/px"
+    return f"{len(grid.coords):,} tiles of {grid.tile_px} px at {grid.mpp_effective:.3g} µm/px"
 
 
 def _with_foot(
@@ -135,11 +134,11 @@ def _with_foot(
     """A picture with a scale bar of at most `longest` px and coloured words below it."""
     bar_um = max((um for um in _BARS_UM if um <= longest * um_per_px), default=_BARS_UM[0])
     bar_px = bar_um / um_per_px
-    bar = f"{bar_um} um" if bar_um < 1000 else f"{bar_um // 1000} mm"
+    bar = f"{bar_um} µm" if bar_um < 1000 else f"{bar_um // 1000} mm"
     x, line, wide = _GAP_PX + bar_px + _GAP_PX, 0, picture.width
     placed = []
-    for text, colour in [(bar, _INK), *words]:
-        length = _font().getlength(text)
+    for text, colour in [(bar, _INK), *((drawn(text), colour) for text, colour in words)]:
+        length = picture_font(text, _FONT_PX).getlength(text)
         if x > _GAP_PX and x + length > picture.width:
             x, line = _GAP_PX, line + 1
         placed.append((x, line, text, colour))
@@ -151,13 +150,9 @@ def _with_foot(
     middle = picture.height + _LINE_PX // 2 + 1
     draw.rectangle((_GAP_PX, middle - 2, _GAP_PX + bar_px, middle + 1), fill=_INK)
     for x, line, text, colour in placed:
-        draw.text((x, middle + line * _LINE_PX), text, fill=colour, font=_font(), anchor="lm")
+        font = picture_font(text, _FONT_PX)
+        draw.text((x, middle + line * _LINE_PX), text, fill=colour, font=font, anchor="lm")
     return whole
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(13)
 
 
 def _save(

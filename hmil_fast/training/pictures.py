@@ -2,11 +2,14 @@
 
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from hmil_fast.fonts import drawn, figure_fonts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -172,7 +175,7 @@ def _draw(
         max(420, _MARGIN + columns * (w + _MARGIN)),
         _MARGIN + rows * (h + _TITLE) + (rows - 1) * _MARGIN + _FOOT,
     )
-    with mpl.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans"}):
+    with mpl.rc_context({"text.parse_math": False, "font.family": figure_fonts()}):
         figure = Figure(figsize=(page[0] / _DPI, page[1] / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         left = (page[0] - columns * (w + _MARGIN) + _MARGIN) / 2
@@ -241,8 +244,18 @@ def _scale_bar(axes: Any, width: int, height: int, um_per_px: float) -> None:
 
 def _shortened(text: str, width: int) -> str:
     """The text, cut in its middle to what a title of `width` px holds; no line breaks."""
-    text = " ".join(text.split())
-    room = max(8, width // 8)
-    if len(text) <= room:
+    text, room = drawn(" ".join(text.split())), max(8, width // 8)
+    if sum(map(_cells, text)) <= room:
         return text
-    return text[: room // 2 - 1] + "…" + text[len(text) - (room - room // 2) :]
+    tail = _start(text[::-1], room - room // 2)[::-1]
+    return f"{_start(text, room // 2 - 1)}…{tail}"
+
+
+def _start(text: str, cells: int) -> str:
+    widths = np.cumsum([_cells(letter) for letter in text])
+    return text[: int(np.searchsorted(widths, cells, side="right"))]
+
+
+def _cells(letter: str) -> int:
+    """A Chinese letter is as wide as two Latin ones."""
+    return 2 if unicodedata.east_asian_width(letter) in "FW" else 1

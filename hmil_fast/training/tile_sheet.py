@@ -1,13 +1,13 @@
 """The tiles of the highest attention, one row per node of the label tree."""
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from hmil_fast.fonts import drawn, picture_font
 
 _INK, _QUIET = "#1b1f24", "#59636e"
 _MARGIN, _HEAD, _CAPTION = 14, 30, 36  # px
@@ -45,10 +45,11 @@ def tile_sheet(rows: Sequence[TileRow], width: int) -> Image.Image:
     page = Image.new("RGB", (wide, _HEAD + len(rows) * step), "white")
     draw = ImageDraw.Draw(page)
     note = "tiles of the highest attention: share of the slide's attention, top-left corner in px"
-    draw.text((_MARGIN, 6), note, _QUIET, _font(11))
+    draw.text((_MARGIN, 6), note, _QUIET, picture_font(note, 11))
     for number, row in enumerate(rows):
         top = _HEAD + number * step
-        draw.text((_MARGIN, top + 6), " ".join(row.title.split()), _INK, _font(14, bold=True))
+        title = drawn(" ".join(row.title.split()))
+        draw.text((_MARGIN, top + 6), title, _INK, picture_font(title, 14, bold=True))
         for place, pixels in enumerate(row.pixels):
             left, y = _MARGIN + place * (side + _MARGIN), top + _HEAD
             # whole pixels where a tile is enlarged: what was not scanned is not made up
@@ -56,9 +57,10 @@ def tile_sheet(rows: Sequence[TileRow], width: int) -> Image.Image:
             page.paste(Image.fromarray(pixels).resize((side, side), smooth), (left, y))
             draw.rectangle((left - 1, y - 1, left + side, y + side), outline="#c8ccd2")
             share = f"{place + 1} · {100 * row.weights[place]:.3g} %"
-            draw.text((left, y + side + 3), share, _INK, _font(12))
+            draw.text((left, y + side + 3), share, _INK, picture_font(share, 12))
             x0, y0 = row.corners[place]
-            draw.text((left, y + side + 19), f"{x0:,}, {y0:,}", _QUIET, _font(10))
+            place_px = f"{x0:,}, {y0:,}"
+            draw.text((left, y + side + 19), place_px, _QUIET, picture_font(place_px, 10))
     return page
 
 
@@ -69,11 +71,3 @@ def stacked(above: Image.Image, below: Image.Image) -> Image.Image:
     page.paste(above, (0, 0))
     page.paste(below, (0, above.height))
     return page
-
-
-@cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib as mpl  # it brings the font of the heatmaps along
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

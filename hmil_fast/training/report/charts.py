@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmil_fast.fonts import figure_fonts
 from hmil_fast.metrics import flat_metrics, reliability_bins
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
         "text.parse_math": False,
         "svg.fonttype": "none",  # the browser's letters: sharp, searchable, any script
         "svg.hashsalt": "hmil-fast",
-        "font.family": "DejaVu Sans",
+        "font.family": figure_fonts(),
         "font.size": 8.5,
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
