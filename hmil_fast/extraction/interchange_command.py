@@ -1,17 +1,17 @@
 """`hmil-fast store import` and `export`: features of other tools into a store, and out of one."""
 
 import argparse
-import csv
-import math
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from hmil_fast.bags.match import match_slides
 from hmil_fast.errors import HmilError, SlideError, StoreError, UsageError
+from hmil_fast.extraction.plan import as_mpp
 from hmil_fast.io.interchange import (
     FORMATS,
     Hints,
@@ -23,6 +23,7 @@ from hmil_fast.io.interchange import (
 )
 from hmil_fast.io.store import at_scale, create_store, files, open_store
 from hmil_fast.io.store.layout import STORE_FILE
+from hmil_fast.tables import read_table
 
 
 def import_features(args: argparse.Namespace) -> int:
@@ -34,8 +35,9 @@ def import_features(args: argparse.Namespace) -> int:
         StoreError: The store cannot be made or opened.
     """
     form = FORMATS[args.format]
-    hints = Hints(args.coords, args.encoder, _resolutions(args), args.dtype)
     sources = find_files(form, args.source)
+    mpp = _resolutions(args, [slide_id for slide_id, _ in sources])
+    hints = Hints(args.coords, args.encoder, mpp, args.dtype)
     files.check(args.store, writing=True)
     if files.exists(args.store / STORE_FILE):
         store = open_store(args.store)
@@ -58,13 +60,13 @@ def export_features(args: argparse.Namespace) -> int:
         StoreError: There is no store, or it holds nothing.
         UsageError: It has no such scale.
     """
-    form, mpp = FORMATS[args.format], _resolutions(args)
+    form = FORMATS[args.format]
     whole = open_store(args.store)
     store = at_scale(whole, args.mpp)
     slides = [*whole.slide_ids(), *sorted(whole.unnamed)]  # the latter fail, and are named
     if not slides:
         raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")
-    hints = Hints(mpp=mpp)
+    hints = Hints(mpp=_resolutions(args, slides))
     work = [
         (
             slide_id,
@@ -116,24 +118,24 @@ def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str
     return 1 if failed else 0
 
 
-def _resolutions(args: argparse.Namespace) -> dict[str, float]:
+def _resolutions(args: argparse.Namespace, slide_ids: Sequence[str]) -> dict[str, float]:
     """Level-0 µm/px by slide id from --manifest, and under "" from --slide-mpp."""
     found: dict[str, float] = {} if args.slide_mpp is None else {"": args.slide_mpp}
     path: Path | None = args.manifest
     if path is None:
         return found
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read {path}: {error}", "check the file") from error
-    for line, row in enumerate(rows, 2):
-        mpp = 0.0
-        with suppress(TypeError, ValueError):
-            mpp = float(row.get("mpp") or "")
-        if not row.get("slide_id") or not 0 < mpp < math.inf:
-            raise UsageError(
-                f"{path}, line {line}: slide_id is {row.get('slide_id')!r}, mpp {row.get('mpp')!r}",
-                "give columns slide_id,mpp with µm/px above 0",
-            )
-        found[row["slide_id"]] = mpp
-    return found
+
+    def say(line: str) -> None:
+        print(f"note: {line}", file=sys.stderr)
+
+    table = read_table(path, ("slide_id", "mpp"), say)
+    stated = {}
+    for line, row in table.rows:
+        where, name = f"{path} line {line}", table.cell(row, "slide_id")
+        if not name:
+            raise UsageError(f"{where}: slide_id is empty", "give columns slide_id,mpp")
+        stated[name] = as_mpp(table.cell(row, "mpp"), where)
+    names = match_slides(stated, slide_ids)
+    if left := [name for name in stated if name not in names]:
+        say(f"{path}: {len(left)} lines name none of the slides, such as {left[0]!r}")
+    return found | {slide_id: stated[name] for name, slide_id in names.items()}

@@ -1,19 +1,17 @@
 """What a job is to extract: slide files from the command line or a manifest, each with an id."""
 
-import csv
 import glob
-import io
 import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.scan import SLIDE_SUFFIXES, dicom_slides, scan
 from hmil_fast.io.store.location import is_url
+from hmil_fast.tables import read_table
 
 _NAMED = 5
 _NO_URLS = "copy the slides to a disk, and give their paths"
@@ -71,7 +69,7 @@ def collect_slides(
     tasks = [SlideTask(slide_id, path, None, slide_mpp) for path, slide_id in files.items()]
     tasks = _apart(tasks, left_out)
     if manifest is not None:
-        tasks += _from_manifest(manifest, slide_mpp)
+        tasks += _from_manifest(manifest, slide_mpp, left_out.append)
     tasks = [replace(task, reader=reader, glass=glass) for task in dict.fromkeys(tasks)]
     if not tasks:
         where = ", ".join(inputs) or manifest or "an empty command line"
@@ -192,56 +190,46 @@ def _slide_id(relative: Path, own_name: bool = False) -> str:
     return relative.with_suffix("").as_posix()
 
 
-def _from_manifest(manifest: Path, slide_mpp: float | None) -> list[SlideTask]:
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the manifest {manifest}: {error}", "give a CSV file in UTF-8"
-        ) from None
-    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    try:
-        return _manifest_tasks(manifest, rows, slide_mpp)
-    except csv.Error as error:
-        raise UsageError(
-            f"{manifest} line {rows.line_num}: {error}", "save it again as plain CSV"
-        ) from None
-
-
-def _manifest_tasks(
-    manifest: Path, rows: "csv.DictReader[str]", slide_mpp: float | None
+def _from_manifest(
+    manifest: Path, slide_mpp: float | None, tell: Callable[[str], None]
 ) -> list[SlideTask]:
-    if rows.fieldnames is None or "path" not in rows.fieldnames:
+    table = read_table(manifest, ("path", "slide_id", "mpp"), tell)
+    if "path" not in table.columns:
         raise UsageError(
-            f"the manifest {manifest} has no column `path` (columns: {rows.fieldnames})",
+            f"{manifest} line 1: no column path (columns: {', '.join(table.header) or 'none'})",
             "give it a first line path[,slide_id][,mpp]",
         )
     tasks = []
-    for row in rows:
-        line = rows.line_num
-        extra: Any = row.get(None)  # where DictReader puts them
-        if extra:
+    for line, row in table.rows:
+        where = f"{manifest} line {line}"
+        written, slide_id, mpp = (table.cell(row, name) for name in ("path", "slide_id", "mpp"))
+        if not written:
             raise UsageError(
-                f"{manifest} line {line} has more fields than the first line: {','.join(extra)!r}",
-                'put a value that holds a comma in "quotes", and write 0.5 for 0,5',
+                f"{where}: {table.name('path')} is empty", "fill it in, or drop the line"
             )
-        if not (row["path"] or "").strip():
-            raise UsageError(f"{manifest} line {line} has no path", "fill it in, or drop the line")
-        if is_url(row["path"].strip()):
-            raise UsageError(f"{manifest} line {line}: {row['path'].strip()!r} is a URL", _NO_URLS)
-        path = manifest.parent / row["path"].strip()
-        mpp: float | None = None
-        stated = (row.get("mpp") or "").strip()
-        if stated:
-            try:
-                mpp = float(stated)
-            except ValueError:
-                mpp = math.nan
-            if not (math.isfinite(mpp) and mpp > 0):
-                raise UsageError(
-                    f"{manifest} line {line}: mpp is {stated!r}",
-                    "give µm per pixel of level 0, such as 0.25, or leave it empty",
-                )
-        slide_id = (row.get("slide_id") or "").strip() or _slide_id(Path(row["path"].strip()))
-        tasks.append(SlideTask(slide_id, path, mpp, slide_mpp))
+        if is_url(written):
+            raise UsageError(f"{where}: {written!r} is a URL", _NO_URLS)
+        path = manifest.parent / written
+        if not path.exists():  # macOS writes names in another form than most disks
+            other = manifest.parent / unicodedata.normalize("NFD", written)
+            path = other if other.exists() else path
+        stated = as_mpp(mpp, where) if mpp else None
+        tasks.append(SlideTask(slide_id or _slide_id(Path(written)), path, stated, slide_mpp))
     return tasks
+
+
+def as_mpp(text: str, where: str) -> float:
+    """A resolution in µm/px as a table states it, with a decimal point or comma.
+
+    Raises:
+        UsageError: It is not a number above 0.
+    """
+    try:
+        mpp = float(text.replace(",", "."))
+    except ValueError:
+        mpp = math.nan
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise UsageError(
+            f"{where}: mpp is {text!r}", "give µm per pixel of level 0 above 0, such as 0.25"
+        )
+    return mpp

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,9 @@ Split = tuple[list[Fold], list[Slide]]
 
 def splits(args: argparse.Namespace) -> int:
     """Turn split files of others into a manifest for `hmil-fast train --splits`."""
-    manifest = import_splits(args.files, args.format, lambda line: print(f"note: {line}"))
+    manifest = import_splits(
+        args.files, args.format, lambda line: print(f"note: {line}", file=sys.stderr)
+    )
     if args.out.exists():
         raise UsageError(f"{args.out} exists", "delete it, or give another --out")
     write_splits(args.out, manifest.folds, manifest.slides, made_with={})

@@ -220,6 +220,24 @@ def test_manifest(tmp_path: Path) -> None:
     ]
 
 
+def test_a_manifest_by_other_names_and_in_other_letters(tmp_path: Path) -> None:
+    touch(tmp_path / "Pra\u0308parat.svs", tmp_path / "\u00b5.svs")
+    path = tmp_path / "list.csv"
+    text = "Filename;Slide;MPP;stain\nPr\u00e4parat.svs;a;0,25;HE\n\u00b5.svs;;;\n"
+    path.write_bytes(text.encode("cp1252"))
+    said: list[str] = []
+    assert collect_slides([], path, tell=said.append) == [
+        SlideTask("a", tmp_path / "Pra\u0308parat.svs", 0.25),
+        SlideTask("\u00b5", tmp_path / "\u00b5.svs"),
+    ]
+    assert said == [
+        f"{path} is not UTF-8; it is read as Windows-1252 (Latin-1)",
+        f"{path}: column 'Filename' is read as path",
+        f"{path}: column 'Slide' is read as slide_id",
+        f"{path}: columns not used: stain",
+    ]
+
+
 def test_manifest_beside_files(tmp_path: Path) -> None:
     touch(tmp_path / "x.svs")
     listed = manifest(tmp_path, "path\ny.svs\n")
@@ -229,15 +247,15 @@ def test_manifest_beside_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("slide;mpp\na.svs;0.5\n", r"no column `path` .*'slide;mpp'"),
-        ("", r"no column `path`"),
-        ("path,mpp\na.svs,0.5\n\n,0.5\n", r"line 4 has no path"),
+        ("name;mpp\na.svs;0.5\n", r"no column path \(columns: name, mpp\)"),
+        ("", r"no column path"),
+        ("path,mpp\na.svs,0.5\n\n,0.5\n", r"line 4: path is empty"),
         ("path,mpp\na.svs,abc\n", r"line 2: mpp is 'abc'"),
         ("path\ns3://b/a.svs\n", r"line 2: 's3://b/a.svs' is a URL"),
         ("path,mpp\n\n\na.svs,-1\n", r"line 4: mpp is '-1'"),
         ("path,mpp\na.svs,nan\n", r"line 2: mpp is 'nan'"),
         ("path,mpp\na.svs,inf\n", r"line 2: mpp is 'inf'"),
-        ("path,mpp\na.svs,0,5\n", r"line 2 has more fields than the first line: '5'"),
+        ("path,mpp\na.svs,0,5\n", r"line 2: 3 fields where the header has 2"),
         ("path,slide_id\na.svs,x\nb.svs,x\n", r"the id 'x': .*a\.svs and .*b\.svs"),
         ("path\n" + "a" * (csv.field_size_limit() + 1), r"line \d: field larger than"),
         ("path\n", r"no slide found in .*list\.csv"),
@@ -252,7 +270,7 @@ def test_wrong_manifests(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "latin.csv").write_bytes("path\nµ.svs\n".encode("latin-1"))
-    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "latin.csv"):
-        with pytest.raises(UsageError, match="cannot read the manifest"):
+    (tmp_path / "book.csv").write_bytes(b"PK\x03\x04")
+    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "book.csv"):
+        with pytest.raises(UsageError, match=r"cannot read|is a spreadsheet"):
             collect_slides([], path)
