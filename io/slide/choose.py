@@ -4,6 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from hmil_fast.errors import SlideError, UsageError
 from hmil_fast.io.slide.base import BaseReader
 from hmil_fast.io.slide.openslide_reader import OpenSlideReader
@@ -60,6 +62,9 @@ def open_slide(
         raise SlideError(f"{path.name}: {'; '.join(reasons)}", "choose another reader, or none")
     if opened is None:
         opened = _second(path, facts, "; ".join(reasons) or "it was asked for")
+    if facts is not None:
+        reason = opened.info.reader_reason + _sparse(facts)
+        opened.replace_info(replace(opened.info, reader_reason=reason))
     try:
         _check_sizes(opened.info)
     except SlideError:
@@ -128,6 +133,12 @@ def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
 
         return CucimSource(info, facts)
     return NvImageCodecSource(facts, 0 if name == "nvimagecodec-gpu" else None)
+
+
+def _sparse(facts: TiffFacts) -> str:
+    counts = facts.levels[0].counts
+    empty = len(counts) - int(np.count_nonzero(counts))
+    return f"; {empty:,} of {len(counts):,} tiles hold no bytes: background" if empty else ""
 
 
 def _foreign(path: Path, facts: TiffFacts) -> str | None:

@@ -132,12 +132,7 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
     directory = main.directory or 0
     hidden = [_picture(page, None) for page in subs[directory]]
     tiled = [each for each in [*others, *hidden] if each is not None and each.tiled]
-    pyramid, notes = _pyramid(vendor, main, tiled)
-    levels = tuple(_level(each.page) for each in pyramid)
-    tiles = len(levels[0].counts)
-    empty = tiles - int(np.count_nonzero(levels[0].counts))
-    if empty:
-        notes.append(f"{empty:,} of its {tiles:,} tiles hold no bytes and are background")
+    levels, notes = _pyramid(vendor, main, tiled)
     if directory:
         notes.append(f"the slide is page {directory + 1} of {len(pages)}")
     bits = _whole(main.page.bitspersample, "BitsPerSample")
@@ -147,7 +142,9 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
             f"them looks dark"
         )
     scale = _scale(vendor, main.page, directory)
-    return TiffFacts(vendor, levels, scale, directory, tuple(notes))
+    return TiffFacts(
+        vendor, tuple(_level(each.page) for each in levels), scale, directory, tuple(notes)
+    )
 
 
 def _picture(page: Any, directory: int | None) -> _Picture | None:

@@ -17,6 +17,7 @@ _MOST_BLOCKS = 50_000
 _QUIET = 3.0  # grey levels of standard deviation in a block of flat colour
 _DIMMEST = 64.0
 _CLOSE = 8.0
+_SWAPPED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,23 @@ def find_glass(
 def is_clear(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Pixels [h, w] as bright and colourless as glass mostly is."""
     return (darkest > _CLEAR) & (brightest - darkest < _NEUTRAL)
+
+
+def swapped_colour(planes: list[NDArray[np.uint8]]) -> tuple[str, str] | None:
+    """Which colour model a slide was stored in and which it is shown in, where glass tells.
+
+    Colourless glass has both chroma channels in the middle: shown as RGB it is red, and RGB shown
+    as YCbCr is magenta. No stain is like that.
+    """
+    red, green, blue = planes
+    middle = np.abs(green.astype(np.int16) - 128) <= _SWAPPED
+    for stored, shown, seen in (
+        ("YCbCr", "RGB", (red > _CLEAR) & (np.abs(blue.astype(np.int16) - 128) <= _SWAPPED)),
+        ("RGB", "YCbCr", (red >= WHITE) & (blue >= WHITE)),
+    ):
+        if (seen & middle).mean() > _ENOUGH:
+            return stored, shown
+    return None
 
 
 def _flat(planes: list[NDArray[np.uint8]]) -> Glass | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.io.slide import SlideInfo
-from hmil_fast.io.tiles.glass import BLACK, Glass, find_glass, is_clear
+from hmil_fast.io.tiles.glass import BLACK, Glass, find_glass, is_clear, swapped_colour
 
 if TYPE_CHECKING:
     from hmil_fast.io.tiles.grid import TileGrid
@@ -34,6 +34,10 @@ UNEVEN = 0.25  # share of the pixels that look like glass but are darker than th
 _FIX = (
     "look at its picture in overlays/; where it is wrong, `hmil-fast store drop` the slide, then "
     "run the same command with --glass R,G,B, the colour of its glass"
+)
+_FIX_COLOUR = (
+    "if its picture in overlays/ has false colours, set the colour tag of a copy to {0} "
+    "(`tiffset -s 262 {1} COPY`), `hmil-fast store drop` the slide and extract the copy"
 )
 
 
@@ -75,13 +79,19 @@ def find_tissue(
     clear = is_clear(brightest, darkest)
     ground = find_glass(planes, clear, darkest) if glass is None else Glass(glass, 0.0, usual=True)
     black = (brightest < 64).mean() > 0.3 and clear.mean() < 0.1
-    notes = []
+    notes, fix = [], _FIX
     if black and (ground is None or (ground.usual and glass is None)):
         seen = _on_dark(brightest)
         notes.append("dark background: only what is brighter than it was taken as tissue")
     elif ground is None:
         seen = brightest >= BLACK
         notes.append("no glass found: everything was taken as tissue")
+        swapped = swapped_colour(planes)
+        if swapped:
+            notes.append(
+                "the glass looks coloured, as {} does that is shown as {}".format(*swapped)
+            )
+            fix = _FIX_COLOUR.format(swapped[0], {"RGB": 2, "YCbCr": 6}[swapped[0]])
     else:
         seen = _darker_than(ground, planes) & (brightest >= BLACK)
         if not ground.usual:
@@ -95,7 +105,7 @@ def find_tissue(
         notes.append("no tissue found" if notes else "no tissue found: all glass")
     elif not notes and glass is None and mask.mean() > EVERYTHING:
         notes.append("tissue everywhere: hardly any glass was found")
-    return TissueMask(mask, um_per_px, "; ".join(notes) or None, _FIX if notes else "")
+    return TissueMask(mask, um_per_px, "; ".join(notes) or None, fix if notes else "")
 
 
 def tile_colour(scale: int) -> tuple[int, int, int]:

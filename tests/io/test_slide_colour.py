@@ -16,6 +16,7 @@ from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.io.slide import SlideReader, TileStatus, open_slide
+from hmil_fast.io.tiles.tissue import find_tissue
 
 SlideFile = Callable[[str], Path]
 TILE = 64
@@ -26,7 +27,7 @@ MARKERS = list(
 STORED = {"rgb": (True, 0), "444": (False, 0), "422": (False, 1), "420": (False, 2)}
 
 
-def tissue(slide_file: SlideFile, wide: int, high: int) -> np.ndarray:
+def picture(slide_file: SlideFile, wide: int, high: int) -> np.ndarray:
     with openslide.OpenSlide(slide_file("CMU-1-Small-Region.svs")) as slide:
         return np.asarray(slide.read_region((900, 1100), 0, (wide, high)).convert("RGB"))
 
@@ -47,8 +48,9 @@ def jpeg(
     """One tile without its tables, and these."""
     keep_rgb, subsampling = STORED[stored]
     buffer = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    picture.save(buffer, "JPEG", quality=85, subsampling=subsampling, keep_rgb=keep_rgb)
+    Image.fromarray(pixels).save(
+        buffer, "JPEG", quality=85, subsampling=subsampling, keep_rgb=keep_rgb
+    )
     made = buffer.getvalue()
     kept = {"head": b"", "tables": b""}
     at = 2
@@ -99,7 +101,7 @@ def read(slide: SlideReader) -> tuple[np.ndarray, np.ndarray]:
 def test_the_tag_decides(
     slide_file: SlideFile, tmp_path: Path, tag: str, stored: str, abbreviated: bool
 ) -> None:
-    pixels = tissue(slide_file, 8 * TILE, 5 * TILE)
+    pixels = picture(slide_file, 8 * TILE, 5 * TILE)
     streams = []
     for tile, (jfif, adobe, ids) in zip(cut(pixels), MARKERS, strict=True):
         body, tables = jpeg(tile, stored, jfif=jfif, adobe=adobe, ids=ids)
@@ -121,6 +123,29 @@ def test_the_tag_decides(
         good = np.stack(list(cut(pixels)))[status == 0].astype(int)
         shift = good.mean((0, 1, 2)) - expected[status == 0].mean((0, 1, 2))
         assert np.abs(shift).max() < 2
+
+
+@pytest.mark.parametrize(("tag", "stored", "code"), [("rgb", "444", 6), ("ycbcr", "rgb", 2)])
+def test_colours_that_the_tag_gets_wrong_are_noticed_and_the_fix_mends_them(
+    slide_file: SlideFile, tmp_path: Path, tag: str, stored: str, code: int
+) -> None:
+    with openslide.OpenSlide(slide_file("CMU-1-Small-Region.svs")) as slide:
+        pixels = np.asarray(slide.read_region((300, 400), 0, (1024, 1024)).convert("RGB"))
+    streams = []
+    for tile in cut(pixels):
+        body, tables = jpeg(tile, stored)
+        streams.append(b"\xff\xd8" + tables + body)
+    write(path := tmp_path / "a.tif", streams, pixels.shape, tag)
+    with open_slide(path) as reader:
+        tissue = find_tissue(reader.thumbnail(256), 2.0)
+    assert "the glass looks coloured" in (tissue.note or "")
+    assert f"tiffset -s 262 {code} COPY" in tissue.fix
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags[262].overwrite(code)
+    with open_slide(path) as reader:
+        tissue = find_tissue(reader.thumbnail(256), 2.0)
+    assert tissue.note is None
+    assert 0.3 < tissue.mask.mean() < 0.6
 
 
 def spoilt(kind: str, made: bytes) -> bytes:
@@ -163,7 +188,7 @@ def spoilt(kind: str, made: bytes) -> bytes:
 def test_rare_tiles_are_read_as_openslide_reads_them(
     slide_file: SlideFile, tmp_path: Path, kind: str, good: bool
 ) -> None:
-    pixels = tissue(slide_file, 4 * TILE, 3 * TILE)
+    pixels = picture(slide_file, 4 * TILE, 3 * TILE)
     streams = []
     for number, tile in enumerate(cut(pixels)):
         body, tables = jpeg(tile, "420")
@@ -194,7 +219,7 @@ def test_rare_tiles_are_read_as_openslide_reads_them(
 def test_rare_codings_are_read_as_openslide_reads_them(
     slide_file: SlideFile, tmp_path: Path, how: dict[str, Any], tag: str, good: bool
 ) -> None:
-    pixels = tissue(slide_file, 2 * TILE, TILE)
+    pixels = picture(slide_file, 2 * TILE, TILE)
     streams = []
     for tile in cut(pixels):
         if "progressive" in how:
@@ -241,7 +266,7 @@ def test_uncompressed_pixels_with_a_tag_that_changes_them_are_openslides(
     slide_file: SlideFile, tmp_path: Path, code: int, value: int
 ) -> None:
     """FillOrder, Orientation, ExtraSamples, SampleFormat, planes, Predictor, Photometric."""
-    pixels = tissue(slide_file, 2 * TILE, TILE)
+    pixels = picture(slide_file, 2 * TILE, TILE)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, tile=(TILE, TILE), photometric="rgb", metadata=None)
     retag(path, code, value)
@@ -269,7 +294,7 @@ def test_uncompressed_pixels_with_a_tag_that_changes_them_are_openslides(
 def test_other_colour_models_are_openslides(
     slide_file: SlideFile, tmp_path: Path, photometric: str, compression: str | None
 ) -> None:
-    rgb = Image.fromarray(tissue(slide_file, 2 * TILE, TILE))
+    rgb = Image.fromarray(picture(slide_file, 2 * TILE, TILE))
     ramp = np.arange(0, 65536, 257, np.uint16)
     pixels, right = {
         "ycbcr": (rgb.convert("YCbCr"), rgb),

@@ -86,7 +86,7 @@ def test_a_tile_without_bytes_is_background(
         assert status == [0] * 12, reader
         assert np.array_equal(ours, whole), reader
     with open_slide(sparse) as slide:
-        assert slide.info.note == "5 of its 12 tiles hold no bytes and are background"
+        assert "; 5 of 12 tiles hold no bytes: background" in slide.info.reader_reason
 
 
 @pytest.mark.parametrize("codec", READERS)
