@@ -17,8 +17,8 @@ from rich.markup import escape
 from hmil_fast import __version__
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.report import Report
-from hmil_fast.extraction.run import cpus
 from hmil_fast.extraction.workers import Job
+from hmil_fast.io.slide.base import cpus
 
 CONNECT_SECONDS = 10.0
 _LOOK_EVERY = 0.5

@@ -20,7 +20,7 @@ from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.run import Extractor
 from hmil_fast.extraction.watch import alarm
 from hmil_fast.extraction.workers import Job
-from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone, work
+from hmil_fast.extraction.worklist import Elsewhere, Message, SearchDone, TilesDone, work
 from hmil_fast.io.store import open_store
 
 _SAY_EVERY = 1.0  # seconds between two messages on how far a slide is
@@ -87,6 +87,8 @@ def pack(message: Message) -> dict[str, Any]:
     """A message as plain values."""
     if isinstance(message, TilesDone):
         return {"tiles": asdict(message)}
+    if isinstance(message, SearchDone):
+        return {"search": asdict(message)}
     if isinstance(message, Elsewhere):
         return {"elsewhere": message.slide_id}
     if isinstance(message, SlideResult):
@@ -99,6 +101,8 @@ def unpack(facts: dict[str, Any]) -> Message | None:
     """The message that `pack` was given; None where the loop speaks of itself."""
     if "tiles" in facts:
         return TilesDone(**facts["tiles"])
+    if "search" in facts:
+        return SearchDone(**facts["search"])
     if "elsewhere" in facts:
         return Elsewhere(facts["elsewhere"])
     if "result" in facts:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from hmil_fast.errors import HmilError, StoreError, UsageError
 from hmil_fast.extraction.encoders import (
@@ -35,6 +36,8 @@ from hmil_fast.extraction.preflight import (
     tile_seconds,
 )
 from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.progress import searching
+from hmil_fast.io.slide import Progress
 from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
@@ -229,7 +232,12 @@ def slide_reports(
         store: Where features would go; it need not exist.
     """
     encode_s, dim = (None, 0) if encoder is None else (tile_seconds(encoder), encoder.card.dim)
-    reports = [_report(task, spec, encode_s, dim) for task in tasks]
+    err = Console(stderr=True, soft_wrap=True, highlight=False)
+    with err.status("") as status:
+        reports = []
+        for n, task in enumerate(tasks):
+            status.update(escape(f"{n} of {len(tasks)} slides: {task.slide_id}"))
+            reports.append(_report(task, spec, encode_s, dim, _progress(err, task)))
     if encoder is None:
         return reports, []
     need = sum(report.bytes for report in reports)
@@ -244,13 +252,36 @@ def slide_reports(
     return reports, findings
 
 
-def _report(task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int) -> SlideReport:
+def _progress(err: Console, task: SlideTask) -> Progress:
+    """Prints each tenth of the search for tissue on a large slide."""
+    told = -1
+
+    def progress(share: float, px: int) -> None:
+        nonlocal told
+        if int(share * 10) > told:
+            told = int(share * 10)
+            err.print(f"{task.slide_id}: {searching(share, px)}", markup=False, style="dim")
+
+    return progress
+
+
+def _report(
+    task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int, progress: Progress
+) -> SlideReport:
     try:
-        ready = prepare_slide(task, spec)
+        return _seen(task, spec, encode_s, dim, progress)
     except HmilError as error:
         return SlideReport(task.slide_id, error.what, error.fix)
     except Exception as error:  # noqa: BLE001  # the doctor looks at every slide
-        return SlideReport(task.slide_id, first_line(error), "report this as a bug")
+        what = f"slide {task.path} cannot be read ({first_line(error)})"
+        fix = "try another --reader, or convert it to a tiled pyramidal TIFF (JPEG, RGB)"
+        return SlideReport(task.slide_id, what, fix)
+
+
+def _seen(
+    task: SlideTask, spec: TileSpec, encode_s: float | None, dim: int, progress: Progress
+) -> SlideReport:
+    ready = prepare_slide(task, spec, progress)
     with ready.reader:
         info, grid = ready.reader.info, ready.grid
         n, every = len(grid.coords), sum(len(scale.coords) for scale in ready.grids)

@@ -4,13 +4,14 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from hmil_fast.extraction.active import ActiveSlide
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.timings import Timings
+from hmil_fast.io.slide import Progress
 from hmil_fast.io.tiles.decode import DecodeStats, TileBatch, decode_tiles
 from hmil_fast.io.tiles.grid import TileGrid
 
@@ -40,6 +41,15 @@ class Ended:
     error: Exception | None
 
 
+@dataclass(frozen=True, slots=True)
+class Searching:
+    """The tissue of a slide is looked for: the share that is done of a level's px."""
+
+    task: SlideTask
+    share: float
+    px: int
+
+
 @dataclass(slots=True)
 class _Entry:
     task: SlideTask
@@ -62,7 +72,7 @@ class TileFeed:
 
     def __init__(
         self,
-        open_slide: Callable[[SlideTask], ActiveSlide],
+        open_slide: Callable[[SlideTask, Progress], ActiveSlide],
         batch: int,
         threads: int,
         timings: Timings,
@@ -71,7 +81,7 @@ class TileFeed:
         self._timings = timings
         self._entries: deque[_Entry] = deque()
         self._todo: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._out: queue.Queue[Decoded | Ended] = queue.Queue(_QUEUED)
+        self._out: queue.Queue[Decoded | Searching | Ended] = queue.Queue(_QUEUED)
         self._stopped = False
         self._openers = started(OPENERS, "open-slide")
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -79,7 +89,7 @@ class TileFeed:
 
     def add(self, task: SlideTask) -> None:
         """Extract this slide after those before it."""
-        entry = _Entry(task, self._openers.submit(self._open, task))
+        entry = _Entry(task, self._openers.submit(self._open, task, self._progress(task)))
         self._entries.append(entry)
         self._todo.put(entry)
 
@@ -98,12 +108,15 @@ class TileFeed:
         """Whether nothing is to come."""
         return not self._entries
 
-    def get(self) -> Decoded | Ended:
-        """The next tiles, or the end of a slide; slides come in the order they were added."""
+    def get(self) -> Decoded | Searching | Ended:
+        """The next tiles, or the end of a slide; slides come in the order they were added.
+
+        Between them comes how far the opening of a large slide without small levels is.
+        """
         item = self._out.get()
         if isinstance(item, Ended):
             self._entries.popleft()
-        else:
+        elif isinstance(item, Decoded):
             self._entries[0].got += len(item.tiles.pixels)
         return item
 
@@ -124,6 +137,21 @@ class TileFeed:
             done = not entry.opening.cancelled() and entry.opening.exception() is None
             if done and not entry.begun:
                 entry.opening.result().reader.close()
+
+    def _progress(self, task: SlideTask) -> Progress:
+        """Tells each tenth of a slide's search for tissue, and ends it when we are closed."""
+        told = -1
+
+        def progress(share: float, px: int) -> None:
+            nonlocal told
+            if self._stopped:
+                raise CancelledError
+            if int(share * 10) > told:
+                told = int(share * 10)
+                with suppress(queue.Full):  # never waits: nobody may be left to take it
+                    self._out.put_nowait(Searching(task, share, px))
+
+        return progress
 
     def _run(self) -> None:
         while (entry := self._todo.get()) is not None and not self._stopped:

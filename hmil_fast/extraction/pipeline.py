@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hmil_fast.extraction.active import ActiveSlide
 from hmil_fast.extraction.batches import Parts, StaticBatch
-from hmil_fast.extraction.feed import OPENERS, Decoded, Ended, TileFeed, started
+from hmil_fast.extraction.feed import OPENERS, Decoded, Ended, Searching, TileFeed, started
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.result import SlideResult, explained
 from hmil_fast.extraction.timings import Timings
+from hmil_fast.io.slide import Progress
 
 _WRITES = 2  # batches on their way from the encoder to the writers
 _COMMITS = 4  # slides that are committed at once, each with a shard in memory
@@ -26,7 +27,7 @@ class Steps(Protocol):
     threads: int
     timings: Timings
 
-    def open(self, task: SlideTask) -> ActiveSlide:
+    def open(self, task: SlideTask, progress: Progress) -> ActiveSlide:
         """Open a slide and its writer; in a thread."""
         ...
 
@@ -46,12 +47,18 @@ class Pipeline:
         steps: What is done.
         batch: The encoder's input.
         on_tiles: Called after every batch with each of its slides, the tiles done, those in all.
+        on_search: Called now and then with a slide whose tissue is looked for, see `Searching`.
     """
 
     def __init__(
-        self, steps: Steps, batch: StaticBatch, on_tiles: Callable[[SlideTask, int, int], None]
+        self,
+        steps: Steps,
+        batch: StaticBatch,
+        on_tiles: Callable[[SlideTask, int, int], None],
+        on_search: Callable[[SlideTask, float, int], None],
     ) -> None:
-        self._steps, self._batch, self._on_tiles = steps, batch, on_tiles
+        self._steps, self._batch = steps, batch
+        self._on_tiles, self._on_search = on_tiles, on_search
         self._timings = steps.timings
         self._feed = TileFeed(self._open, steps.batch, steps.threads, steps.timings)
         self._writer = started(1, "write")
@@ -89,6 +96,8 @@ class Pipeline:
                 item = self._feed.get()
             if isinstance(item, Decoded):
                 self._add(item)
+            elif isinstance(item, Searching):
+                self._on_search(item.task, item.share, item.px)
             elif item.slide is None:
                 assert item.error is not None
                 error = explained(item.error, item.task.path)
@@ -105,8 +114,8 @@ class Pipeline:
         for slide in self._unfinished:
             slide.abandon()
 
-    def _open(self, task: SlideTask) -> ActiveSlide:
-        slide = self._steps.open(task)
+    def _open(self, task: SlideTask, progress: Progress) -> ActiveSlide:
+        slide = self._steps.open(task, progress)
         self._unfinished.add(slide)
         return slide
 

@@ -70,6 +70,10 @@ def look(tasks: Sequence[SlideTask], spec: TileSpec) -> dict[str, int | None]:
         todo.put(task)
     until = time.monotonic() + LOOK_SECONDS
 
+    def in_time(share: float, px: int) -> None:
+        if time.monotonic() > until:
+            raise TimeoutError
+
     def work() -> None:
         while time.monotonic() < until:
             try:
@@ -78,9 +82,11 @@ def look(tasks: Sequence[SlideTask], spec: TileSpec) -> dict[str, int | None]:
                 return
             tiles: int | None = None
             try:
-                ready = prepare_slide(task, spec)
+                ready = prepare_slide(task, spec, in_time)
                 with ready.reader:
                     tiles = sum(len(grid.coords) for grid in ready.grids)
+            except TimeoutError:
+                return
             except Exception:  # noqa: BLE001  # the job will say why
                 tiles = None
             found[task.slide_id] = tiles

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.io.slide import SlideReader, open_slide, require_mpp
+from hmil_fast.io.slide import Progress, SlideReader, open_slide, require_mpp
 from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
@@ -60,8 +60,13 @@ class Prepared:
         return tuple(notes)
 
 
-def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
+def prepare_slide(task: SlideTask, spec: TileSpec, progress: Progress | None = None) -> Prepared:
     """Open a slide, find its tissue and lay its grids.
+
+    Args:
+        task: The slide.
+        spec: The tiles asked for.
+        progress: As of `SlideReader.thumbnail`.
 
     Raises:
         SlideError: The slide cannot be opened, states no usable mpp, or has no level fine enough.
@@ -73,7 +78,7 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
     reader = open_slide(task.path, mpp=task.mpp, fallback_mpp=task.fallback_mpp, reader=task.reader)
     try:
         require_mpp(reader.info)
-        picture, thumbnail, um_per_px = _thumbnails(reader)
+        picture, thumbnail, um_per_px = _thumbnails(reader, progress)
         tissue = find_tissue(thumbnail, um_per_px, task.glass)
         grids = plan_grids(reader.info, spec, tissue)
         stain = fit_macenko(thumbnail, tissue.mask) if spec.stain_norm == "macenko" else None
@@ -83,7 +88,9 @@ def prepare_slide(task: SlideTask, spec: TileSpec) -> Prepared:
         raise
 
 
-def _thumbnails(reader: SlideReader) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
+def _thumbnails(
+    reader: SlideReader, progress: Progress | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
     """The picture, the thumbnail and its µm per px: each pixel of these costs time on every slide.
 
     Only where a slide is so large that 2,048 px are coarser than `TISSUE_UM` are both the same.
@@ -96,7 +103,7 @@ def _thumbnails(reader: SlideReader) -> tuple[NDArray[np.uint8], NDArray[np.uint
         (side // shrink for shrink in range(1, min(side, 64) + 1)),
         key=lambda px: abs(math.log(px / PICTURE_PX)),
     )
-    picture = reader.thumbnail(min(THUMBNAIL_PX, max(near, wanted)))
+    picture = reader.thumbnail(min(THUMBNAIL_PX, max(near, wanted)), progress)
     high, wide = picture.shape[:2]
     scale = min(1.0, wanted / max(high, wide))
     size = max(1, round(wide * scale)), max(1, round(high * scale))

@@ -16,7 +16,15 @@ from rich.progress import (
 
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.result import SlideResult
-from hmil_fast.extraction.worklist import TilesDone, size
+from hmil_fast.extraction.worklist import SearchDone, TilesDone, size
+
+
+def searching(share: float, px: int) -> str:
+    """How far the search for a slide's tissue is, in words."""
+    return (
+        f"looking for tissue, {share:.0%} of {px / 1e9:,.1f} gigapixels "
+        "(a slide with smaller levels has fewer to read)"
+    )
 
 
 class JobProgress:
@@ -56,6 +64,10 @@ class JobProgress:
         """Some tiles of a slide are encoded."""
         self._working[now.slide_id] = (now.done, self._sizes[now.slide_id] * now.done / now.total)
         self._show()
+
+    def search(self, now: SearchDone) -> None:
+        """The tissue of a large slide without small levels is looked for."""
+        self.console.print(f"{escape(now.slide_id)}: {searching(now.share, now.px)}", style="dim")
 
     def elsewhere(self, slide_id: str) -> None:
         """Another job has finished a slide."""

@@ -15,7 +15,7 @@ from hmil_fast.extraction.progress import JobProgress
 from hmil_fast.extraction.record import source
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.status import noted, undecoded
-from hmil_fast.extraction.worklist import Elsewhere, Message, TilesDone
+from hmil_fast.extraction.worklist import Elsewhere, Message, SearchDone, TilesDone
 from hmil_fast.io.store import FeatureStore, files
 
 
@@ -51,6 +51,8 @@ class Report:
         """Take a message of a process."""
         if isinstance(message, TilesDone):
             self._progress.tiles(message)
+        elif isinstance(message, SearchDone):
+            self._progress.search(message)
         elif isinstance(message, Elsewhere):
             self.elsewhere.add(message.slide_id)
             self._progress.elsewhere(message.slide_id)

@@ -1,6 +1,5 @@
 """The extraction job: slides in, features in the store, one bad slide never stopping the others."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,6 +19,8 @@ from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.record import jpeg, scale_attributes, slide_attributes
 from hmil_fast.extraction.result import SlideResult
 from hmil_fast.extraction.timings import Timings
+from hmil_fast.io.slide import Progress
+from hmil_fast.io.slide.base import cpus
 from hmil_fast.io.store import FeatureStore, StoreSpec
 from hmil_fast.io.tiles.augment import Augmentation, PixelParams, plain_params
 from hmil_fast.io.tiles.grid import TileSpec
@@ -75,6 +76,7 @@ class Extractor:
         self,
         take: Callable[[bool], SlideTask | None],
         on_tiles: Callable[[SlideTask, int, int], None],
+        on_search: Callable[[SlideTask, float, int], None] = lambda task, share, px: None,
     ) -> Iterator[SlideResult]:
         """Extract slides until none is left, as `run` does.
 
@@ -83,19 +85,21 @@ class Extractor:
                 slide, so that of two processes none keeps a slide waiting that the other could do.
                 With False it may wait: then nothing else of ours is under way.
             on_tiles: As of `run`.
+            on_search: Called while the tissue of a slide without small levels is looked for, with
+                the share that is done and the px of the level that is read.
 
         Yields:
             One result a slide.
         """
         batch = StaticBatch(self.batch, self.encoder.card.resize_px, self.encoder.device)
-        with closing(Pipeline(self, batch, on_tiles)) as pipeline:
+        with closing(Pipeline(self, batch, on_tiles, on_search)) as pipeline:
             yield from pipeline.run(take)
 
-    def open(self, task: SlideTask) -> ActiveSlide:
+    def open(self, task: SlideTask, progress: Progress) -> ActiveSlide:
         """Open a slide, plan its tiles, draw them, and begin to write."""
         start = time.perf_counter()
         with self.timings.of("open (threads)"):
-            ready = prepare_slide(task, self.spec)
+            ready = prepare_slide(task, self.spec, progress)
             try:
                 save_overlay(self.store, ready)
                 attributes = slide_attributes(ready, self.encoder.precision)
@@ -146,13 +150,6 @@ class Extractor:
     def encode(self, tiles: Tensor) -> Callable[[], NDArray[Any]]:
         """Start a batch; the result gives its features when called."""
         return encode_timed(self.encoder, tiles, self.store.spec.dtype, self.timings)
-
-
-def cpus() -> int:
-    """CPUs that this process may use, which a scheduler may have made fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 2
 
 
 def store_spec(encoder: Encoder, spec: TileSpec, dtype: str) -> StoreSpec:

@@ -19,9 +19,10 @@ from hmil_fast.extraction.encoders import EncoderChoice
 from hmil_fast.extraction.leases import held_by
 from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.report import Report
-from hmil_fast.extraction.run import Extractor, cpus
+from hmil_fast.extraction.run import Extractor
 from hmil_fast.extraction.watch import alarm
 from hmil_fast.extraction.worklist import Message, work
+from hmil_fast.io.slide.base import cpus
 from hmil_fast.io.store import open_store
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.tiles.grid import TileSpec

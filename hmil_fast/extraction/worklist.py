@@ -29,6 +29,15 @@ class TilesDone:
 
 
 @dataclass(frozen=True)
+class SearchDone:
+    """How far the search for a slide's tissue is, on a level of so many px."""
+
+    slide_id: str
+    share: float
+    px: int
+
+
+@dataclass(frozen=True)
 class Elsewhere:
     """Another process has finished a slide."""
 
@@ -36,7 +45,7 @@ class Elsewhere:
 
 
 # what a process of a job says; a mapping are its seconds per stage, when it ends
-Message = TilesDone | Elsewhere | SlideResult | dict[str, float]
+Message = TilesDone | SearchDone | Elsewhere | SlideResult | dict[str, float]
 
 
 def in_order(tasks: Sequence[SlideTask], shard: tuple[int, int] | None) -> list[SlideTask]:
@@ -203,11 +212,15 @@ def work(
         before[task.slide_id] = done
         emit(TilesDone(task.slide_id, done, total))
 
+    def on_search(task: SlideTask, share: float, px: int) -> None:
+        wind_up(True)
+        emit(SearchDone(task.slide_id, share, px))
+
     device = str(extractor.encoder.device)
     log.alive("job start", lease_seconds, slides=len(tasks), device=device)
     slides = WorkList(extractor.store, tasks, lease_seconds, log, emit)
     try:
-        for result in extractor.run_from(take, on_tiles):
+        for result in extractor.run_from(take, on_tiles, on_search):
             slides.finish(result)
             wind_up(bool(slides.leases.held()))
             before.pop(result.slide_id, None)

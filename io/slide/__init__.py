@@ -1,6 +1,21 @@
 """Slide files: levels, scale, and the pixels of tiles."""
 
 from hmil_fast.io.slide.choose import open_slide
-from hmil_fast.io.slide.protocol import SlideInfo, SlideReader, TileBand, TileStatus, require_mpp
+from hmil_fast.io.slide.protocol import (
+    Progress,
+    SlideInfo,
+    SlideReader,
+    TileBand,
+    TileStatus,
+    require_mpp,
+)
 
-__all__ = ["SlideInfo", "SlideReader", "TileBand", "TileStatus", "open_slide", "require_mpp"]
+__all__ = [
+    "Progress",
+    "SlideInfo",
+    "SlideReader",
+    "TileBand",
+    "TileStatus",
+    "open_slide",
+    "require_mpp",
+]

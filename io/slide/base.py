@@ -1,19 +1,31 @@
 """What both readers share: padding, the thumbnail, the context manager."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from PIL import Image
 
-from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileBand, UInt8
+from hmil_fast.errors import SlideError
+from hmil_fast.io.slide.protocol import Int64, Progress, SlideInfo, TileBand, UInt8
 
 WHITE = 255
 UNREAD = 128
 BLOCK_PX = 512
 PIECE_PX = 128
 MAX_SHRINK = 32
+LARGE_PX = 2**28  # a level that takes a second or more to read
+MAX_PX = 2**37  # a level that takes many minutes on any machine
+
+
+def cpus() -> int:
+    """CPUs that this process may use, which a scheduler may have made fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
 
 
 class BaseReader:
@@ -43,12 +55,13 @@ class BaseReader:
         """Free the file."""
         raise NotImplementedError
 
-    def thumbnail(self, max_px: int) -> UInt8:
-        """The whole slide, uint8 [h, w, 3], its longer side at most `max_px`.
+    def thumbnail(self, max_px: int, progress: Progress | None = None) -> UInt8:
+        """See `SlideReader.thumbnail`.
 
-        Made of the coarsest level that is large enough, block by block and box-filtered, so that a
-        slide of a single huge level needs no huge buffer. What cannot be read is grey, which counts
-        as tissue: white would take good tiles, and the count of bad ones, silently out of the job.
+        It is made of the coarsest level that is large enough, block by block and box-filtered, so
+        that a slide of a single huge level needs no huge buffer; the blocks of a large one are read
+        by all CPUs. What cannot be read is grey, which counts as tissue: white would take good
+        tiles, and the count of bad ones, silently out of the job.
         """
         width, height = self._info.level_dimensions[0]
         scale = min(1.0, max_px / max(width, height))
@@ -62,19 +75,40 @@ class BaseReader:
             default=0,
         )
         wide, high = self._info.level_dimensions[level]
+        if wide * high > MAX_PX:
+            raise SlideError(
+                f"{self._info.path.name} has no level smaller than {wide:,} × {high:,} px to find "
+                "its tissue on",
+                "add a pyramid to it, for instance by `vips tiffsave IN OUT.tif --tile --pyramid "
+                "--bigtiff --compression jpeg`",
+            )
         shrink = min(MAX_SHRINK, max(1, min(wide // target[0], high // target[1])))
         block = BLOCK_PX // shrink * shrink
         canvas = np.full((-(-high // shrink), -(-wide // shrink), 3), WHITE, np.uint8)
-        buffer = np.empty((1, block, block, 3), np.uint8)
-        corners = [(x, y) for y in range(0, high, block) for x in range(0, wide, block)]
-        band = self.band(level, [(np.array(corners, np.int64), block)])
-        for x, y in corners:
-            if band.read(np.array([[x, y]], np.int64), block, buffer)[0]:
-                self._read_pieces(level, (x, y), buffer[0])
+        rows = [[(x, y) for x in range(0, wide, block)] for y in range(0, high, block)]
+        corners = np.array([corner for row in rows for corner in row], np.int64)
+        band = self.band(level, [(corners, block)])
+
+        def read(corner: tuple[int, int]) -> None:
+            x, y = corner
+            buffer = np.empty((1, block, block, 3), np.uint8)
+            if band.read(np.array([corner], np.int64), block, buffer)[0]:
+                self._read_pieces(level, corner, buffer[0])
             small = buffer[0, : high - y, : wide - x]
             if shrink > 1:
                 small = np.asarray(Image.fromarray(small).reduce(shrink))
             canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
+
+        if wide * high < LARGE_PX:
+            for row in rows:
+                for corner in row:
+                    read(corner)
+        else:
+            with ThreadPoolExecutor(min(16, cpus())) as pool:
+                for n, row in enumerate(rows):
+                    if progress is not None:
+                        progress(n / len(rows), wide * high)
+                    list(pool.map(read, row))
         covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
         return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))
 

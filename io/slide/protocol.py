@@ -1,7 +1,7 @@
 """What a slide says about itself and how its pixels are asked for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +15,9 @@ from hmil_fast.errors import SlideError
 
 UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
+
+# told the share that is done, and the px of the level that is read
+Progress = Callable[[float, int], None]
 
 PLAUSIBLE_MPP = (0.05, 20.0)
 
@@ -108,8 +111,17 @@ class SlideReader(Protocol):
         """
         ...
 
-    def thumbnail(self, max_px: int) -> UInt8:
-        """The whole slide, uint8 [h, w, 3], its longer side at most `max_px`."""
+    def thumbnail(self, max_px: int, progress: Progress | None = None) -> UInt8:
+        """The whole slide, uint8 [h, w, 3], its longer side at most `max_px`.
+
+        Args:
+            max_px: The longer side.
+            progress: Called often while a level is read that takes a second or more; what it raises
+                ends the reading.
+
+        Raises:
+            SlideError: The smallest level that would do has over 137 gigapixels.
+        """
         ...
 
     def close(self) -> None:
