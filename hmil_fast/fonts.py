@@ -3,7 +3,8 @@
 import unicodedata
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def picture_font(text: str, size: int, *, bold: bool = False) -> "FreeTypeFont":
     if any(letter >= _FIRST_CJK for letter in drawn(text)):
         return _open(_cjk(), size)
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return _open(str(files("matplotlib") / "mpl-data" / "fonts" / "ttf" / name), size)
+    return _open(_in_package("matplotlib", "mpl-data", "fonts", "ttf", name), size)
 
 
 @cache
@@ -38,7 +39,15 @@ def figure_fonts() -> list[str]:
 
 
 def _cjk() -> str:
-    return str(files("noto_cjk_sans_jp_regular") / "NotoSansCJKjp-Regular.otf")
+    return _in_package("noto_cjk_sans_jp_regular", "NotoSansCJKjp-Regular.otf")
+
+
+def _in_package(package: str, *parts: str) -> str:
+    """A file of a package, which is not imported: matplotlib takes its time."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent.joinpath(*parts))
 
 
 @cache

@@ -14,7 +14,9 @@ import torch
 from hmil_fast import __version__
 from hmil_fast.arguments import path
 from hmil_fast.cli import _parser, main
+from hmil_fast.extraction.leases import Leases
 from hmil_fast.io.slide.choose import READERS
+from hmil_fast.io.store import StoreSpec, create_store, open_store
 
 SlideFile = Callable[[str], Path]
 COMMANDS = (
@@ -185,6 +187,37 @@ def test_a_coarse_slide_needs_the_users_word(
     assert "coarser than the 0.25 asked for" in said
     assert "--allow-upsample" in said
     assert main([*args, "--allow-upsample"]) == 0
+
+
+def test_a_store_without_a_slide_takes_the_settings_that_mend_the_first_try(
+    slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide, store = str(slide_file("cmu1_small_pyramid.tif")), tmp_path / "s"
+    args = ["extract", slide, "--tile", "512", "--store", str(store)]
+    assert main([*args, "--mpp", "0.4"]) == 1
+    assert "--allow-upsample" in capsys.readouterr().out
+    assert main([*args, "--mpp", "0.4", "--allow-upsample"]) == 0
+    made = (store / "store.json").read_bytes()
+    capsys.readouterr()
+    assert main([*args, "--mpp", "2"]) == 2  # now it holds a slide of these settings
+    assert "holds other features" in capsys.readouterr().err
+    assert (store / "store.json").read_bytes() == made
+
+
+def test_a_store_that_a_job_fills_keeps_its_settings(
+    slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide, store = str(slide_file("cmu1_small_pyramid.tif")), tmp_path / "s"
+    spec = StoreSpec(1280, "float16", {"name": "another"}, {})
+    create_store(store, spec)
+    leases = Leases(store, 600.0, lambda: None)
+    assert leases.take("x")
+    args = ["extract", slide, "--mpp", "2", "--store", str(store)]
+    assert main(args) == 2
+    assert "holds other features" in capsys.readouterr().err
+    leases.close()
+    assert open_store(store).spec == spec
+    assert main(args) == 0
 
 
 def test_a_pipe_that_closes_early_ends_without_a_word() -> None:

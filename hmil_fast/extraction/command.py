@@ -16,10 +16,11 @@ from hmil_fast.extraction.preflight import preflight
 from hmil_fast.extraction.report import Report
 from hmil_fast.extraction.retry import forget_deaths
 from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.status import read_status
 from hmil_fast.extraction.watch import last_words
 from hmil_fast.extraction.workers import Job, run_workers
 from hmil_fast.extraction.worklist import LEASE_SECONDS, in_order, work
-from hmil_fast.io.store import create_store, files, open_store
+from hmil_fast.io.store import StoreSpec, create_store, files, open_store
 from hmil_fast.io.store.layout import STORE_FILE
 from hmil_fast.io.store.location import Location
 
@@ -66,7 +67,9 @@ def extract(args: argparse.Namespace) -> int:
         )
         if text is not None:
             err.print(f"to do: {text}", highlight=False, soft_wrap=True)
-    store = create_store(args.store, store_spec(encoder, spec, args.dtype))
+    wanted = store_spec(encoder, spec, args.dtype)
+    _forget_unused(args.store, wanted)
+    store = create_store(args.store, wanted)
     tasks = in_order(tasks, args.shard)
     if args.retry_failed:
         forget_deaths(store.path, [task.slide_id for task in tasks])
@@ -119,6 +122,15 @@ def run_job(
         more = [] if slide_minutes is None else [last_words(slide_minutes)]
         work(extractor, report.todo, lease_seconds, report, *more)
     return report.print(1)
+
+
+def _forget_unused(path: Location, wanted: StoreSpec) -> None:
+    """Let other settings into a store without a slide, as a refused first try leaves it."""
+    if not files.exists(path / STORE_FILE) or open_store(path).spec == wanted:
+        return
+    now = read_status(path)
+    if not (now["committed"] or now["in_work"] or now["processes"]):
+        files.unlink(path / STORE_FILE)
 
 
 def _done(store: Location) -> set[str]:

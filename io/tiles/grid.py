@@ -252,7 +252,8 @@ def _choose_level(info: SlideInfo, spec: TileSpec) -> tuple[int, float]:
         raise SlideError(
             f"{info.path.name} is scanned at {scales[0]:.4g} µm per px, "
             f"coarser than the {spec.mpp:g} asked for",
-            f"pass --mpp {scales[0]:.4g} or more, or --allow-upsample",
+            f"pass --mpp {scales[0]:.4g} or more, or --allow-upsample; a --store that holds slides "
+            "of other settings needs a new one beside it",
         )
     return 0, scales[0]
 

@@ -154,8 +154,30 @@ def test_unreadable_weights(tmp_path: Path) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UsageError, match=r"no encoder is called 'uni3'\nFix: use one of .*uni2-h"):
-        load_encoder("uni3", None, CPU)
+    with pytest.raises(
+        UsageError, match=r"no encoder is called 'banana'\nFix: use .*uni2-h"
+    ) as said:
+        load_encoder("banana", None, CPU)
+    assert "did you mean" not in said.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("uni_v1", "uni"),
+        ("UNI2-h", "uni2-h"),
+        ("uni_v2", "uni2-h"),
+        ("conch_v15", "conch-v1.5"),
+        ("gigapath", "prov-gigapath"),
+        ("hoptimus0", "h-optimus-0"),
+        ("kaiko-vits8", "kaiko-s8"),
+        ("phikonv2", "phikon-v2"),
+        ("vit_smal_patch16_dinov3", "vit_small_patch16_dinov3"),
+    ],
+)
+def test_names_of_other_tools_lead_to_ours(name: str, card: str) -> None:
+    with pytest.raises(UsageError, match=rf"'{name}'; did you mean {card}"):
+        load_encoder(name, None, CPU)
 
 
 def no_weights(name: str, **env: str) -> tuple[str, str]:

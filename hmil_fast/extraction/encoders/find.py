@@ -1,6 +1,9 @@
 """From a name to a card: the table, then installed plugins, then any architecture of timm."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 import torch
@@ -91,12 +94,23 @@ def _load(point: EntryPoint) -> Found:
     return Found(card, model)
 
 
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """Up to two names that are like one, whatever its case, hyphens, underscores and dots."""
+    bare = {re.sub(r"[^a-z0-9]", "", each.lower()): each for each in known}
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
+    if wanted in bare:
+        return [bare[wanted]]
+    return [bare[each] for each in get_close_matches(wanted, bare, n=2, cutoff=0.7)]
+
+
 def _timm_card(name: str) -> EncoderCard:
     timm = timm_package()
     if not timm.is_model(name):
         known = encoder_names() + [point.name for point in _points()]
+        near = _near(name, known) or _near(name, timm.list_models())
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(
-            f"no encoder is called {name!r}",
+            f"no encoder is called {name!r}{meant}",
             f"use one of {', '.join(known)}, or any name of timm.list_models()",
         )
     with torch.device("meta"):
