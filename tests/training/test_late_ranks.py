@@ -1,56 +1,80 @@
-"""Processes of torchrun that come late, or not at all, wherever they meet over a fold."""
+"""Processes of one training that come late, or not at all, wherever they meet over a fold."""
 
+import json
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# starts the command line with one process that sleeps before and after what opens, resumes and
-# ends a fold, or with a first process that is killed at such a place
-LATE = """
-import os, signal, sys, time
+# Imports once, then forks the two processes of a training for every line it is told, as torchrun
+# starts them. One process sleeps before and after what opens, resumes and ends a fold, or the first
+# one is killed at such a place.
+NURSERY = """
+import json, os, signal, socket, sys, time
+import torch.utils.tensorboard
 from hmil_fast import cli
-from hmil_fast.training import checkpoint, fold, ranks
+from hmil_fast.training import commands, fold
 from hmil_fast.training.run_folder import Run
 
-late, seconds = os.environ["LATE"].split(":")
-place, _, count = os.environ["KILL"].partition(":")
-fold.SAVE_EVERY_S = 0.0
-calls = []
-
-def wrap(owner, name):
-    whole = getattr(owner, name)
+def wrap(owner, name, rank, told):
+    whole, calls = getattr(owner, name), []
+    place, _, count = told["kill"].partition(":")
     def wrapped(*args, **named):
-        if os.environ["RANK"] == "0" and name == place:
-            calls.append(name)
-            if len(calls) == int(count):
-                os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ["RANK"] == late and name != "_train_epoch":
-            time.sleep(float(seconds))
-            result = whole(*args, **named)
-            time.sleep(float(seconds))
-            return result
-        return whole(*args, **named)
+        calls.append(name)
+        if rank == 0 and name == place and len(calls) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        pause = told["seconds"] if rank == told["late"] and name != "_train_epoch" else 0
+        time.sleep(pause)
+        result = whole(*args, **named)
+        time.sleep(pause)
+        return result
     setattr(owner, name, wrapped)
 
-for owner, names in (
-    (Run, ("is_done",)),
-    (fold.FoldTrainer, ("__init__", "_resume", "_train_epoch", "train")),
-    (fold, ("read_checkpoint", "write_predictions")),
-):
-    for name in names:
-        wrap(owner, name)
-sys.exit(cli.main())
+def child(rank, port, told):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    said = os.open(told["said"] + str(rank), os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    fold.SAVE_EVERY_S = 0.0
+    for owner, names in (
+        (Run, ("is_done",)),
+        (fold.FoldTrainer, ("__init__", "_resume", "_train_epoch", "train")),
+        (fold, ("read_checkpoint", "write_predictions")),
+        (commands, ("create_run", "train_run")),
+    ):
+        for name in names:
+            wrap(owner, name, rank, told)
+    return cli.main(told["argv"])
+
+for line in sys.stdin:
+    told = json.loads(line)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(2):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            code = 1
+            try:
+                code = child(rank, port, told)
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(json.dumps(codes), flush=True)
 """
 SETTINGS = ("folds=2", "epochs=3", "baseline=none", "batch_bags=6")
 FILES = ("fold-0/best.safetensors", "fold-1/best.safetensors", "fold-0/predictions.csv",
          "fold-1/predictions.csv", "predictions.csv", "fold-1/val_predictions.csv")  # fmt: skip
 
-Train = Callable[..., "subprocess.CompletedProcess[str]"]
+Train = Callable[..., tuple[list[int], list[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -59,32 +83,41 @@ def train(
     settings: tuple[str, ...],
     environment: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Train:
-    """Two processes over one run folder; `late` is "rank:seconds", `kill` "function:call"."""
-    folder = tmp_path_factory.mktemp("late")
-    (folder / "late.py").write_text(LATE)
+) -> Iterator[Train]:
+    """Two processes over one run folder; their exit codes, and what they said.
 
-    def run(out: Path, late: str = "9:0", kill: str = "") -> "subprocess.CompletedProcess[str]":
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        arguments = ["train", *cohort.arguments, *settings, *SETTINGS, "--out", str(out)]
-        return subprocess.run(
-            [sys.executable, *torchrun, "--max-restarts", "0", str(folder / "late.py"), *arguments],
-            cwd=folder,
-            env={**environment, "LATE": late, "KILL": kill},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    `late` is the process that comes late everywhere, `kill` the "function:call" at which the first
+    one is killed.
+    """
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY],
+        cwd=tmp_path_factory.mktemp("nursery"),
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
 
-    return run
+    def run(out: Path, late: int | None = None, kill: str = "") -> tuple[list[int], list[str]]:
+        argv = ["train", *cohort.arguments, *settings, *SETTINGS, "--out", str(out)]
+        said = tmp_path_factory.mktemp("said") / "process-"
+        told = {"argv": argv, "late": late, "seconds": 0.5, "kill": kill, "said": str(said)}
+        print(json.dumps(told), file=nursery.stdin, flush=True)
+        codes = json.loads(nursery.stdout.readline())  # type: ignore[union-attr]
+        return codes, [said.with_name(f"process-{rank}").read_text() for rank in range(2)]
+
+    yield run
+    nursery.stdin.close()
+    nursery.wait()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = train(out)
-    assert done.returncode == 0, done.stderr
+    codes, said = train(out)
+    assert codes == [0, 0], said
     return {name: (out / name).read_bytes() for name in FILES}
 
 
@@ -99,7 +132,9 @@ def killed(
     """A run whose first process was killed."""
     kill, left = request.param
     out: Path = tmp_path_factory.mktemp("killed") / "run"
-    assert train(out, kill=kill).returncode != 0
+    codes, said = train(out, kill=kill)
+    assert codes == [-signal.SIGKILL, 2]
+    assert "process 1 of 2 has waited for the others in vain" in said[1]
     assert [path.parent.name for path in out.glob("fold-*/last.safetensors")] == [left]
     return out
 
@@ -109,8 +144,8 @@ def test_a_late_process_changes_nothing(
     train: Train, undisturbed: dict[str, bytes], killed: Path, tmp_path: Path, late: int
 ) -> None:
     out = shutil.copytree(killed, tmp_path / "run")
-    done = train(out, late=f"{late}:0.5")
-    assert done.returncode == 0, done.stderr
+    codes, said = train(out, late)
+    assert codes == [0, 0], said
     for name, wanted in undisturbed.items():
         assert (out / name).read_bytes() == wanted, name
     assert not list(out.glob("fold-*/last.safetensors"))
