@@ -114,6 +114,12 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="K",
         help="draw the K tiles of the highest attention of every node, too; needs --slides",
     )
+    heatmap.add_argument(
+        "--scale",
+        choices=("share", "rank"),
+        default="share",
+        help="colour by attention, times the even share (default), or by rank within the slide",
+    )
     report = add_command(
         commands, "report", "Write the run's report, one HTML file.", with_files("report")
     )

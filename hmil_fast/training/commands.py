@@ -173,7 +173,9 @@ def heatmap(args: argparse.Namespace) -> int:
             f"--top-k cuts tiles from the slide, and --slides names no slide {args.slide!r}",
             "give --slides the files or folders that were extracted",
         )
-    prediction, notes = draw_heatmap(run, store, args.slide, args.out, args.node, slide, args.top_k)
+    prediction, notes = draw_heatmap(
+        run, store, args.slide, args.out, args.node, slide, args.top_k, args.scale
+    )
     for note in notes:
         Console(stderr=True, soft_wrap=True).print(f"[yellow]note:[/] {escape(note)}")
     out = Console(soft_wrap=True, highlight=False)

@@ -29,6 +29,7 @@ def draw_heatmap(
     nodes: Sequence[str] = (),
     slide: Path | None = None,
     top_k: int | None = None,
+    scale: str = "share",
 ) -> tuple[Prediction, tuple[str, ...]]:
     """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
 
@@ -40,6 +41,7 @@ def draw_heatmap(
         nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
         slide: The slide's file, for tiles, and for the thumbnail where the store has none.
         top_k: How many of its tiles to draw per node, the highest first; needs `slide`.
+        scale: What the colours mean, one of `hmil_fast.training.scale.SCALES`.
 
     Returns:
         The prediction, and what was guessed to draw it.
@@ -69,6 +71,7 @@ def draw_heatmap(
         downsample=canvas.downsample,
         mpp=canvas.mpp,
         title=slide_id,
+        scale=scale,
     )
     if slide is not None and top_k is not None:
         record, rows = store.record(slide_id), []

@@ -10,14 +10,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hmil_fast.fonts import drawn, figure_fonts
+from hmil_fast.training.scale import (
+    KEYS,
+    colour_places,
+    concentration,
+    heat_colours,
+    key_ticks,
+    tile_values,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_COLOURS = "viridis"  # even in lightness and safe for the colour-blind; pink tissue has none of it
 _OPACITY = 0.62
-_KEY = "attention, by rank within the slide (0 lowest, 1 highest)"
-_MARGIN, _TITLE, _FOOT = 14, 34, 64  # px
+_MARGIN, _TITLE, _FOOT = 14, 46, 70  # px
 _LONG_SIDE = 1000
 _DPI = 100
 
@@ -39,12 +45,11 @@ def heatmap_sheet(
     downsample: float,
     mpp: float | None,
     title: str,
+    scale: str = "share",
 ) -> "Image":
-    """The plain thumbnail and beside it one heatmap per tree node.
+    """The plain thumbnail and beside it one heatmap per tree node, with how even each is.
 
-    Weights are shown by rank within the slide (ties share the mean rank): softmax attention over
-    thousands of tiles is so skewed that a linear scale shows one hot tile on a cold slide. Where
-    tiles overlap, the mean rank is painted; a tile whose weight is not finite is not painted.
+    Where tiles overlap, their mean is painted; a tile whose weight is not finite is not painted.
 
     Args:
         thumbnail: RGB, uint8 [h, w, 3].
@@ -54,35 +59,23 @@ def heatmap_sheet(
         downsample: Level-0 px per thumbnail px.
         mpp: µm per level-0 px; without it there is no scale bar.
         title: Line above the plain thumbnail, usually the slide id.
+        scale: What the colours mean, one of `SCALES`.
     """
     panels = [np.asarray(thumbnail)]
-    panels += [paint(thumbnail, coords, tile_px_level0, n.weights, downsample) for n in nodes]
-    titles = [(title, True), *((n.title, n.predicted) for n in nodes)]
+    panels += [
+        paint(thumbnail, coords, tile_px_level0, n.weights, downsample, scale) for n in nodes
+    ]
+    titles = [(title, "even attention: 10 % on any 10 % of tiles", True)]
+    titles += [(n.title, spread(n.weights), n.predicted) for n in nodes]
     left, top, right, bottom = _tissue(coords, tile_px_level0 / downsample, downsample, panels[0])
     panels = [panel[top:bottom, left:right] for panel in panels]
     columns = _columns(len(panels), (bottom - top) / (right - left))
-    return _draw(panels, titles, mpp * downsample if mpp else None, columns)
+    return _draw(panels, titles, mpp * downsample if mpp else None, columns, scale)
 
 
-def heat_colours() -> NDArray[np.uint8]:
-    """The colours of ranks 0 to 1, RGB, uint8 [256, 3]."""
-    import matplotlib as mpl
-
-    colours = np.asarray(mpl.colormaps[_COLOURS](np.arange(256)), dtype=np.float64)
-    return np.asarray(np.rint(colours[:, :3] * 255), dtype=np.uint8)
-
-
-def rank_normalised(weights: ArrayLike) -> NDArray[np.float64]:
-    """Ranks scaled to 0..1, ties sharing their mean, 0.5 where all are equal; NaN stays NaN."""
-    values = np.asarray(weights, dtype=np.float64)
-    ranks = np.full(values.shape, np.nan)
-    known = np.isfinite(values)
-    _, inverse, counts = np.unique(values[known], return_inverse=True, return_counts=True)
-    if len(counts):
-        mean_rank = np.cumsum(counts) - (counts + 1) / 2
-        total = int(counts.sum())
-        ranks[known] = mean_rank[inverse] / (total - 1) if total > 1 else 0.5
-    return ranks
+def spread(weights: ArrayLike) -> str:
+    """How concentrated attention is, in words."""
+    return f"top 10 % of tiles: {100 * concentration(weights):.3g} % of attention"
 
 
 def round_length(um: float) -> float:
@@ -126,26 +119,28 @@ def paint(
     tile_px_level0: float,
     weights: ArrayLike,
     downsample: float,
+    scale: str = "share",
 ) -> NDArray[np.uint8]:
-    """The thumbnail with every tile of a known weight tinted by its rank."""
+    """The thumbnail with every tile of a known weight tinted, see `heatmap_sheet`."""
     thumbnail = np.asarray(thumbnail, dtype=np.uint8)
     corners = np.asarray(coords, dtype=np.float64).reshape(-1, 2)
-    ranks = rank_normalised(weights)
-    if ranks.shape != (len(corners),):
-        raise ValueError(f"{len(corners)} tiles but weights of shape {ranks.shape}")
+    values = tile_values(weights, scale)
+    if values.shape != (len(corners),):
+        raise ValueError(f"{len(corners)} tiles but weights of shape {values.shape}")
     height, width = thumbnail.shape[:2]
-    known = np.isfinite(ranks)
+    known = np.isfinite(values)
     # rounding both edges, not the size, keeps neighbours touching
     start = np.rint(corners / downsample).astype(np.int64)
     stop = np.maximum(np.rint((corners + tile_px_level0) / downsample).astype(np.int64), start + 1)
     start, stop = np.clip(start, 0, (width, height)), np.clip(stop, 0, (width, height))
-    total = np.zeros((height, width), dtype=np.float32)
+    total = np.zeros((height, width), dtype=np.float64)
     times = np.zeros((height, width), dtype=np.int32)
-    for (x0, y0), (x1, y1), rank in zip(start[known], stop[known], ranks[known], strict=True):
-        total[y0:y1, x0:x1] += rank
+    for (x0, y0), (x1, y1), value in zip(start[known], stop[known], values[known], strict=True):
+        total[y0:y1, x0:x1] += value
         times[y0:y1, x0:x1] += 1
     covered = times > 0
-    tint = heat_colours()[np.rint(255 * total[covered] / times[covered]).astype(np.int64)]
+    places = colour_places(total[covered] / times[covered], scale)
+    tint = heat_colours()[np.rint(255 * places).astype(np.int64)]
     # grey tissue below, so that the tint keeps its meaning
     grey = thumbnail[covered] @ np.array([0.299, 0.587, 0.114])
     picture = thumbnail.copy()
@@ -155,14 +150,16 @@ def paint(
 
 def _draw(
     panels: Sequence[NDArray[np.uint8]],
-    titles: Sequence[tuple[str, bool]],
+    titles: Sequence[tuple[str, str, bool]],
     um_per_px: float | None,
     columns: int,
+    scale_name: str,
 ) -> "Image":
     """Panels in a grid, each with its title; a key below; the scale bar in the first panel."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -179,7 +176,7 @@ def _draw(
         figure = Figure(figsize=(page[0] / _DPI, page[1] / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         left = (page[0] - columns * (w + _MARGIN) + _MARGIN) / 2
-        for number, (panel, (title, bold)) in enumerate(zip(panels, titles, strict=True)):
+        for number, (panel, (title, below, bold)) in enumerate(zip(panels, titles, strict=True)):
             row, column = divmod(number, columns)
             x = left + column * (w + _MARGIN)
             y = page[1] - (row + 1) * (h + _TITLE) - row * _MARGIN
@@ -189,23 +186,33 @@ def _draw(
             axes.spines[:].set_color("#c8ccd2")
             figure.text(
                 x / page[0],
-                (y + h + 9) / page[1],
+                (y + h + 22) / page[1],
                 _shortened(title, w),
                 fontsize=10,
                 color="#1b1f24",
                 weight="bold" if bold else "normal",
             )
+            figure.text(x / page[0], (y + h + 7) / page[1], below, fontsize=8, color="#59636e")
             if um_per_px:
                 _scale_bar(axes, width, height, um_per_px)
         key = figure.add_axes(
-            (left / page[0], 40 / page[1], min(420, page[0] - 2 * left) / page[0], 11 / page[1])
+            (
+                (left + 12) / page[0],
+                44 / page[1],
+                min(420, page[0] - 2 * left - 24) / page[0],
+                12 / page[1],
+            )
         )
+        ticks = key_ticks(scale_name)
         bar = figure.colorbar(
-            ScalarMappable(cmap=_COLOURS), cax=key, orientation="horizontal", ticks=[0, 0.5, 1]
+            ScalarMappable(cmap=ListedColormap(heat_colours() / 255)),
+            cax=key,
+            orientation="horizontal",
         )
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
         bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=2, pad=2, colors="#3d444d")
-        bar.set_label(_KEY, fontsize=8, color="#3d444d", labelpad=2)
+        bar.ax.tick_params(labelsize=9, length=3, pad=2, colors="#1b1f24")
+        bar.set_label(KEYS[scale_name], fontsize=9, color="#1b1f24", labelpad=2)
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
     file.seek(0)

@@ -1,7 +1,7 @@
 """What the report's viewer shows of a slide, as one small JSON file in RUN/views.
 
-The thumbnail once, one byte of rank per cell and node, the highest tiles of every node, and of
-these the pixels where the slide's file is at hand. The browser paints the overlay.
+The thumbnail once, per cell and node one byte a colour scale, the highest tiles of every node, and
+of these the pixels where the slide's file is at hand. The browser paints the overlay.
 """
 
 import base64
@@ -22,9 +22,10 @@ from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.training.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.training.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
-from hmil_fast.training.pictures import paint, rank_normalised
+from hmil_fast.training.pictures import paint, spread
 from hmil_fast.training.report.data import read_view, view_file
 from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
+from hmil_fast.training.scale import LIMIT, SCALES, colour_places, tile_values
 
 TOP_TILES = 6
 MOST_CELLS = 6000  # a slide of more tiles is shown in larger cells
@@ -32,7 +33,7 @@ MOST_MAPS = 24
 _CUT_NODES = 6  # likeliest nodes whose highest tiles are cut from the slide
 _CUT_PX = 256
 _SMALL = (240, 96)
-_NO_RANK = 255  # ranks are 0..254
+_NO_PLACE = 255  # places among the colours are 0..254
 _SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut tiles
 
 
@@ -136,7 +137,7 @@ def write_view(
             }
         except SlideError as error:
             (err or Console(stderr=True)).print(f"[yellow]no tiles cut:[/] {escape(error.what)}")
-    cells, cell_side, ranks = _cells(coords, canvas.side, [m.weights for m in maps])
+    cells, cell_side, places = _cells(coords, canvas.side, [m.weights for m in maps])
     unit = max(1.0, max(canvas.size) / 65535)
     view = {
         "slide_id": slide_id,
@@ -153,6 +154,7 @@ def write_view(
             _SMALL,
             70,
         ),
+        "limit": LIMIT,
         "unit": unit,
         "cells": _base64(np.rint(np.maximum(cells, 0) / unit).astype("<u2")),
         "cell_side": cell_side,
@@ -162,10 +164,11 @@ def write_view(
             {
                 "level": m.level,
                 "node": m.node,
-                "ranks": _base64(rank),
+                "spread": spread(m.weights),
+                "places": {scale: _base64(of_map[scale]) for scale in SCALES},
                 "top": [[int(t), *coords[t].tolist(), float(f"{m.weights[t]:.4g}")] for t in top],
             }
-            for m, rank, top in zip(maps, ranks, tops, strict=True)
+            for m, of_map, top in zip(maps, places, tops, strict=True)
         ],
     }
     path = view_file(run.path, slide_id)
@@ -195,14 +198,13 @@ def _best_painted(canvas: Canvas, likely: list[NodeMap]) -> NDArray[np.uint8]:
 
 def _cells(
     coords: NDArray[np.int64], side: float, weights: list[NDArray[np.float64]]
-) -> tuple[NDArray[np.int64], float, list[NDArray[np.uint8]]]:
-    """Corners, side and per map the ranks of what is painted: the tiles, or cells of many tiles.
+) -> tuple[NDArray[np.int64], float, list[dict[str, NDArray[np.uint8]]]]:
+    """Corners, side and colours of what is painted: the tiles, or cells of many tiles.
 
     Returns:
-        Corners in level-0 px [n, 2], the side in level-0 px, and per map uint8 [n]: the mean rank
-        of the tiles of the cell × 254, 255 where none has one.
+        Corners in level-0 px [n, 2], the side in level-0 px, and per map and scale uint8 [n]: the
+        place among the colours of the mean of the cell's tiles × 254, 255 where none has one.
     """
-    ranks = [rank_normalised(w) for w in weights]
     corners, inverse = coords, np.arange(len(coords))
     times = 1
     while len(corners) > MOST_CELLS:
@@ -214,12 +216,16 @@ def _cells(
         inverse = inverse.reshape(-1)
         corners = np.rint(origin + places * side * times).astype(np.int64)
     found = []
-    for rank in ranks:
-        known = np.isfinite(rank)
+    for of_map in weights:
+        known = np.isfinite(of_map)
         count = np.bincount(inverse[known], minlength=len(corners))
-        total = np.bincount(inverse[known], rank[known], minlength=len(corners))
-        mean = np.rint(254 * total / np.maximum(count, 1))
-        found.append(np.where(count > 0, mean, _NO_RANK).astype(np.uint8))
+        painted = {}
+        for scale in SCALES:
+            values = tile_values(of_map, scale)[known]
+            mean = np.bincount(inverse[known], values, len(corners)) / np.maximum(count, 1)
+            place = np.rint(254 * colour_places(mean, scale))
+            painted[scale] = np.where(count > 0, place, _NO_PLACE).astype(np.uint8)
+        found.append(painted)
     return corners, side * times, found
 
 

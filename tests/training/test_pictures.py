@@ -13,7 +13,6 @@ from hmil_fast.training.pictures import (
     Node,
     heatmap_sheet,
     paint,
-    rank_normalised,
     round_length,
 )
 from hmil_fast.training.tile_sheet import TileRow, stacked, tile_sheet
@@ -23,15 +22,6 @@ WHITE = np.full((100, 80, 3), 255, np.uint8)
 
 def changed(thumbnail: NDArray, picture: NDArray) -> NDArray:
     return (thumbnail != picture).any(axis=2)
-
-
-def test_ranks_share_ties_and_pass_over_nan() -> None:
-    got = rank_normalised([3.0, np.nan, 1e-9, 3.0, 1e6])
-    np.testing.assert_allclose(got, [0.5, np.nan, 0, 0.5, 1])
-    np.testing.assert_allclose(rank_normalised([2.0, 2.0, 2.0]), 0.5)
-    np.testing.assert_allclose(rank_normalised([7.0]), 0.5)
-    assert rank_normalised([]).shape == (0,)
-    assert np.isnan(rank_normalised([np.nan, np.inf])).all()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +58,7 @@ def test_tiles_without_a_value_and_outside_are_not_painted() -> None:
 def test_higher_weights_are_lighter_and_overlaps_take_the_mean() -> None:
     corners = [[0, 0], [200, 0], [400, 0], [200, 400], [200, 400]]
     grey = np.full_like(WHITE, 128)
-    picture = paint(grey, corners, 100, [1.0, 50.0, 9000.0, 1.0, 9000.0], 10).astype(int)
+    picture = paint(grey, corners, 100, [1.0, 50.0, 9000.0, 1.0, 9000.0], 10, "rank").astype(int)
     low, middle, high, mean = (
         picture[y + 5, x + 5].sum() for x, y in ((0, 0), (20, 0), (40, 0), (20, 40))
     )
@@ -76,6 +66,22 @@ def test_higher_weights_are_lighter_and_overlaps_take_the_mean() -> None:
     assert low < mean < high
     # both tied pairs average to the middle rank, that of the 50
     assert mean == middle
+
+
+def test_even_attention_looks_even_and_a_colour_means_the_same_on_every_slide() -> None:
+    grey = np.full_like(WHITE, 128)
+    corners = [[100 * i, 0] for i in range(8)]
+
+    def colours(weights: list[float], scale: str = "share") -> NDArray:
+        return paint(grey, corners, 100, weights, 10, scale)[5, 5::10][:8].astype(int)
+
+    even = colours([1.0] * 8)
+    nearly = colours([1.1] + [1.0] * 7)
+    assert np.abs(nearly - even).max() < 15
+    assert np.abs(colours([1.1] + [1.0] * 7, "rank") - even).max() > 60
+    # twice the even share, among other tiles and with other sums
+    twice = colours([2.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])[0]
+    assert (twice == colours([20.0, 20.0, 0.0, 0.0, 10.0, 10.0, 10.0, 10.0])[0]).all()
 
 
 def test_a_tile_smaller_than_a_pixel_is_still_seen() -> None:

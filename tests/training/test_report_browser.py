@@ -239,7 +239,7 @@ def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> No
     look(page)
     names = page.do("tree.names.flat()")
     said = page.do("[...document.querySelectorAll('#nodes label')].map(l => l.textContent)")
-    assert len(said) == len(names) == 6
+    assert len(said) == len(names) == 6  # no chains in this tree
     checked = "[...document.querySelectorAll('#nodes input')].findIndex(i => i.checked)"
     answer = page.do(checked)
     assert "said" in page.do(
@@ -252,18 +252,56 @@ def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> No
         page.key("ArrowDown")
         seen.add((page.do(INK), page.do(tops)))
     assert len({ink for ink, _ in seen}) == len({t for _, t in seen}) == 6
-    # without the tissue below, the highest rank has the last colour and the lowest the first
+    # without the tissue below, a place among the colours has its colour, on either scale
     page.do("$('opacity').value = 100, opacityChanged()")
-    for rank, colour in ((254, [253, 231, 37]), (0, [68, 1, 84])):
-        got = page.do(f"""(() => {{
-            const {{layer}} = open, cell = layer.cells[bytes(open.map.ranks).indexOf({rank})];
-            const [a, c] = [0, 2].map(i => layer.x + cell[i] * layer.px);
-            const [b, d] = [1, 3].map(i => layer.y + cell[i] * layer.px);
-            const dot = Object.assign(make("canvas"), {{width: 1, height: 1}}).getContext("2d");
-            const x = ((a + c) / 2 - at.x) * at.zoom, y = ((b + d) / 2 - at.y) * at.zoom;
-            dot.drawImage(stage, x, y, 1, 1, 0, 0, 1, 1);
-            return [...dot.getImageData(0, 0, 1, 1).data]; }})()""")
-        assert got == pytest.approx([*colour, 255], abs=2)
+    for scale in ("share", "rank"):
+        page.do(f"$('by').value = '{scale}', $('by').dispatchEvent(new Event('change'))")
+        key = page.do("[...$('key').children].map(part => part.innerText)")
+        assert key[0] == page.do(f"tree.keys.{scale}")
+        assert key[2].split() == (
+            ["0", "0.5", "1"] if scale == "rank" else ["≤", "1/8", "1", "≥", "8"]
+        )
+        places = page.do(f"[...bytes(open.map.places.{scale})]")
+        for place in (max(places), min(places)):
+            got, colour = page.do(f"""(() => {{
+                const {{layer}} = open, cell = layer.cells[{places.index(place)}];
+                const [a, c] = [0, 2].map(i => layer.x + cell[i] * layer.px);
+                const [b, d] = [1, 3].map(i => layer.y + cell[i] * layer.px);
+                const dot = Object.assign(make("canvas"), {{width: 1, height: 1}}).getContext("2d");
+                const x = ((a + c) / 2 - at.x) * at.zoom, y = ((b + d) / 2 - at.y) * at.zoom;
+                dot.drawImage(stage, x, y, 1, 1, 0, 0, 1, 1);
+                const first = 3 * Math.round({place} * 255 / 254);
+                const px = dot.getImageData(0, 0, 1, 1);
+                return [[...px.data], [...colours.slice(first, first + 3)]];
+            }})()""")
+            assert got == pytest.approx([*colour, 255], abs=3)
+            value = place / 254 if scale == "rank" else 8 ** (2 * place / 254 - 1)
+            shown = page.do(f"open.value(...open.layer.cells[{places.index(place)}].slice(0, 2))")
+            assert shown == pytest.approx(value)
+
+
+def test_a_chain_of_only_children_is_one_row_and_says_how_even_its_attention_is(
+    browser: Browser, cohort: Any, hmil: Any, tmp_path: Path, settings: Any
+) -> None:
+    (tmp_path / "tree.yaml").write_text("N: [N]\nPB:\nmalignant: {bad: [DCIS, IC]}\n")
+    labels, store = cohort.path / "labels.csv", cohort.path / "store"
+    run = tmp_path / "run"
+    quick = [*settings, "epochs=2", "folds=2", "baseline=none"]
+    made = hmil(
+        "train", "--store", store, "--labels", labels, "--tree", tmp_path / "tree.yaml",
+        "--out", run, *quick,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert main(["report", str(run), "--store", str(store), "--heatmaps", "1"]) == 0
+    browser.open(run / "report.html")
+    look(browser)
+    rows = browser.do("[...document.querySelectorAll('#nodes label')].map(l => l.innerText)")
+    assert [row.split("\n")[0] for row in rows] == ["N", "PB", "malignant > bad", "DCIS", "IC"]
+    deep = "l => l.style.getPropertyValue('--deep')"
+    deep = browser.do(f"[...document.querySelectorAll('#nodes label')].map({deep})")
+    assert deep == ["0", "0", "0", "1", "1"]
+    assert browser.do("open.map.level") == 2
+    assert browser.do("$('spread').textContent").startswith("top 10 % of tiles: ")
 
 
 def test_the_slide_is_zoomed_moved_and_bared(page: Browser) -> None:
@@ -343,8 +381,8 @@ def test_a_model_without_attention_and_one_of_a_single_map_are_shown(
     assert page.do("document.querySelectorAll('#tops button').length") == 6
     assert page.do("[open.layer.w, open.layer.px]") == [page.do("open.image.naturalWidth"), 1]
     x, y = page.do("open.layer.cells[0].slice(0, 2)")
-    assert page.do(f"open.rank({x}, {y}) * 254") == pytest.approx(
-        page.do("bytes(open.map.ranks)[0]")
+    assert page.do(f"placed(open.value({x}, {y})) * 254") == pytest.approx(
+        page.do("bytes(open.map.places.share)[0]")
     )
 
 

@@ -20,10 +20,10 @@ from hmil_fast.errors import SlideError
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.training.attention import slide_maps, top_tiles
 from hmil_fast.training.canvas import cut_tiles, draw_on
-from hmil_fast.training.pictures import rank_normalised
 from hmil_fast.training.predict import slide_attention
 from hmil_fast.training.report.data import view_file
 from hmil_fast.training.run_folder import open_run
+from hmil_fast.training.scale import LIMIT, colour_places, concentration, tile_values
 from hmil_fast.training.views import MOST_CELLS, _cells, write_view
 
 
@@ -55,9 +55,15 @@ def test_a_view_holds_the_attention_of_the_prediction(
                 two = slice(2 * m["node"], 2 * m["node"] + 2)
                 share = prediction.probabilities[1][two] / prediction.probabilities[0][m["node"]]
                 paid = attention[-1][:, two] @ share
-            ranks = numbers(m["ranks"], "u1")
-            assert (ranks[~good] == 255).all()
-            np.testing.assert_allclose(ranks[good] / 254, rank_normalised(paid), atol=0.5 / 254)
+            for scale, text in m["places"].items():
+                places = numbers(text, "u1")
+                assert (places[~good] == 255).all()
+                want = colour_places(tile_values(paid, scale), scale)
+                np.testing.assert_allclose(places[good] / 254, want, atol=0.51 / 254)
+            times = np.clip(paid * good.sum(), 1 / LIMIT, LIMIT)
+            shown = LIMIT ** (2 * (numbers(m["places"]["share"], "u1")[good] / 254) - 1)
+            np.testing.assert_allclose(shown, times, rtol=0.01)
+            assert m["spread"].startswith(f"top 10 % of tiles: {100 * concentration(paid):.3g} %")
             tiles = [tile for tile, *_ in m["top"]]
             best = np.flatnonzero(good)[np.argsort(-paid, kind="stable")[: len(tiles)]]
             assert tiles == best.tolist()
@@ -72,16 +78,18 @@ def test_slides_of_many_tiles_are_shown_in_larger_cells() -> None:
     coords = np.stack([np.arange(15_000) % columns, np.arange(15_000) // columns], 1) * 100 + 37
     weights = (coords[:, 0] + 1000.0 * (coords[:, 1] > 4000)).astype(np.float64)
     weights[0] = np.nan
-    corners, cell_side, (ranks,) = _cells(coords, side, [weights])
-    assert len(corners) == len(ranks) <= MOST_CELLS
+    corners, cell_side, (painted,) = _cells(coords, side, [weights])
     assert cell_side == 200
-    wanted = rank_normalised(weights)
-    for i in (0, 7, len(corners) - 1):
-        inside = ((coords >= corners[i]) & (coords < corners[i] + cell_side)).all(axis=1)
-        assert inside.sum() == 4
-        assert ranks[i] == pytest.approx(254 * np.nanmean(wanted[inside]), abs=0.51)
-    nothing = _cells(coords[:3], side, [np.full(3, np.nan)])
-    assert (nothing[2][0] == 255).all()
+    for scale, places in painted.items():
+        assert len(corners) == len(places) <= MOST_CELLS
+        values = tile_values(weights, scale)
+        for i in (0, 7, len(corners) - 1):
+            inside = ((coords >= corners[i]) & (coords < corners[i] + cell_side)).all(axis=1)
+            assert inside.sum() == 4
+            want = 254 * colour_places(np.nanmean(values[inside]), scale)
+            assert places[i] == pytest.approx(float(want), abs=0.51)
+    (nothing,) = _cells(coords[:3], side, [np.full(3, np.nan)])[2]
+    assert all((places == 255).all() for places in nothing.values())
 
 
 def test_the_highest_tiles_come_first_and_those_in_no_bag_never() -> None:

@@ -126,8 +126,8 @@ def read_view(path: Path, probabilities: Sequence[NDArray[np.float64]]) -> dict[
 
 _VIEW_BYTES = 64 * 2**20  # in one page, which a browser must still open
 _VIEW_FIELDS = {
-    "size": list, "side": float, "tiles": int, "picture": str, "small": str, "unit": float,
-    "cells": str, "cell_side": float, "cut": bool, "cuts": dict, "maps": list,
+    "size": list, "side": float, "tiles": int, "picture": str, "small": str, "limit": float,
+    "unit": float, "cells": str, "cell_side": float, "cut": bool, "cuts": dict, "maps": list,
 }  # fmt: skip
 _AGAIN = "run hmil-fast evaluate on the run folder first"
 

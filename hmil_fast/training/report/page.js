@@ -152,31 +152,46 @@ function listNodes() {
     line(deep, level, node, title, said[level][node], view.maps.find(m => m.level === level && m.node === node));
   const last = tree.names.length - 1;
   open.map = view.maps.find(m => m.level === last && m.node === answer[last]) ?? view.maps[0] ?? null;
-  for (const part of ["overlay", "key", "tops-name"]) $(part).style.display = open.map ? "" : "none";
+  for (const part of ["overlay", "colour", "spread", "key", "tops-name"]) $(part).style.display = open.map ? "" : "none";
 }
 
 function choose(map) {
   open.map = map;
   document.querySelectorAll("#nodes input").forEach(input => { input.checked = input.map === map; });
   if (map) paint();
+  $("spread").textContent = map ? `${map.spread} (even: 10 %)` : "";
+  drawKey();
   listTops();
   draw();
 }
 
-// the mean rank of the cells on every px of the layer, as colours; and a mask to take the tissue's own away
+function drawKey() {
+  const {limit} = open.view, times = [`≤ 1/${limit}`, "1", `≥ ${limit}`];
+  const [text, , ticks] = $("key").children;
+  text.textContent = tree.keys[by()];
+  ticks.replaceChildren(...(by() === "rank" ? ["0", "0.5", "1"] : times).map(tick => make("span", tick)));
+}
+
+// a place among the colours, 0 to 1, and what it stands for: times the even share, or a rank
+const by = () => $("by").value;
+const meant = place => by() === "rank" ? place : open.view.limit ** (2 * place - 1);
+const placed = value => by() === "rank" ? value : 0.5 + Math.log(value) / (2 * Math.log(open.view.limit));
+
+// the mean of the cells on every px of the layer, as colours; and a mask to take the tissue's own away
 function paint() {
   const {layer: {cells, w, h}, map} = open;
-  const ranks = bytes(map.ranks), total = new Float32Array(w * h), times = new Uint16Array(w * h);
+  const places = bytes(map.places[by()]), total = new Float64Array(w * h), times = new Uint16Array(w * h);
   cells.forEach(([a, b, c, d], i) => {
-    if (ranks[i] === 255) return;
+    if (places[i] === 255) return;
+    const value = meant(places[i] / 254);
     for (let y = Math.max(b, 0); y < Math.min(d, h); y++)
-      for (let x = Math.max(a, 0); x < Math.min(c, w); x++) { total[y * w + x] += ranks[i]; times[y * w + x]++; }
+      for (let x = Math.max(a, 0); x < Math.min(c, w); x++) { total[y * w + x] += value; times[y * w + x]++; }
   });
-  open.rank = (x, y) => x >= 0 && y >= 0 && x < w && y < h && times[y * w + x] ? total[y * w + x] / times[y * w + x] / 254 : null;
+  open.value = (x, y) => x >= 0 && y >= 0 && x < w && y < h && times[y * w + x] ? total[y * w + x] / times[y * w + x] : null;
   const tint = new ImageData(w, h), mask = new ImageData(w, h);
   for (let i = 0; i < w * h; i++) {
     if (!times[i]) continue;
-    const colour = 3 * Math.round(total[i] / times[i] * 255 / 254);
+    const colour = 3 * Math.round(255 * placed(total[i] / times[i]));
     tint.data.set([colours[colour], colours[colour + 1], colours[colour + 2], 255], 4 * i);
     mask.data[4 * i + 3] = 255;
   }
@@ -208,6 +223,12 @@ function listTops() {
   $("tops-note").textContent = !map ? "This model has no attention to show."
     : `Share of the slide's attention; even attention would give each of ${view.tiles.toLocaleString("en")} tiles ${percent(1 / view.tiles)}.`
     + (view.cut ? "" : " Cut from the thumbnail: hmil-fast report with --slides takes them from the slide.");
+}
+
+function said(value) {
+  if (by() === "rank") return `rank ${value.toFixed(2)}`;
+  const {limit} = open.view, end = value >= limit ? "≥ " : value <= 1 / limit ? "≤ " : "";
+  return `${end}${Number(value.toPrecision(2))} × even`;
 }
 
 function percent(share) {
@@ -323,9 +344,9 @@ stage.addEventListener("pointermove", event => {
   const before = fingers.get(event.pointerId), box = stage.getBoundingClientRect();
   if (!before) {
     const x = at.x + (event.clientX - box.left) / at.zoom, y = at.y + (event.clientY - box.top) / at.zoom, {layer} = open;
-    const rank = open.map && open.rank(Math.floor((x - layer.x) / layer.px), Math.floor((y - layer.y) / layer.px));
+    const value = open.map && open.value(Math.floor((x - layer.x) / layer.px), Math.floor((y - layer.y) / layer.px));
     const [px, py] = [x, y].map(v => Math.round(v / open.scale).toLocaleString("en"));
-    $("here").textContent = typeof rank === "number" ? `rank ${rank.toFixed(2)} · ${px}, ${py} px` : "";
+    $("here").textContent = typeof value === "number" ? `${said(value)} · ${px}, ${py} px` : "";
     return;
   }
   const other = [...fingers.values()].find(finger => finger.pointerId !== event.pointerId);
@@ -353,7 +374,7 @@ const keys = {
 };
 dialog.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key] || !open?.image) return;
-  if (event.target.matches("input") && event.key.startsWith("Arrow")) return; // radio buttons and the slider have their own
+  if (event.target.matches("select") || event.target.matches("input") && event.key.startsWith("Arrow")) return; // they have their own
   event.preventDefault();
   keys[event.key]();
 });
@@ -361,6 +382,7 @@ $("closer").addEventListener("click", () => zoom(1.4));
 $("farther").addEventListener("click", () => zoom(1 / 1.4));
 $("fit").addEventListener("click", fit);
 $("opacity").addEventListener("input", opacityChanged);
+$("by").addEventListener("change", () => choose(open.map));
 $("before").addEventListener("click", () => step(0));
 $("after").addEventListener("click", () => step(1));
 $("close").addEventListener("click", () => dialog.close());

@@ -13,7 +13,6 @@ import numpy as np
 
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import level_name
-from hmil_fast.training.pictures import heat_colours
 from hmil_fast.training.report.charts import curves_chart, reliability_chart, roc_chart
 from hmil_fast.training.report.data import Run, read_run
 from hmil_fast.training.report.levels import classes_table, confusion_table
@@ -24,6 +23,7 @@ from hmil_fast.training.report.tables import (
     headline_table,
 )
 from hmil_fast.training.report.trust import trust_section
+from hmil_fast.training.scale import KEYS, heat_colours
 
 
 def write_report(run: Path) -> Path:
@@ -108,6 +108,7 @@ def _data(data: Run) -> str:
     tree = {
         "names": data.tree.names,
         "nodes": _nodes(data.tree),
+        "keys": KEYS,
         "colours": base64.b64encode(heat_colours().tobytes()).decode(),
     }
     views = "".join(_json(f"view-{n}", view) for n, view in enumerate(data.views.values()))
