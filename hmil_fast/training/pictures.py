@@ -13,9 +13,9 @@ from hmil_fast.fonts import drawn, figure_fonts
 from hmil_fast.training.scale import (
     KEYS,
     colour_places,
-    concentration,
     heat_colours,
     key_ticks,
+    spread,
     tile_values,
 )
 
@@ -71,11 +71,6 @@ def heatmap_sheet(
     panels = [panel[top:bottom, left:right] for panel in panels]
     columns = _columns(len(panels), (bottom - top) / (right - left))
     return _draw(panels, titles, mpp * downsample if mpp else None, columns, scale)
-
-
-def spread(weights: ArrayLike) -> str:
-    """How concentrated attention is, in words."""
-    return f"top 10 % of tiles: {100 * concentration(weights):.3g} % of attention"
 
 
 def round_length(um: float) -> float:

@@ -51,7 +51,8 @@ def colour_places(values: ArrayLike, scale: str) -> Floats:
     if scale == "rank":
         return values
     with np.errstate(divide="ignore"):
-        return np.clip(0.5 + np.log(values) / (2 * np.log(LIMIT)), 0.0, 1.0)
+        places = 0.5 + np.log(values) / (2 * np.log(LIMIT))
+    return np.asarray(np.clip(places, 0.0, 1.0))
 
 
 def key_ticks(scale: str) -> dict[float, str]:
@@ -71,6 +72,11 @@ def concentration(weights: ArrayLike) -> float:
         return 0.1
     held = np.concatenate([[0.0], np.cumsum(values)]) / values.sum()
     return float(np.interp(len(values) / 10, np.arange(len(held)), held))
+
+
+def spread(weights: ArrayLike) -> str:
+    """How concentrated attention is, in words."""
+    return f"top 10 % of tiles: {100 * concentration(weights):.3g} % of attention"
 
 
 def heat_colours() -> NDArray[np.uint8]:

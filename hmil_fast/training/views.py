@@ -22,10 +22,10 @@ from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.training.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.training.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
-from hmil_fast.training.pictures import paint, spread
+from hmil_fast.training.pictures import paint
 from hmil_fast.training.report.data import read_view, view_file
 from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
-from hmil_fast.training.scale import LIMIT, SCALES, colour_places, tile_values
+from hmil_fast.training.scale import LIMIT, SCALES, colour_places, spread, tile_values
 
 TOP_TILES = 6
 MOST_CELLS = 6000  # a slide of more tiles is shown in larger cells
