@@ -25,12 +25,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         f"(bcr|icgc|tcga|gdc|anon|study|id|cases?)?{_PERSON}(submitter)?{_NUMBER}",
         "pid|ptid|mrn|medicalrecordnumber", "submitterid|casessubmitterid",
     ),
+    # numbers in any of these are folds
     "split": (
         "split", "splits|splitname|officialsplit|datasplit|trainvaltest|traintest|traintestsplit",
         "set|subset|part|partition|phase|group|usage|dataset|datasetsplit|cohort|mode",
         "(cv|k|test)?folds?(id|no|nr|num|number|index|idx)?|cv|crossvalidation(fold)?",
     ),
-    "mpp": ("mpp",),
+    "mpp": ("mpp", "(slide|level0)?mppx?|micronsperpixel|umperpx|umperpixel"),
 }  # fmt: skip
 # these are also names of other things: a column is one only if its cells say so
 _SPLIT_IF_IT_NAMES_PARTS = COLUMNS["split"][2]
@@ -68,7 +69,7 @@ def find_columns(
         for place, name in enumerate(header):
             named = bool(re.fullmatch(pattern, spelling(name)))
             if named and pattern == _SPLIT_IF_IT_NAMES_PARTS:
-                named = any(part_of(row[place]) for row in cells)
+                named = any(map(part_of, {row[place] for row in cells}))
             if named and all(place != other for _, other in found):
                 found.append((rank, place))
     return [place for _, place in found]

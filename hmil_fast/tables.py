@@ -46,6 +46,11 @@ class Table:
     rows: list[tuple[int, list[str]]]
     columns: dict[str, int] = field(default_factory=dict)
 
+    def listed(self) -> str:
+        """The names of the columns, for people."""
+        names = ", ".join(name[:40] for name in self.header[:20]) or "none"
+        return names + ", …" * (len(self.header) > 20)
+
     def name(self, meaning: str) -> str:
         """What the file calls the column of a meaning."""
         return self.header[self.columns[meaning]] if meaning in self.columns else meaning

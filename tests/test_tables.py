@@ -52,6 +52,12 @@ def test_columns_that_name_patients(tmp_path: Path, name: str) -> None:
     assert said == expected
 
 
+def test_lines_that_end_as_on_an_old_mac(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"slide_id,label\ra,N\rb,IC\r")
+    assert read_table(path).rows == [(2, ["a", "N"]), (3, ["b", "IC"])]
+
+
 @pytest.mark.parametrize(
     "name", ["patient_age", "patient_sex", "case_control", "hospital", "id", "stage", "block"]
 )

@@ -1,13 +1,13 @@
 """The label file: which slide has which diagnosis and is whose."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hmil_fast.bags.match import alike, plain
-from hmil_fast.columns import MISSING, PARTS, part_of
+from hmil_fast.columns import MISSING, PARTS, find_columns, part_of
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.tables import Say, Table, quiet, read_table
@@ -58,7 +58,7 @@ def read_labels(
     for name in ("slide_id", "label"):
         if name not in table.columns:
             raise UsageError(
-                f"{path} line 1: no column {name} (columns: {', '.join(table.header) or 'none'})",
+                f"{path} line 1: no column {name} (columns: {table.listed()})",
                 "begin the file with the line slide_id,label or slide_id,label,patient_id,split",
             )
     slides: list[Slide] = []
@@ -156,6 +156,7 @@ def _of_patients(table: Table, slides: Sequence[Slide], say: Say) -> list[Slide]
             return [replace(s, patient_id=p) for s, p in zip(slides, patients, strict=True)]
         say(f"{table.path} has no column of patients: every slide counts as a patient")
         return list(slides)
+    _compare_patients(table, say)
     first: dict[str, str] = {}
     several: dict[str, str] = {}
     for slide in slides:
@@ -166,6 +167,28 @@ def _of_patients(table: Table, slides: Sequence[Slide], say: Say) -> list[Slide]
         some = ", ".join(f"{a!r} and {b!r}" for a, b in list(several.items())[:3])
         say(f"{table.path}: {len(several)} patients are written in two ways and are one: {some}")
     return [replace(s, patient_id=several.get(s.patient_id, s.patient_id)) for s in slides]
+
+
+def _compare_patients(table: Table, say: Say) -> None:
+    """Say where another column would keep slides together that the patients do not."""
+    used = table.columns["patient_id"]
+    for place in find_columns(table.header, "patient_id"):
+        patients = defaultdict[str, set[str]](set)
+        for _, row in table.rows:
+            patients[row[place]].add(row[used])
+        wider = [name for name, held in patients.items() if name and len(held) > 1]
+        if wider:
+            say(
+                f"{table.path}: {len(wider)} of {table.header[place]!r} have several "
+                f"{table.header[used]!r}, such as {wider[0]!r}: if that is the patient, remove the "
+                f"column {table.header[used]!r}"
+            )
+
+
+def _fold_of(text: str) -> str | None:
+    """The number of a fold written as 3, 3.0 or fold_3."""
+    match = re.fullmatch(r"(?:fold|split|cv|k)?[\s_]*(-?\d+)(?:\.0+)?", text.casefold())
+    return match and str(int(match[1]))
 
 
 def _with_splits(
@@ -179,7 +202,7 @@ def _with_splits(
             say(f"{table.path}: {column} is empty in every line and not used")
         return list(slides)
     parts = {text: part_of(text) for text in texts.values() if text}
-    numbers = [text for text in parts if re.fullmatch(r"-?\d+(\.0+)?", text)]
+    numbers = [text for text in parts if _fold_of(text)]
     folds = len(numbers) == len(parts)
     if numbers and not folds:
         word = next(text for text in parts if text not in numbers)
@@ -206,7 +229,7 @@ def _with_splits(
                 f"{where}: {column} {text!r} is none of {', '.join(PARTS)}",
                 "correct it, or write a fold's number in every line",
             )
-        known = replace(slide, split=plain(text) if folds else parts[text])
+        known = replace(slide, split=_fold_of(text) if folds else parts[text])
         other = first.setdefault(slide.patient_id, known)
         if other.split != known.split:
             raise UsageError(

@@ -112,7 +112,7 @@ def _csv(path: Path, say: Say) -> Iterable[_Row]:
     table = read_table(path, ("slide_id", "split", "label", "patient_id"), say)
     if not {"slide_id", "split"} <= table.columns.keys():
         raise UsageError(
-            f"{path} line 1: no columns slide_id and split (there are: {', '.join(table.header)})",
+            f"{path} line 1: no columns slide_id and split (there are: {table.listed()})",
             "begin the file with the line slide_id,split",
         )
     for line, row in table.rows:
@@ -145,9 +145,11 @@ def _clam(path: Path, say: Say) -> Iterable[_Row]:
         columns[part] = place
     if not {"train", "test"} <= columns.keys():
         raise UsageError(
-            f"{path} line 1: no columns train and test (there are: {', '.join(table.header)})",
+            f"{path} line 1: no columns train and test (there are: {table.listed()})",
             "give the splits_<i>.csv of CLAM",
         )
+    if unused := [name for name in table.header if name and part_of(name) is None]:
+        say(f"{path}: columns not used: {', '.join(unused)}")
     for line, row in table.rows:
         cells = {part: row[place] for part, place in columns.items()}
         if {cell.lower() for cell in cells.values()} <= {"true", "false"}:

@@ -196,7 +196,7 @@ def _from_manifest(
     table = read_table(manifest, ("path", "slide_id", "mpp"), tell)
     if "path" not in table.columns:
         raise UsageError(
-            f"{manifest} line 1: no column path (columns: {', '.join(table.header) or 'none'})",
+            f"{manifest} line 1: no column path (columns: {table.listed()})",
             "give it a first line path[,slide_id][,mpp]",
         )
     tasks = []

@@ -90,6 +90,10 @@ def test_columns_and_parts_by_other_names(tmp_path: Path) -> None:
         (tmp_path / f"splits_{i}.csv").write_text(";Training;Validation;Testing\n0;a;b;c\n1;d;;\n")
     folds = import_splits([tmp_path], "clam").folds
     assert folds == [Fold(("a", "d"), ("b",), ("c",))] * 2
+    said.clear()
+    (tmp_path / "splits_0.csv").write_text(",train,train_label,test\n0,a,1,c\n")
+    assert import_splits([tmp_path / "splits_0.csv"], "clam", said.append).folds[0].train == ("a",)
+    assert said[0].endswith("splits_0.csv: columns not used: train_label")
     (tmp_path / "splits_0.csv").write_text(",train,training,test\n0,a,b,c\n")
     with pytest.raises(UsageError, match="'train' and 'training' are both train"):
         import_splits([tmp_path / "splits_0.csv"], "clam")

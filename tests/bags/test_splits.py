@@ -88,6 +88,20 @@ def test_a_patient_written_in_two_ways_is_one(tmp_path: Path) -> None:
     assert "2 patients are written in two ways and are one: 'p1' and 'P1'" in said[1]
 
 
+def test_a_column_that_groups_more_slides_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label,patient_id,case_id\na,n,1,P\nb,m,2,P\nc,m,3,Q\n")
+    said: list[str] = []
+    assert [s.patient_id for s in read_labels(path, FLAT, say=said.append)] == ["1", "2", "3"]
+    assert said[0] == f"{path}: 'case_id' could be patient_id too; 'patient_id' is used"
+    assert said[1] == (
+        f"{path}: 1 of 'case_id' have several 'patient_id', such as 'P': if that is the patient, "
+        "remove the column 'patient_id'"
+    )
+    path.write_text("slide_id,label,case_id\na,n,P\nb,m,P\nc,m,Q\n")  # the fix, followed
+    assert [s.patient_id for s in read_labels(path, FLAT)] == ["P", "P", "Q"]
+
+
 def test_a_column_set_is_the_official_split() -> None:
     said: list[str] = []
     got = read_labels(TABLES / "bracs_set.csv", THREE, say=said.append)
@@ -110,6 +124,8 @@ def test_a_column_of_fold_numbers_is_the_folds(tmp_path: Path) -> None:
     path.write_text("slide_id,label,patient_id,split\na,n,P,0.0\nb,m,P,1.0\n")
     with pytest.raises(UsageError, match=r"line 3: .*'P' is in split 1.0 here and in 0.0 on line"):
         read_labels(path, FLAT)
+    path.write_text("slide_id,label,k-fold\na,n,Fold 10\nb,m,fold_9\n")
+    assert [s.split for s in read_labels(path, FLAT)] == ["10", "9"]
     path.write_text("slide_id,label,fold\na,n,3\nb,m,3\n")
     with pytest.raises(UsageError, match="names one fold only"):
         make_folds(read_labels(path, FLAT), 2, 0, 0.2)

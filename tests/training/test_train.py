@@ -14,6 +14,7 @@ import yaml
 from safetensors import safe_open
 
 from hmil_fast.bags.splits import read_splits
+from hmil_fast.cli import main
 from hmil_fast.training.run_folder import open_run, read_predictions
 
 
@@ -50,6 +51,41 @@ def test_every_slide_is_tested_once_the_empty_one_too(run: Any, cohort: Any) -> 
         n = cohort.slides["s06"][1]
         assert tiles["s06"] == n - len(range(0, n, 3))  # tiles that could not be decoded
     assert "1 slides have no tissue tiles, their bags are empty: s05" in run.printed.stderr
+
+
+def test_what_labels_and_store_do_not_share_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "npy").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(14):
+        x = rng.normal(size=(9, 4)).astype(np.float32)
+        np.save(tmp_path / "npy" / f"s{i}.npy", np.full_like(x, np.nan) if i == 3 else x)
+    store = str(tmp_path / "store")
+    assert main(["store", "import", "--format", "npy", str(tmp_path / "npy"), store]) == 0
+    labels, tree = tmp_path / "labels.csv", tmp_path / "tree.yaml"
+    rows = "".join(f"s{i}.SVS;{'am'[i % 2]};c{i // 2 % 6}\n" for i in range(1, 13))
+    labels.write_text(f"slide_id;label;case_id\n{rows}lost;a;c9\nx;all;c9\n")
+    tree.write_text("all: [a, b]\nm:\n")
+    command = ["train", "--store", store, "--labels", str(labels), "--tree", str(tree)]
+    command += ["--out", str(tmp_path / "run"), "--folds", "2", "--epochs", "1", "--model", "mean"]
+    capsys.readouterr()
+    assert main([*command, "baseline=none"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 14 slides have a label that is an inner node of the tree" in said
+    tree.write_text("a:\nm:\n")
+    labels.write_text(labels.read_text().replace("x;all;c9\n", ""))
+    assert main([*command, "baseline=none"]) == 0
+    said = capsys.readouterr().err
+    for note in (
+        f"{labels}: column 'case_id' is read as patient_id",
+        "12 slides have another name in the store: 's1.SVS' is 's1', 's2.SVS' is 's2'",
+        "1 labelled slides are not in the store: lost",
+        "2 slides of the store have no label here: s0, s13",
+        "1 slides have only tiles that could not be decoded, or rows that are not finite",
+    ):
+        assert said.count(note) == 1, note
+    assert {p.patient_id for p in open_run(tmp_path / "run").slides} == {f"c{i}" for i in range(6)}
 
 
 def test_the_planted_signal_is_learnt_and_printed(run: Any) -> None:
