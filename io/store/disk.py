@@ -67,7 +67,7 @@ def names(folder: Path) -> list[str]:
     """Sorted names in a folder; empty when there is none."""
     try:
         return sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

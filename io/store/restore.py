@@ -41,7 +41,7 @@ def open_by_slides(path: str | Location) -> tuple[FeatureStore, str]:
     except OSError as error:
         raise files.failed(error, "opening the store", path) from error
     except StoreError as error:
-        wrong, problem = error, error.what
+        wrong, problem = error, f"it {error.what.removeprefix(f'{path / STORE_FILE} ')}"
     told = _spec_of_slides(path, spec)
     if told is None and isinstance(wrong, StoreError):
         raise StoreError(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import StoreSpec, create_store, open_store, slide_dirname
 from hmil_fast.io.store.layout import chunk_rows, shard_rows, slide_id_of
+from hmil_fast.io.store.restore import open_by_slides
 
 SPEC = StoreSpec(16, "float16", {"name": "toy", "sha256": "0" * 64}, {"tile_px": 256, "mpp": 0.5})
 
@@ -55,6 +56,10 @@ def test_specs_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no feature store at"):
         open_store(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    for opening in (open_store, open_by_slides):
+        with pytest.raises(StoreError, match="no feature store at"):
+            opening(tmp_path / "file")
     for text, why in (
         ("{", "malformed"),
         ("[]", "malformed"),
