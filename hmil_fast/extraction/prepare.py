@@ -9,12 +9,10 @@ from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.io.slide import Progress, SlideReader, open_slide, require_mpp
+from hmil_fast.io.slide import Note, Progress, SlideReader, open_slide, require_mpp
 from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko
 from hmil_fast.io.tiles.tissue import THUMBNAIL_PX, TissueMask, find_tissue
-
-Note = tuple[str, str]  # what the user should know, and what to do about it ("" if nothing)
 
 PICTURE_PX = 1024  # longer side of a small slide's picture, about
 TISSUE_UM = 4.0  # µm per px that are fine enough to find tissue: a third of what a large slide has
@@ -44,8 +42,7 @@ class Prepared:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What the user should know of it."""
-        note = self.reader.info.note
-        notes = [(note, "")] if note else []
+        notes = list(self.reader.info.notes)
         none, found = not len(self.grid.coords), self.tissue.mask.any()
         if none and found:
             small = self.grid.read_px > min(self.reader.info.level_dimensions[self.grid.level])

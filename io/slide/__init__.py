@@ -2,6 +2,7 @@
 
 from hmil_fast.io.slide.choose import open_slide
 from hmil_fast.io.slide.protocol import (
+    Note,
     Progress,
     SlideInfo,
     SlideReader,
@@ -11,6 +12,7 @@ from hmil_fast.io.slide.protocol import (
 )
 
 __all__ = [
+    "Note",
     "Progress",
     "SlideInfo",
     "SlideReader",

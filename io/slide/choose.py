@@ -167,9 +167,8 @@ def _foreign(path: Path, facts: TiffFacts) -> str | None:
 def _second(path: Path, facts: TiffFacts | None, reason: str) -> BaseReader:
     fix = "convert it to a tiled pyramidal TIFF (JPEG, RGB), or take it out of the list"
     if facts is not None and facts.directory:
-        raise SlideError(
-            f"{path.name}: {'; '.join((*facts.notes, reason))}; OpenSlide reads the first page", fix
-        )
+        why = "; ".join((*(what for what, _ in facts.notes), reason))
+        raise SlideError(f"{path.name}: {why}; OpenSlide reads the first page", fix)
     try:
         import openslide
 
@@ -210,7 +209,7 @@ def _info(path: Path, facts: TiffFacts, reader: str) -> SlideInfo:
         mpp=facts.scale.mpp,
         mpp_source=facts.scale.source,
         objective_power=facts.scale.power,
-        note="; ".join(facts.notes),
+        notes=facts.notes,
     )
 
 

@@ -146,7 +146,7 @@ def _info(path: Path, slide: Any, facts: TiffFacts | None) -> tuple[SlideInfo, l
         mpp=scale.mpp,
         mpp_source=scale.source,
         objective_power=scale.power,
-        note="; ".join(ours.notes) if ours else "",
+        notes=ours.notes if ours else (),
     )
     return info, levels
 

@@ -19,6 +19,8 @@ Int64 = NDArray[np.int64]
 # told the share that is done, and the px of the level that is read
 Progress = Callable[[float, int], None]
 
+Note = tuple[str, str]  # what the user should know, and what to do about it ("" if nothing)
+
 PLAUSIBLE_MPP = (0.05, 20.0)
 
 
@@ -46,7 +48,8 @@ class SlideInfo:
         mpp_source: Where `mpp` was read, or why it is None.
         objective_power: Magnification of the scan, where stated.
         reader_reason: Why this reader, in a sentence.
-        note: What of the file is not read, or read otherwise than one may expect; "" if nothing.
+        notes: What of the file is not read, or read otherwise than one may expect, each with what
+            to do about it ("" if nothing).
     """
 
     path: Path
@@ -59,7 +62,7 @@ class SlideInfo:
     mpp_source: str
     objective_power: float | None
     reader_reason: str = ""
-    note: str = ""
+    notes: tuple[Note, ...] = ()
 
     def level_mpp(self, level: int) -> float:
         """µm per px of a level: mpp of level 0 × W0 / Wl.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hmil_fast.io.slide.protocol import Note
 from hmil_fast.io.slide.scale import Scale, likeliest, ome_scale, tag_scale, text_scale
 from hmil_fast.io.slide.tiff_walk import Malformed, check_directories, damaged, is_tiff
 
@@ -59,7 +60,7 @@ class TiffFacts:
     levels: tuple[TiffLevel, ...]
     scale: Scale
     directory: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def codec(self) -> str:
@@ -134,13 +135,13 @@ def _facts(vendor: str, pages: list[Any], subs: list[list[Any]]) -> TiffFacts | 
     tiled = [each for each in [*others, *hidden] if each is not None and each.tiled]
     levels, notes = _pyramid(vendor, main, tiled)
     if directory:
-        notes.append(f"the slide is page {directory + 1} of {len(pages)}")
+        notes.append((f"the slide is page {directory + 1} of {len(pages)}", ""))
     bits = _whole(main.page.bitspersample, "BitsPerSample")
     if bits > 8:
-        notes.append(
-            f"its {bits} bits per channel are cut to the upper 8, so a slide that uses fewer of "
-            f"them looks dark"
+        what = (
+            f"its {bits} bits per channel are cut to the upper 8: if it uses fewer, it looks dark"
         )
+        notes.append((what, "convert it to 8 bits per channel, scaled to the range that it uses"))
     scale = _scale(vendor, main.page, directory)
     return TiffFacts(
         vendor, tuple(_level(each.page) for each in levels), scale, directory, tuple(notes)
@@ -174,7 +175,7 @@ def _pyramid(
     vendor: str, main: _Picture, others: Sequence[_Picture]
 ) -> tuple[list[_Picture], list[str]]:
     """The levels, finest first, and what is to be said of the rest."""
-    notes: list[str] = []
+    notes: list[Note] = []
     levels = {main.size: main}
     tagged = _has_resolution(main) and any(_has_resolution(e) for e in others if e.reduced)
     same = 1
@@ -183,10 +184,9 @@ def _pyramid(
         if each.size == main.size:
             same += 1
         elif not marked and each.area > main.area // 2:
-            notes.append(
-                f"page {(each.directory or 0) + 1}, {each.size[0]} × {each.size[1]} px, is another "
-                "picture and is not read"
-            )
+            size = f"{each.size[0]} × {each.size[1]} px"
+            what = f"page {(each.directory or 0) + 1}, {size}, is another picture and is not read"
+            notes.append((what, "if it is a slide, save it as a file of its own"))
         elif marked and _same_shape(main.size, each.size):
             why = None
             if vendor == "generic-tiff" and not _is_fraction(main.size, each.size):
@@ -197,14 +197,12 @@ def _pyramid(
                 levels.setdefault(each.size, each)
             else:
                 size = f"{each.size[0]} × {each.size[1]} px"
-                notes.append(f"a page of {size} {why}: it is not taken for a level")
+                notes.append((f"a page of {size} {why}: it is not taken for a level", ""))
     if same > 1 and _whole(main.page.samplesperpixel, "SamplesPerPixel") == 1:
-        notes.append(
-            f"it holds {same} grey pages of full size, perhaps one for each colour: only one of "
-            "them is read, as grey"
-        )
+        what = f"only the first of its {same} pages of full size is read, as grey"
+        notes.append((what, "if they are its colours, convert it to one page of interleaved RGB"))
     elif same > 1:
-        notes.append(f"it holds {same} pages of full size: only the first is read")
+        notes.append((f"only the first of its {same} pages of full size is read", ""))
     return list(levels.values()), notes
 
 

@@ -190,7 +190,7 @@ def test_ome_xml_with_levels_in_sub_directories(
         for times in (2, 4):
             tiff.write(shrunk(pixels, times), subfiletype=1, **form)
     with open_slide(path) as slide, tifffile.TiffFile(path) as tiff:
-        assert (slide.info.mpp, slide.info.note) == (mpp, "")
+        assert (slide.info.mpp, slide.info.notes) == (mpp, ())
         assert slide.info.level_dimensions == ((512, 640), (256, 320), (128, 160))
         out = np.empty((1, 160, 160, 3), np.uint8)
         assert slide.read(2, np.zeros((1, 2), np.int64), 160, out).tolist() == [0]
@@ -228,7 +228,7 @@ def test_the_largest_page_is_the_slide_wherever_it_lies(
     with open_slide(path) as slide:
         assert slide.info.level_dimensions == ((512, 640), (256, 320), (128, 160))[:levels]
         assert slide.info.mpp == 0.5
-        assert "the slide is page 3 of 3" in slide.info.note
+        assert slide.info.notes == (("the slide is page 3 of 3", ""),)
         out = np.empty((1, 512, 512, 3), np.uint8)
         assert slide.read(0, np.zeros((1, 2), np.int64), 512, out).tolist() == [0]
     assert np.abs(out[0] - pixels[:512].astype(int)).mean() < 8
@@ -265,8 +265,7 @@ def test_a_macro_is_not_a_level(
         tiff.write(np.zeros((*size, 3), np.uint8), subfiletype=1, **form, resolution=None)
     info = opened(path).info
     assert info.level_dimensions == ((512, 640), (256, 320))
-    assert told in info.note
-    assert bool(told) == bool(info.note)
+    assert [told in what for what, _ in info.notes] == [True] * bool(told)
 
 
 def test_an_aperio_label_or_macro_is_not_a_level(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -283,19 +282,24 @@ def test_colours_in_pages_of_their_own_are_told(tmp_path: Path, pixels: np.ndarr
     path = tmp_path / "a.ome.tif"
     form = {"tile": (128, 128), "compression": "zlib", "photometric": "minisblack"}
     tifffile.imwrite(path, np.moveaxis(pixels, 2, 0), metadata={"axes": "CYX"}, **form, **MPP)
-    assert "3 grey pages of full size" in opened(path).info.note
+    ((what, fix),) = opened(path).info.notes
+    assert what == "only the first of its 3 pages of full size is read, as grey"
+    assert "interleaved RGB" in fix
 
 
 def test_several_focal_planes_are_told(tmp_path: Path, pixels: np.ndarray) -> None:
     path = write(tmp_path / "a.tif", pixels, pixels, pixels, **MPP)
-    assert "3 pages of full size: only the first" in opened(path).info.note
+    ((what, _),) = opened(path).info.notes
+    assert what == "only the first of its 3 pages of full size is read"
 
 
 def test_more_than_eight_bits_are_told(tmp_path: Path, pixels: np.ndarray) -> None:
     path = tmp_path / "a.tif"
     form = {"tile": (128, 128), "compression": "zlib", "photometric": "rgb"}
     tifffile.imwrite(path, pixels.astype(np.uint16) * 16, metadata=None, **form, **MPP)
-    assert "16 bits per channel are cut to the upper 8" in opened(path).info.note
+    ((what, fix),) = opened(path).info.notes
+    assert "16 bits per channel are cut to the upper 8" in what
+    assert "convert it to 8 bits" in fix
 
 
 @pytest.mark.parametrize(
