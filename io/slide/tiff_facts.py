@@ -173,7 +173,7 @@ def _is_label(description: str) -> bool:
 
 def _pyramid(
     vendor: str, main: _Picture, others: Sequence[_Picture]
-) -> tuple[list[_Picture], list[str]]:
+) -> tuple[list[_Picture], list[Note]]:
     """The levels, finest first, and what is to be said of the rest."""
     notes: list[Note] = []
     levels = {main.size: main}
