@@ -1,18 +1,22 @@
 """Fixtures shared by all tests: where the real slides lie, and the marks' conditions."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch
 
@@ -24,19 +28,48 @@ hypothesis.settings.load_profile("any machine")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def find_slide(name: str) -> Path:
-    """A real test slide by file name; skips, saying why, where this machine lacks it."""
-    here = ROOT / "tests" / "data" / name
-    more = Path(os.environ.get("HMIL_TEST_DATA", ROOT.parent / "shared" / "data")) / "slides" / name
-    for path in (here, more):
-        if path.exists():
-            return path
-    pytest.skip(f"{name} is not in tests/data and HMIL_TEST_DATA names no folder that has it")
-
-
 @pytest.fixture(scope="session")
-def slide_file() -> Callable[[str], Path]:
-    return find_slide
+def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A slide by its file name: one of tests/data, or mosaic.tif, made when it is first wanted."""
+    made = tmp_path_factory.mktemp("made") / "mosaic.tif"
+
+    def find(name: str) -> Path:
+        if name.startswith("mosaic"):
+            if not made.exists():
+                write_mosaic(made)
+            return made.with_name(name)
+        return ROOT / "tests" / "data" / name
+
+    return find
+
+
+def write_mosaic(path: Path) -> None:
+    """A pyramid of four levels, each exactly half of the one before, and its regions as .csv.
+
+    72 regions of 480 px, each of 25 real H&E tiles of the demo, lie on grey with noise; 0.5 µm/px.
+    """
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    picture = np.repeat(rng.integers(240, 247, (5080, 6200, 1), np.uint8), 3, axis=2)
+    with zipfile.ZipFile(ROOT / "hmil_fast" / "demo" / "data" / "tiles.zip") as archive:
+        tiles = [np.asarray(Image.open(io.BytesIO(archive.read(n)))) for n in archive.namelist()]
+    lines = ["x,y,w,h"]
+    for row, column in np.ndindex(8, 9):
+        y, x = 635 * row + rng.integers(20, 130), 300 + 640 * column + rng.integers(130)
+        for k, tile in enumerate(rng.choice(len(tiles), 25)):
+            top, left = y + k // 5 * 96, x + k % 5 * 96
+            picture[top : top + 96, left : left + 96] = tiles[tile]
+        lines.append(f"{x},{y},480,480")
+    with tifffile.TiffWriter(path) as file:
+        for level in range(4):
+            file.write(
+                np.asarray(Image.fromarray(picture).reduce(2**level)),
+                tile=(256, 256), compression="jpeg", compressionargs={"level": 88},
+                photometric="rgb", resolutionunit="centimeter",
+                resolution=(20_000 / 2**level,) * 2, subfiletype=int(level > 0),
+            )  # fmt: skip
+    path.with_suffix(".csv").write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="session")

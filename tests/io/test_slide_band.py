@@ -43,7 +43,7 @@ class Counting:
 def counted(
     slide_file: SlideFile, request: pytest.FixtureRequest
 ) -> Iterator[tuple[SlideReader, Counting]]:
-    with open_slide(slide_file("brca_m2c_mosaic.tif"), reader=request.param) as slide:
+    with open_slide(slide_file("mosaic.tif"), reader=request.param) as slide:
         yield slide, Counting(slide)
 
 

@@ -59,8 +59,8 @@ def open_in_child(paths: list[Path]) -> list[dict[str, object]]:
     [
         "CMU-1-Small-Region.svs",
         "cmu1_small_pyramid.tif",
-        "TCGA-CR-7395-01A-01-TS1.svs",
-        "test3-DAPI-2-387.ndpi",
+        "cmu1_jpeg2000.svs",
+        "dapi_small.ndpi",
     ],
 )
 def test_cut_off_copies(slide_file: SlideFile, tmp_path: Path, name: str) -> None:
@@ -221,17 +221,17 @@ def test_tables_that_hold_a_frame_are_refused(slide_file: SlideFile) -> None:
 
 
 def test_a_corrupt_jpeg2000_tile(slide_file: SlideFile, tmp_path: Path) -> None:
-    path = slide_file("TCGA-CR-7395-01A-01-TS1.svs")
+    path = slide_file("cmu1_jpeg2000.svs")
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         raw = bytearray(path.read_bytes())
-        scramble(raw, page.dataoffsets[90], page.databytecounts[90])
+        scramble(raw, page.dataoffsets[13], page.databytecounts[13])
     hurt = tmp_path / "hurt.svs"
     hurt.write_bytes(raw)
-    xy = np.array([(x * 256, 5 * 256) for x in range(-(-4443 // 256))], np.int64)
+    xy = np.array([(x * 256, 2 * 256) for x in range(-(-1303 // 256))], np.int64)
     with open_slide(hurt) as slide:
         status = slide.read(0, xy, 256, np.empty((len(xy), 256, 256, 3), np.uint8))
-    assert status.tolist() == [TileStatus.CORRUPT, *[0] * 17]
+    assert status.tolist() == [0, TileStatus.CORRUPT, *[0] * 4]
 
 
 def test_openslide_bad_tile_leaves_the_others(slide_file: SlideFile, tmp_path: Path) -> None:

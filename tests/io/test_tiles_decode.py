@@ -17,7 +17,7 @@ SlideFile = Callable[[str], Path]
 
 @pytest.fixture
 def mosaic(slide_file: SlideFile) -> Iterator[tuple[SlideReader, TileGrid]]:
-    with open_slide(slide_file("brca_m2c_mosaic.tif")) as slide:
+    with open_slide(slide_file("mosaic.tif")) as slide:
         everywhere = TissueMask(np.ones((8, 10), np.bool_), 300.0, None)
         yield slide, plan_grid(slide.info, TileSpec(mpp=1.0, min_tissue=0), everywhere)
 
@@ -137,7 +137,7 @@ def test_early_close_and_errors_leave_no_threads(mosaic: tuple[SlideReader, Tile
 def test_bad_tiles_are_counted_and_kept(slide_file: SlideFile, tmp_path: Path) -> None:
     import tifffile
 
-    path = slide_file("brca_m2c_mosaic.tif")
+    path = slide_file("mosaic.tif")
     raw = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
         for source in (40, 41):
