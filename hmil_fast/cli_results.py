@@ -74,10 +74,25 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     evaluate.add_argument(
         "--risk",
         type=risk,
-        default=0.1,
         metavar="SHARE",
-        help="of conformal answers that may miss the true leaf (0.1)",
+        help="accepted share of conformal answers that miss the true leaf (default: 0.1, or as "
+        "in the last evaluation)",
     )
+    evaluate.add_argument(
+        "--sensitivity",
+        type=risk,
+        metavar="SHARE",
+        help="choose the threshold of one class (--of) on validation slides so that this share of "
+        "its slides is found, and report sensitivity and specificity on the test slides",
+    )
+    evaluate.add_argument("--of", metavar="NODE", help="node of the tree for --sensitivity")
+    evaluate.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder for metrics.json, predictions.csv and report.html of the other cohort",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
     predict = add_command(
         commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
     )
@@ -139,6 +154,14 @@ def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="write the report although the store lacks some of the run's slides",
     )
+    for parser in (evaluate, predict, report):
+        parser.add_argument(
+            "--prior",
+            metavar="PRIOR",
+            help="how frequent the leaves are: balanced (the children of every node alike), "
+            "cohort (as among the run's slides) or a CSV file label,share (default: balanced, or "
+            "as in the last evaluation)",
+        )
     for parser in (heatmap, report):
         parser.add_argument(
             "--slides",

@@ -9,26 +9,44 @@ from hmil_fast.metrics.calibration import (
     reliability_bins,
     with_temperature,
 )
+from hmil_fast.metrics.decision import (
+    TreePath,
+    all_levels,
+    balanced_prior,
+    decide,
+    leaf_probabilities,
+    likelier_elsewhere,
+    summed,
+    with_prior,
+)
 from hmil_fast.metrics.flat import flat_metrics
 from hmil_fast.metrics.paired import Paired, holm, paired_comparison
-from hmil_fast.metrics.summary import evaluate_predictions, level_name
-from hmil_fast.metrics.tree import summed, tree_metrics
+from hmil_fast.metrics.summary import evaluate_predictions, level_name, rates
+from hmil_fast.metrics.tree import tree_metrics
 
 __all__ = [
     "Interval",
     "Paired",
+    "TreePath",
     "adaptive_calibration_error",
+    "all_levels",
+    "balanced_prior",
     "bootstrap",
     "calibration_error",
     "calibration_scores",
+    "decide",
     "evaluate_predictions",
     "fit_temperature",
     "flat_metrics",
     "holm",
+    "leaf_probabilities",
     "level_name",
+    "likelier_elsewhere",
     "paired_comparison",
+    "rates",
     "reliability_bins",
     "summed",
     "tree_metrics",
+    "with_prior",
     "with_temperature",
 ]

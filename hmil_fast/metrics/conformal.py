@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.bootstrap import bootstrap
+from hmil_fast.metrics.decision import decide
 from hmil_fast.metrics.flat import Floats, Ints, ratio
 from hmil_fast.metrics.summary import cell
-from hmil_fast.metrics.tree import own_nodes, summed
+from hmil_fast.metrics.tree import own_nodes
 
 Bools = NDArray[np.bool_]
 
@@ -38,49 +39,24 @@ def slides_needed(risk: float) -> int:
     return math.ceil(1 / risk - 1e-9) - 1
 
 
-@dataclass(frozen=True)
-class Descent:
-    """The way from the root to a leaf that takes the likeliest child at every node.
-
-    Attributes:
-        nodes: Node per level, int64 [L, n].
-        masses: Its probability, the sum of the leaves below, float64 [L, n]; falls on the way.
-    """
-
-    nodes: Ints
-    masses: Floats
-
-
-def descend(tree: LabelTree, p_leaf: Floats) -> Descent:
-    """The likeliest way down the tree for leaf probabilities float [n, leaves]."""
-    levels = [*summed(tree, p_leaf), np.asarray(p_leaf, dtype=np.float64)]
-    rows = np.arange(len(levels[0]))
-    nodes = [levels[0].argmax(axis=1)]
-    for level, p in enumerate(levels[1:]):
-        below = np.asarray(tree.parents[level])[None, :] == nodes[-1][:, None]
-        nodes.append(np.where(below, p, -1.0).argmax(axis=1))
-    masses = [p[rows, node] for p, node in zip(levels, nodes, strict=True)]
-    return Descent(np.stack(nodes).astype(np.int64), np.stack(masses))
-
-
 def node_scores(tree: LabelTree, y_leaf: Ints, p_leaf: Floats) -> Floats:
-    """Probability of the first wrong node on the likeliest way down; 0 where all are right.
+    """Probability of the first wrong node on the decided path; 0 where all are right.
 
     An answer that stops above that node is right, and it does if the threshold is no smaller.
     """
-    way = descend(tree, p_leaf)
+    way = decide(tree, p_leaf)
     right = (way.nodes == tree.ancestors()[:, y_leaf]).sum(axis=0)
     beyond = np.vstack([way.masses, np.zeros(len(y_leaf))])
     return np.asarray(beyond[right, np.arange(len(y_leaf))])
 
 
 def answer_nodes(tree: LabelTree, p_leaf: Floats, limit: float) -> tuple[Ints, Ints]:
-    """The deepest node on the likeliest way down whose probability exceeds the threshold.
+    """The deepest node on the decided path whose probability exceeds the threshold.
 
     Returns:
         Level int64 [n], −1 for the root, and node of that level int64 [n], 0 for the root.
     """
-    way = descend(tree, p_leaf)
+    way = decide(tree, p_leaf)
     level = (way.masses > limit).sum(axis=0) - 1
     return level, np.where(level < 0, 0, way.nodes[level, np.arange(way.nodes.shape[1])])
 
@@ -106,9 +82,9 @@ def lac_scores(y_leaf: Ints, p_leaf: Floats) -> Floats:
     return np.asarray(1 - p_leaf[np.arange(len(y_leaf)), y_leaf])
 
 
-def lac_sets(p_leaf: Floats, limit: float) -> Bools:
-    """Leaves whose 1 − p is within the threshold, and the likeliest, bool [n, leaves]."""
-    return _with_likeliest(1 - p_leaf <= limit, p_leaf)
+def lac_sets(tree: LabelTree, p_leaf: Floats, limit: float) -> Bools:
+    """Leaves whose 1 − p is within the threshold, and the decided one, bool [n, leaves]."""
+    return _with_decided(1 - p_leaf <= limit, tree, p_leaf)
 
 
 def aps_scores(y_leaf: Ints, p_leaf: Floats) -> Floats:
@@ -120,9 +96,9 @@ def aps_scores(y_leaf: Ints, p_leaf: Floats) -> Floats:
     return np.asarray(_cumulative(p_leaf)[np.arange(len(y_leaf)), y_leaf])
 
 
-def aps_sets(p_leaf: Floats, limit: float) -> Bools:
-    """Leaves from the likeliest on while their sum is within the threshold, bool [n, leaves]."""
-    return _with_likeliest(_cumulative(p_leaf) <= limit, p_leaf)
+def aps_sets(tree: LabelTree, p_leaf: Floats, limit: float) -> Bools:
+    """Leaves from the likeliest on within the threshold, and the decided one, bool [n, leaves]."""
+    return _with_decided(_cumulative(p_leaf) <= limit, tree, p_leaf)
 
 
 def _cumulative(p: Floats) -> Floats:
@@ -132,10 +108,10 @@ def _cumulative(p: Floats) -> Floats:
     return total
 
 
-def _with_likeliest(chosen: Bools, p: Floats) -> Bools:
-    """No set is empty: that only adds to the coverage, and an empty answer helps nobody."""
+def _with_decided(chosen: Bools, tree: LabelTree, p: Floats) -> Bools:
+    """The sets with the decided leaf, so that none is empty; this only adds to the coverage."""
     chosen = chosen.copy()
-    chosen[np.arange(len(p)), p.argmax(axis=1)] = True
+    chosen[np.arange(len(p)), decide(tree, p).nodes[-1]] = True
     return chosen
 
 
@@ -172,8 +148,8 @@ def conformal_answers(
     return Answers(
         level,
         node,
-        lac_sets(p_leaf, threshold(lac_scores(y, p), risk)),
-        aps_sets(p_leaf, threshold(aps_scores(y, p), risk)),
+        lac_sets(tree, p_leaf, threshold(lac_scores(y, p), risk)),
+        aps_sets(tree, p_leaf, threshold(aps_scores(y, p), risk)),
     )
 
 

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
+def flat_metrics(y: Ints, p: Floats, predicted: Ints | None = None) -> dict[str, float]:
     """Metrics of the predictions of one level; a metric the slides leave undefined is absent.
 
     * ``auc``: one-vs-rest area under the ROC curve, averaged over the classes that have both
@@ -29,7 +29,8 @@ def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
 
     Args:
         y: True classes, int [n], each in 0..K-1.
-        p: Probabilities, float [n, K]; the prediction is the first largest.
+        p: Probabilities, float [n, K].
+        predicted: The answers, int [n]; by default the likeliest class, of equals the first.
 
     Returns:
         The defined metrics; empty for n = 0.
@@ -41,12 +42,16 @@ def flat_metrics(y: Ints, p: Floats) -> dict[str, float]:
     y, p = checked(y, p)
     if not len(y):
         return {}
-    values = weighted_flat_metrics(y, p, np.ones((1, len(y))))
+    values = weighted_flat_metrics(y, p, np.ones((1, len(y))), predicted=predicted)
     return {name: float(v[0]) for name, v in values.items() if np.isfinite(v[0])}
 
 
 def weighted_flat_metrics(
-    y: Ints, p: Floats, weights: Floats, of_class: dict[str, Floats] | None = None
+    y: Ints,
+    p: Floats,
+    weights: Floats,
+    of_class: dict[str, Floats] | None = None,
+    predicted: Ints | None = None,
 ) -> dict[str, Floats]:
     """`flat_metrics` for every row of weights; NaN where a row leaves a metric undefined.
 
@@ -54,13 +59,14 @@ def weighted_flat_metrics(
         y: True classes, int [n].
         p: Probabilities, float [n, K].
         weights: How often each slide counts, float [draws, n].
-        of_class: What `weighted_class_metrics` says of the same, if it was asked already.
+        of_class: The result of `weighted_class_metrics` for the same, if it is known already.
+        predicted: The answers, int [n]; by default the likeliest class.
 
     Returns:
         Per metric float [draws].
     """
     classes = p.shape[1]
-    predicted = p.argmax(axis=1)
+    predicted = p.argmax(axis=1) if predicted is None else predicted
     total = weights.sum(axis=1)
     true = weights @ np.eye(classes)[y]
     guessed = weights @ np.eye(classes)[predicted]
@@ -68,7 +74,7 @@ def weighted_flat_metrics(
     observed = weights @ apart[y, predicted]
     expected = ((true @ apart) * guessed).sum(axis=1)
     if of_class is None:
-        of_class = weighted_class_metrics(y, p, weights)
+        of_class = weighted_class_metrics(y, p, weights, predicted=predicted)
     squared = np.square(p - np.eye(classes)[y]).sum(axis=1)
     surprise = -np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(np.float64).eps))
     return {
@@ -84,7 +90,11 @@ def weighted_flat_metrics(
 
 
 def weighted_class_metrics(
-    y: Ints, p: Floats, weights: Floats, scores: Floats | None = None
+    y: Ints,
+    p: Floats,
+    weights: Floats,
+    scores: Floats | None = None,
+    predicted: Ints | None = None,
 ) -> dict[str, Floats]:
     """Metrics of every class against the rest, for every row of weights.
 
@@ -93,13 +103,14 @@ def weighted_class_metrics(
         p: Probabilities, float [n, K].
         weights: How often each slide counts, float [draws, n].
         scores: What the AUC sorts slides by, float [n, K]; by default the probabilities.
+        predicted: The answers, int [n]; by default the likeliest class.
 
     Returns:
         ``auc``, ``recall`` (sensitivity), ``specificity``, ``precision`` and ``f1``, each float
         [draws, K], NaN where a row leaves it undefined.
     """
     classes = p.shape[1]
-    predicted = p.argmax(axis=1)
+    predicted = p.argmax(axis=1) if predicted is None else predicted
     total = weights.sum(axis=1)[:, None]
     is_true = np.eye(classes)[y]
     true = weights @ is_true

@@ -7,6 +7,7 @@ import numpy as np
 
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.bootstrap import bootstrap
+from hmil_fast.metrics.decision import decide
 from hmil_fast.metrics.flat import (
     Floats,
     Ints,
@@ -36,7 +37,7 @@ class Paired(NamedTuple):
 def paired_comparison(
     tree: LabelTree,
     y_leaf: Ints,
-    models: tuple[Sequence[Floats], Sequence[Floats]],
+    models: tuple[Floats, Floats],
     patients: Sequence[str],
     seed: int = 0,
     draws: int = 2000,
@@ -54,7 +55,7 @@ def paired_comparison(
     Args:
         tree: The label tree.
         y_leaf: True leaves, int [n].
-        models: Per model its probabilities per level, coarse first, float [n, K_l].
+        models: Per model its leaf probabilities, float [n, leaves].
         patients: Patient of each slide, [n].
         seed: Seed of the draws.
         draws: Bootstrap draws, and as many permutations.
@@ -79,12 +80,17 @@ def paired_comparison(
         for pair in zip(both[0][1], both[1][1], strict=True)
     ]
 
+    answers = [decide(tree, model[1][-1]).nodes for model in both]
+    mixed_answers = np.concatenate(answers, axis=1)
+
     def of_one(which: int, weights: Floats) -> dict[str, Floats]:
-        return _measured(tree, *both[which], both[which][1], weights)
+        truths, levels = both[which]
+        return _measured(tree, truths, levels, (levels, answers[which]), weights)
 
     def mixed(first: Floats, second: Floats) -> dict[str, Floats]:
         """Metrics of a model whose answers are the first's or the second's, as weighted."""
-        return _measured(tree, truths, levels, ranks, np.hstack([first, second]))
+        weights = np.hstack([first, second])
+        return _measured(tree, truths, levels, (ranks, mixed_answers), weights)
 
     def difference(weights: Floats) -> dict[str, Floats]:
         one, two = of_one(0, weights), of_one(1, weights)
@@ -127,16 +133,17 @@ def _measured(
     tree: LabelTree,
     truths: Sequence[Ints],
     levels: Sequence[Floats],
-    scores: Sequence[Floats],
+    judged: tuple[Sequence[Floats], Ints],
     weights: Floats,
 ) -> dict[str, Floats]:
-    """Every metric for every row of weights; the AUC sorts slides by the scores."""
+    """Every metric for every row of weights; `judged` are scores that sort slides, and answers."""
+    scores, answers = judged
     values = {}
-    for level, (y, p, s) in enumerate(zip(truths, levels, scores, strict=True)):
-        of_class = weighted_class_metrics(y, p, weights, s)
-        for name, v in weighted_flat_metrics(y, p, weights, of_class).items():
+    for level, (y, p, s, answer) in enumerate(zip(truths, levels, scores, answers, strict=True)):
+        of_class = weighted_class_metrics(y, p, weights, s, answer)
+        for name, v in weighted_flat_metrics(y, p, weights, of_class, answer).items():
             values[f"{level}/{name}"] = v
-    on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights)
+    on_tree = weighted_tree_metrics(tree, truths[-1], answers, weights)
     return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
 

@@ -1,6 +1,6 @@
 """All metrics of a set of predictions, as metrics.json holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.bootstrap import Interval, bootstrap
 from hmil_fast.metrics.calibration import adaptive_calibration_error, calibration_error
+from hmil_fast.metrics.decision import all_levels, decide
 from hmil_fast.metrics.flat import (
     Floats,
     Ints,
@@ -25,10 +26,26 @@ def level_name(level: int, num_levels: int) -> str:
     return "coarse" if num_levels == 2 else f"level {level}"
 
 
+def rates(pooled: Mapping[str, Any], level: str) -> list[tuple[str, ...]]:
+    """Sensitivity and specificity of a level of two nodes, taken for the second of them.
+
+    Returns:
+        Headings, each with the path of its cell in `pooled`; none for a level of more nodes.
+    """
+    names = list(pooled.get("classes", {}).get(level, ()))
+    if len(names) != 2:
+        return []
+    where = ("classes", level, names[1])
+    return [
+        (f"sensitivity ({names[1]})", *where, "recall"),
+        (f"specificity ({names[1]})", *where, "specificity"),
+    ]
+
+
 def evaluate_predictions(
     tree: LabelTree,
-    y_leaf: Ints,
-    probabilities: Sequence[Floats],
+    y: Ints,
+    p_leaf: Floats,
     patients: Sequence[str],
     seed: int = 0,
     draws: int = 1000,
@@ -38,24 +55,27 @@ def evaluate_predictions(
 
     Args:
         tree: The label tree.
-        y_leaf: True leaves, int [n].
-        probabilities: Per level, coarse first, float [n, K_l].
+        y: True leaves, int [n], or true nodes per level, int [L, n], −1 where a label names none.
+        p_leaf: Leaf probabilities, float [n, leaves]; the answers are those of `decide`.
         patients: Patient of each slide, [n].
         seed: Seed of the bootstrap.
         draws: Bootstrap draws; 0 gives values without intervals.
-        heads: Per level above the leaves what its own head says, if there is one, float [n, K_l].
+        heads: Softmax of the heads above the leaves, coarse first, float [n, K_l] each.
 
     Returns:
         ``{"levels": {"0": {metric: cell}}, "tree": {metric: cell}, "classes": {"0": {node:
-        {"slides": n, metric: cell}}}, "slides": n, "patients": m}`` with cell ``{"value": v,
-        "low": l, "high": h, "undefined": draws left out}``; low and high are None where there is
-        no interval. An undefined metric is absent. JSON-able.
+        {"slides": n, metric: cell}}}, "confusion": {"0": counts of true × answered nodes},
+        "slides": n, "patients": m}`` with cell ``{"value": v, "low": l, "high": h, "undefined":
+        draws left out}``; low and high are None where there is no interval. An undefined metric is
+        absent. A slide counts on the levels that its label names. JSON-able.
 
     Raises:
         UsageError: A probability is not finite.
         ValueError: Shapes do not fit the tree.
     """
-    truths, levels = checked_levels(tree, y_leaf, probabilities, patients)
+    truths, levels = checked_levels(tree, y, p_leaf, patients)
+    answers = decide(tree, levels[-1]).nodes
+    known = [truth >= 0 for truth in truths]
     result: dict[str, Any] = {
         "levels": {str(level): {} for level in range(tree.num_levels)},
         "tree": {},
@@ -65,60 +85,78 @@ def evaluate_predictions(
             }
             for level, names in enumerate(tree.names)
         },
-        "slides": len(truths[-1]),
+        "confusion": {
+            str(level): confusion(truths[level], answers[level], len(names))
+            for level, names in enumerate(tree.names)
+        },
+        "slides": len(patients),
         "patients": len(set(patients)),
     }
-    if not len(truths[-1]):
+    if not len(patients):
         return result
 
     def everything(weights: Floats) -> dict[str, Floats]:
         values: dict[str, Floats] = {}
-        for level, (y, p) in enumerate(zip(truths, levels, strict=True)):
-            of_class = weighted_class_metrics(y, p, weights)
-            for name, v in weighted_flat_metrics(y, p, weights, of_class).items():
+        for level in range(tree.num_levels):
+            here = known[level]
+            if not here.any():
+                continue
+            true, p, w = truths[level][here], levels[level][here], weights[:, here]
+            answered = answers[level][here]
+            of_class = weighted_class_metrics(true, p, w, predicted=answered)
+            for name, v in weighted_flat_metrics(true, p, w, of_class, answered).items():
                 values[f"{level}/{name}"] = v
             for name, v in of_class.items():
                 values |= {f"{level}/{name}/{k}": column for k, column in enumerate(v.T)}
-        on_tree = weighted_tree_metrics(tree, truths[-1], levels, weights, heads)
+        leaf = known[-1]
+        on_tree = weighted_tree_metrics(
+            tree, truths[-1][leaf], answers[:, leaf], weights[:, leaf], [h[leaf] for h in heads]
+        )
         return values | {f"tree/{name}": v for name, v in on_tree.items()}
 
     intervals = bootstrap(everything, patients, draws, seed)
-    for key, value in everything(np.ones((1, len(truths[-1])))).items():
+    for key, value in everything(np.ones((1, len(patients)))).items():
         where, name, *k = key.split("/")
         if np.isfinite(value[0]):
             place = result["tree"] if where == "tree" else result["levels"][where]
             if k:
                 place = result["classes"][where][tree.names[int(where)][int(k[0])]]
             place[name] = cell(float(value[0]), intervals.get(key))
-    for level, (y, p) in enumerate(zip(truths, levels, strict=True)):
+    for level, (truth, p, here) in enumerate(zip(truths, levels, known, strict=True)):
         for name, error in (
             ("ece", calibration_error),
             ("ece_adaptive", adaptive_calibration_error),
         ):
-            result["levels"][str(level)][name] = cell(error(y, p) or 0.0, None)
+            value_here = error(truth[here], p[here])
+            if value_here is not None:
+                result["levels"][str(level)][name] = cell(value_here, None)
     return result
 
 
+def confusion(y: Ints, answers: Ints, classes: int) -> list[list[int]]:
+    """Counts of true (rows) against answered nodes; true nodes of −1 do not count."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (y[y >= 0], answers[y >= 0]), 1)
+    return [[int(n) for n in row] for row in counts]
+
+
 def checked_levels(
-    tree: LabelTree, y_leaf: Ints, probabilities: Sequence[Floats], patients: Sequence[str]
+    tree: LabelTree, y: Ints, p_leaf: Floats, patients: Sequence[str]
 ) -> tuple[list[Ints], list[Floats]]:
-    """Per level the true nodes int64 [n] and the probabilities float64 [n, K_l].
+    """Per level the true nodes int64 [n], −1 where unknown, and the probabilities float64 [n, K_l].
 
     Raises:
         UsageError: A probability is not finite.
         ValueError: Shapes do not fit the tree.
     """
-    if len(probabilities) != tree.num_levels or len(patients) != len(y_leaf):
-        raise ValueError("one probability array per level and one patient per slide, please")
-    nodes = tree.ancestors()
-    truths, levels = [], []
-    for level, p in enumerate(probabilities):
-        if np.asarray(p).shape != (len(y_leaf), tree.num_classes[level]):
-            raise ValueError(f"level {level}: probabilities {np.asarray(p).shape} miss the tree")
-        y, floats = checked(nodes[level][np.asarray(y_leaf, dtype=np.int64)], p)
-        truths.append(y)
-        levels.append(floats)
-    return truths, levels
+    y = np.asarray(y, dtype=np.int64)
+    truths = y if y.ndim == 2 else tree.ancestors()[:, y]
+    if truths.shape != (tree.num_levels, len(patients)):
+        raise ValueError(f"true nodes {truths.shape} do not fit the tree and the slides")
+    if np.asarray(p_leaf).shape != (len(patients), len(tree.leaves)):
+        raise ValueError(f"leaf probabilities {np.asarray(p_leaf).shape} do not fit the tree")
+    p_leaf = checked(np.zeros(len(patients), dtype=np.int64), p_leaf)[1]
+    return list(truths), all_levels(tree, p_leaf)
 
 
 def cell(value: float, interval: Interval | None) -> dict[str, float | int | None]:

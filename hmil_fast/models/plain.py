@@ -28,11 +28,20 @@ class PlainHead(nn.Module):
     Args:
         model: Any of `hmil_fast.models`, on the CPU.
         parents: Per level below the first, the parent of each node.
-        summed: Whether a node above the leaves has the summed probability of its children; else
-            that of its own level's softmax.
+        shares: Per level the shares of its nodes under the balanced prior, and those that the level
+            learnt from, [K_l] each.
+        summed: Whether the leaves alone decide; else the leaf is reached from the root by the
+            heads of all levels.
     """
 
-    def __init__(self, model: nn.Module, parents: Parents, *, summed: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parents: Parents,
+        shares: Sequence[tuple[Tensor, Tensor]],
+        *,
+        summed: bool,
+    ) -> None:
         super().__init__()
         self.body = _body(model, parents)
         self.has_attention = not isinstance(model, MeanPool | MaxPool)
@@ -40,6 +49,11 @@ class PlainHead(nn.Module):
         self.summed = summed
         for l, below in enumerate(_below(parents)):
             self.register_buffer(f"below{l}", below)
+        for l, (prior, trained) in enumerate(shares):
+            self.register_buffer(f"log_prior{l}", prior.log())
+            self.register_buffer(f"log_trained{l}", trained.log())
+            above = parents[l - 1] if l else [0] * len(prior)
+            self.register_buffer(f"parent{l}", torch.tensor(above))
         self.eval().requires_grad_(False)
 
     @property
@@ -51,11 +65,26 @@ class PlainHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits [K_l], probabilities [K_l] and attentions [n, K_l], each for every level."""
         logits, attentions = self.body(x)
-        probabilities = [torch.softmax(level, 0) for level in logits]
-        if self.summed:
-            above = [probabilities[-1] @ self.get_buffer(f"below{l}") for l in range(len(logits))]
-            probabilities = [*above[:-1], probabilities[-1]]
+        p = self._leaf_probabilities(logits)
+        above = [p @ self.get_buffer(f"below{l}") for l in range(len(logits) - 1)]
+        probabilities = [*above, p]
         return (*logits, *probabilities, *attentions)
+
+    def _leaf_probabilities(self, logits: list[Tensor]) -> Tensor:
+        """`hmil_fast.metrics.leaf_probabilities` in logarithms, [leaves]."""
+        evidence = [torch.log_softmax(z, 0) - self.get_buffer(f"log_trained{l}")
+                    for l, z in enumerate(logits)]  # fmt: skip
+        log_p = torch.zeros(1)
+        for l in range(self.num_levels):
+            own = evidence[l]
+            if self.summed and l < self.num_levels - 1:
+                below = self.get_buffer(f"below{l}").T > 0
+                own = torch.where(below, evidence[-1], -torch.inf).amax(1)
+            own = own + self.get_buffer(f"log_prior{l}")
+            parent = self.get_buffer(f"parent{l}")
+            family = torch.where(parent == parent[:, None], own, -torch.inf)
+            log_p = log_p[parent] + own - torch.logsumexp(family, 1)
+        return log_p.exp()
 
 
 def _body(model: nn.Module, parents: Parents) -> nn.Module:

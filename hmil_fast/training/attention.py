@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import decide
 from hmil_fast.training.predict import slide_attention
 from hmil_fast.training.run_folder import Prediction, Run
 
@@ -54,7 +55,7 @@ def node_maps(
 ) -> list[NodeMap]:
     """One map per distinct node of the tree, that of the attention which its answer comes from.
 
-    A leaf has its own attention. An inner node whose answer is the sum of its leaves has theirs,
+    A leaf has its own attention. An inner node whose evidence is that of its leaves has theirs,
     Σ p(leaf | node) · a_leaf; one with a head of its own has the attention of that head.
 
     Args:
@@ -62,7 +63,7 @@ def node_maps(
         attention: Per level float [n, K_l], or of the finest levels only, or one column for all
             nodes; empty for a model without attention.
         p_leaf: Leaf probabilities of the slide, float [K].
-        sums: Whether the answer of an inner node is the sum of its leaves.
+        sums: Whether the evidence for an inner node is that of its leaves.
 
     Returns:
         The maps in the order of `LabelTree.nodes`, of n weights each; a single one where one map
@@ -110,8 +111,8 @@ def likeliest_first(tree: LabelTree, prediction: Prediction, maps: Sequence[Node
 
 def answer_nodes(tree: LabelTree, prediction: Prediction) -> set[tuple[int, int]]:
     """The distinct nodes from the root to the leaf that the run answers."""
-    leaf = int(prediction.probabilities[-1].argmax())
-    return {tree.node(level, int(k)) for level, k in enumerate(tree.ancestors()[:, leaf])}
+    path = decide(tree, prediction.probabilities[-1][None]).nodes[:, 0]
+    return {tree.node(level, int(k)) for level, k in enumerate(path)}
 
 
 def top_tiles(weights: NDArray[np.float64], k: int) -> NDArray[np.intp]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ from hmil_fast.training.card import write_card
 from hmil_fast.training.folds import choose_folds, some, warn_of_near_duplicates
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.loop import EpochReport, train_run
+from hmil_fast.training.operating import OperatingPoint
 from hmil_fast.training.predict import predict_slides, write_validation
+from hmil_fast.training.prior import current_prior, read_prior
 from hmil_fast.training.report.page import write_report
 from hmil_fast.training.run_folder import (
     Run,
@@ -123,19 +126,43 @@ def evaluate(args: argparse.Namespace) -> int:
     run = open_run(args.run_path)
     if args.store is None and args.labels is not None:
         raise UsageError("another cohort needs --store and --labels", "give both, or neither")
+    if args.labels is None and args.out is not None:
+        raise UsageError(
+            f"the metrics of the run's own slides go into {run.path}",
+            "leave out --out, or give --labels",
+        )
+    if (args.sensitivity is None) != (args.of is None):
+        raise UsageError("an operating point needs --sensitivity and --of", "give both, or neither")
+    asked = evaluation.Asked(
+        args.risk,
+        None if args.prior is None else read_prior(run, args.prior),
+        None if args.of is None else OperatingPoint(args.of, args.sensitivity),
+    )
     store = None if args.store is None else _open_for(run, args.store)
     if args.labels is None or store is None:
         if store is not None:
             write_validation(run, _features(store, run, Console(stderr=True, soft_wrap=True)))
-        evaluation.evaluate_run(run, args.risk)
+        metrics = evaluation.evaluate_run(run, asked)
         write_card(run)
-        print_table(run)
-        return 0
-    say = _notes(_console())
-    slides = with_features(store, read_labels(args.labels, run.tree, say=say), say)
-    cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
-    _name_empty(cache, say)
-    _print(evaluation.evaluate_cohort(run, cache, slides))
+        if (run.path / "report.html").exists():
+            Console(stderr=True, soft_wrap=True).print(
+                f"{run.path / 'report.html'} shows an earlier evaluation: `hmil-fast report` writes "
+                "it anew",
+                markup=False,
+            )
+    else:
+        say = _notes(_console())
+        slides = read_labels(args.labels, run.tree, inner=True, say=say)
+        slides = with_features(store, slides, say)
+        cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
+        _name_empty(cache, say)
+        metrics = evaluation.evaluate_cohort(run, cache, slides, asked, args.out)
+    if args.json:
+        print(json.dumps(metrics, indent=1, allow_nan=False))
+    else:
+        _print(metrics)
+    if args.out is not None:
+        print(f"report: {write_report(args.out)}", file=sys.stderr)
     return 0
 
 
@@ -155,10 +182,11 @@ def predict(args: argparse.Namespace) -> int:
             f"[yellow]{seen} of these slides taught the run and were tested by no fold of it:[/] "
             "their predictions, and their answers to --risk, are better than on new slides"
         )
-    predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path))
+    prior = current_prior(run) if args.prior is None else read_prior(run, args.prior)
+    predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path), prior)
     answers = None
     if args.risk is not None:
-        answers = answer_new_slides(run, predictions, args.risk)
+        answers = answer_new_slides(run, predictions, prior, args.risk)
     write_predictions(args.out or sys.stdout, run.tree, predictions, answers)
     return 0
 
@@ -189,7 +217,7 @@ def heatmap(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Write the report, with the slides' views where a store is given."""
     run = open_run(args.run_path)
-    evaluation.read_metrics(run)
+    prior = None if args.prior is None else read_prior(run, args.prior)
     known = {slide.slide_id for slide in run.slides}
     if args.files and (args.store is None or not known & args.files.keys()):
         raise UsageError(
@@ -198,9 +226,14 @@ def report(args: argparse.Namespace) -> int:
             else f"--slides names no slide of {run.path}, for instance {sorted(args.files)[0]!r}",
             "give --store too, and the files or folders that were extracted",
         )
-    if args.store is not None:
-        store = _open_for(run, args.store)
+    store = None if args.store is None else _open_for(run, args.store)
+    if store is not None:
         _refuse_another_store(run, store, partly=args.overwrite)
+    if prior is None:
+        evaluation.read_metrics(run)
+    else:
+        evaluation.evaluate_run(run, evaluation.Asked(prior=prior))
+    if store is not None:
         make_views(run, store, args.heatmaps, args.files)
     print(f"report: {write_report(run.path)}")
     return 0

@@ -20,7 +20,7 @@ from hmil_fast.training.run_folder import (
     Run,
     open_run,
     read_predictions,
-    stack_probabilities,
+    stack_leaves,
 )
 
 CHIEF = ("auc", "balanced_accuracy", "macro_f1", "hierarchical_f1", "mean_tree_distance")
@@ -77,7 +77,7 @@ def compare_runs(
     answers = _on_the_same_slides(runs)
     labels = np.array([first.tree.leaf(p.label) for p in answers[0]])
     patients = [p.patient_id for p in answers[0]]
-    stacked = [stack_probabilities(predictions) for predictions in answers]
+    stacked = [stack_leaves(predictions, first.tree) for predictions in answers]
     asked = metrics or CHIEF
     tests: list[dict[str, Paired]] = []
     for other in stacked[1:]:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from hmil_fast.errors import UsageError
-from hmil_fast.metrics import summed
+from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models.plain import PlainHead
 from hmil_fast.training.card import fold_card, markdown
 from hmil_fast.training.predict import load_fold
+from hmil_fast.training.prior import trained_shares
 from hmil_fast.training.run_folder import Run, open_run, write_text
 
 CHECK_SIZES = (1, 2, 37, 500, 5_000)
@@ -40,9 +41,10 @@ def export_run(run: Run, out: Path, folds: Sequence[int]) -> dict[Path, float]:
 
     A file takes one bag "x", float32 [n, D] with n ≥ 1, and gives for each level l "logits_<l>" and
     "probabilities_<l>" float32 [K_l], and "attention_<l>" float32 [n, K_l] if the model has
-    attention. Its metadata holds the tree, encoder and tiling as JSON. A file is kept only if
-    onnxruntime computes from it what the run's own model says in float32, on random bags of
-    `CHECK_SIZES` tiles. (`predict` may compute in bfloat16, see the setting precision.)
+    attention. The probabilities are those of `predict` under the balanced prior. Its
+    metadata holds the tree, encoder and tiling as JSON. A file is kept only if onnxruntime computes
+    from it what the run's own model says in float32, on random bags of `CHECK_SIZES` tiles.
+    (`predict` may compute in bfloat16, see the setting precision.)
 
     Args:
         run: A trained run.
@@ -79,12 +81,12 @@ def export_run(run: Run, out: Path, folds: Sequence[int]) -> dict[Path, float]:
 
 def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
     model = load_fold(run, fold, torch.device("cpu"))
-    head = PlainHead(model, run.tree.parents, summed=run.sums)
+    head = PlainHead(model, run.tree.parents, level_shares(run, fold), summed=run.sums)
     file, partial = out / f"fold-{fold}.onnx", out / f"fold-{fold}.onnx.partial"
     card = fold_card(run, fold)
     try:
         write_onnx(head, run.store["dim"], partial, card)
-        apart = largest_difference(run, model, head, partial)
+        apart = largest_difference(run, fold, model, partial)
         if not apart <= TOLERANCE:
             raise UsageError(
                 f"onnxruntime differs from the model of fold {fold} by {apart:.1e}, more than "
@@ -96,6 +98,15 @@ def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
         partial.unlink(missing_ok=True)
     write_text(file.with_suffix(".md"), markdown(card))
     return file, apart
+
+
+def level_shares(run: Run, fold: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Per level the balanced prior of its nodes and the shares that a fold learnt from, [K_l]."""
+    prior = all_levels(run.tree, balanced_prior(run.tree)[None])
+    return [
+        (torch.from_numpy(new[0]).float(), torch.from_numpy(old).float())
+        for new, old in zip(prior, trained_shares(run, fold), strict=True)
+    ]
 
 
 def write_onnx(head: PlainHead, dim: int, path: Path, metadata: dict[str, Any]) -> None:
@@ -119,7 +130,7 @@ def write_onnx(head: PlainHead, dim: int, path: Path, metadata: dict[str, Any]) 
 
 
 @torch.inference_mode()
-def largest_difference(run: Run, model: nn.Module, head: PlainHead, file: Path) -> float:
+def largest_difference(run: Run, fold: int, model: nn.Module, file: Path) -> float:
     """How far onnxruntime, on a CPU, is from the run's own model on random bags.
 
     Returns:
@@ -136,17 +147,18 @@ def largest_difference(run: Run, model: nn.Module, head: PlainHead, file: Path) 
     apart = []
     for b, (start, end) in enumerate(pairwise(ends)):
         logits = [level[b] for level in output.logits]
-        said = [torch.softmax(level, 0) for level in logits]
-        if head.summed:
-            leaf = said[-1][None].numpy()
-            said = [*(torch.from_numpy(p[0]) for p in summed(run.tree, leaf)), said[-1]]
+        softmax = [torch.softmax(level, 0)[None].numpy() for level in logits]
+        shares = trained_shares(run, fold)
+        leaf = leaf_probabilities(run.tree, softmax, shares, heads=not run.sums)
+        said = [torch.from_numpy(p[0]) for p in all_levels(run.tree, leaf)]
         maps = [
             (scores[start:end] - lse[b]).exp()
             for scores, lse in zip(output.attention_logits, output.lse, strict=True)
         ]
-        found = session.run(None, {"x": x[start:end].numpy()})
+        names = [output.name for output in session.get_outputs()]
+        found = session.run(names, {"x": x[start:end].numpy()})
         wanted = [*logits, *said, *maps]
-        for name, a, w in zip(head.output_names, found, wanted, strict=True):
+        for name, a, w in zip(names, found, wanted, strict=True):
             scale = 1.0 if name.startswith("prob") else float(w.abs().max())
             apart.append(float((torch.from_numpy(a) - w).abs().max()) / scale)
     return float(np.max(apart))  # NaN if one is

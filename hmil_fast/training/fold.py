@@ -130,7 +130,9 @@ class FoldTrainer:
             instances, bags = self._train_epoch(stopped)
             seconds = time.perf_counter() - start
             terms = self._means()
-            val = validate(self.run, self.average.model, self.cache, self.val_bags, self.targets)
+            val = validate(
+                self.run, self.fold, self.average.model, self.cache, self.val_bags, self.targets
+            )
             if self.best["epoch"] < 0 or _score(val) > _score(self.best):
                 self.best = {"epoch": self.epoch, **val}
                 self._save("best.safetensors")
@@ -170,6 +172,7 @@ class FoldTrainer:
             self.path / "predictions.csv",
             self.run.tree,
             fold_predictions(self.run, self.fold, self.model, self.cache, test),
+            heads=True,
         )
         (self.path / "last.safetensors").unlink(missing_ok=True)
         if now is not None:

@@ -11,7 +11,7 @@ from hmil_fast.errors import Stopped
 from hmil_fast.training import ranks
 from hmil_fast.training.checkpoint import sweep_partials
 from hmil_fast.training.fold import EpochReport, FoldTrainer
-from hmil_fast.training.run_folder import Run, read_predictions, write_predictions
+from hmil_fast.training.run_folder import Run, run_predictions, write_predictions
 from hmil_fast.training.stopping import own_log, stop_flag
 
 __all__ = ["EpochReport", "FoldTrainer", "train_run"]
@@ -41,12 +41,7 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
     ):
         sweep_partials(run.path)
         _train_folds(run, cache, device, log, (stopped, report))
-    everything = [
-        prediction
-        for fold in range(len(run.folds))
-        for prediction in read_predictions(run.fold_path(fold) / "predictions.csv", run.tree)
-    ]
-    write_predictions(run.path / "predictions.csv", run.tree, everything)
+    write_predictions(run.path / "predictions.csv", run.tree, run_predictions(run))
 
 
 def _train_folds(

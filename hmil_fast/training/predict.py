@@ -15,10 +15,11 @@ from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.kernels.gated_attention_pool.parts import Chunks
-from hmil_fast.metrics import summed
+from hmil_fast.metrics import all_levels, leaf_probabilities
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.training.checkpoint import read_checkpoint, restore
+from hmil_fast.training.prior import Prior, current_prior, trained_shares, under_prior
 from hmil_fast.training.run_folder import Prediction, Run, write_predictions
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def forward_bags(
 def fold_predictions(
     run: Run, fold: int, model: nn.Module, cache: FeatureCache, slide_ids: Sequence[str]
 ) -> list[Prediction]:
-    """What one fold's model says of slides of the cache, in the order given."""
+    """One fold's predictions for slides of the cache, in order, under the balanced prior."""
     position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
     found = []
     for chosen, output, _ in forward_bags(run, model, cache, [position[s] for s in slide_ids]):
@@ -105,13 +106,11 @@ def fold_predictions(
 def _predictions(
     run: Run, fold: int, cache: FeatureCache, chosen: Sequence[int], output: HmilOutput
 ) -> list[Prediction]:
-    """What one forward says of the bags `chosen`."""
+    """Predictions of one forward for the bags `chosen`, under the balanced prior."""
     known = {slide.slide_id: slide for slide in run.slides}
-    # in double, so that logits can be told from the probabilities again
-    levels = [level.double().softmax(1).cpu().numpy() for level in output.logits]
-    heads: list[NDArray[np.float64]] = []
-    if run.sums:
-        heads, levels = levels[:-1], [*summed(run.tree, levels[-1]), levels[-1]]
+    heads = [level.double().softmax(1).cpu().numpy() for level in output.logits]
+    p_leaf = leaf_probabilities(run.tree, heads, trained_shares(run, fold), heads=not run.sums)
+    levels = all_levels(run.tree, p_leaf)
     found = []
     for row, index in enumerate(chosen):
         slide_id = cache.slide_ids[index]
@@ -124,7 +123,7 @@ def _predictions(
                 slide.label if slide else "",
                 int(cache.lengths[index]),
                 tuple(level[row] for level in levels),
-                tuple(level[row] for level in heads),
+                tuple(level[row] for level in heads[:-1]),
             )
         )
     return found
@@ -136,14 +135,19 @@ def write_validation(run: Run, cache: FeatureCache) -> None:
         if not run.val_path(fold).exists():
             model = load_fold(run, fold, pick_device(run.config.device))
             found = fold_predictions(run, fold, model, cache, parts.val)
-            write_predictions(run.val_path(fold), run.tree, found)
+            write_predictions(run.val_path(fold), run.tree, found, heads=True)
 
 
-def predict_slides(run: Run, cache: FeatureCache) -> list[Prediction]:
-    """What a run says of every slide of the cache.
+def predict_slides(run: Run, cache: FeatureCache, prior: Prior | None = None) -> list[Prediction]:
+    """Predictions of a run for every slide of the cache.
 
     A slide that the run was made with is predicted by the fold that tested it, or the mean of such
     folds; for any other slide the probabilities of all folds are averaged.
+
+    Args:
+        run: A run that is trained to its end.
+        cache: The slides' features.
+        prior: How frequent the leaves are; by default as in the run's last evaluation.
     """
     device = pick_device(run.config.device)
     tested = {slide_id for fold in run.folds for slide_id in fold.test}
@@ -155,7 +159,8 @@ def predict_slides(run: Run, cache: FeatureCache) -> list[Prediction]:
         model = load_fold(run, fold, device)
         for prediction in fold_predictions(run, fold, model, cache, [*own, *new]):
             found[prediction.slide_id].append(prediction)
-    return [_mean(predictions) for predictions in found.values()]
+    means = [_mean(predictions) for predictions in found.values()]
+    return under_prior(run.tree, means, prior or current_prior(run))
 
 
 def slide_attention(
@@ -164,9 +169,10 @@ def slide_attention(
     """A slide's prediction and the attention of that very forward.
 
     Returns:
-        The prediction, and per level the attention float64 [n, C_l] that the model's output holds,
-        summing to 1 over the tiles of the bag; no entry for a model without attention. For a slide
-        that is new to the run both are means over the folds.
+        The prediction under the prior of the run's last evaluation, and per level the attention
+        float64 [n, C_l] that the model's output holds, summing to 1 over the tiles of the bag; no
+        entry for a model without attention. For a slide that is new to the run both are means over
+        the folds.
     """
     device = pick_device(run.config.device)
     tested_in = [i for i, fold in enumerate(run.folds) if slide_id in fold.test]
@@ -182,7 +188,8 @@ def slide_attention(
                 for scores, lse in zip(output.attention_logits, output.lse, strict=True)
             ]
         )
-    return _mean(predictions), [np.mean(level, axis=0) for level in zip(*maps, strict=True)]
+    (prediction,) = under_prior(run.tree, [_mean(predictions)], current_prior(run))
+    return prediction, [np.mean(level, axis=0) for level in zip(*maps, strict=True)]
 
 
 def _mean(predictions: list[Prediction]) -> Prediction:

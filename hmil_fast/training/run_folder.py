@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,17 +25,18 @@ from hmil_fast.config import TrainConfig, load_config, loss_settings
 from hmil_fast.errors import HmilError, UsageError
 from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, files, join_scales
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import all_levels, decide, likelier_elsewhere
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one slide.
+    """The prediction of one slide.
 
     Attributes:
-        fold: The fold whose model spoke, or -1 for the mean over all folds.
-        probabilities: Per level, coarse first, float64 [K_l].
-        heads: Per level above the leaves what its own head says, where the run answers with the
-            sum of the leaves instead.
+        fold: The fold whose model predicts, or -1 for the mean over all folds.
+        probabilities: Per level, coarse first, float64 [K_l]; a parent is the sum of its children.
+            Under the balanced prior, unless `hmil_fast.training.prior.under_prior` changed it.
+        heads: Per level above the leaves the softmax of its own head.
     """
 
     slide_id: str
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def sums(self) -> bool:
-        """Whether a coarse level is answered with the sum of its leaves, not by its own head."""
+        """Whether the leaves alone decide, and the heads above them do not."""
         return loss_settings(self.config).coarse == "sum"
 
     def fold_path(self, fold: int) -> Path:
@@ -221,16 +221,33 @@ def create_run(
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
         raise UsageError(f"{path} exists and is no run folder", "give another --out")
+<<<<<<< HEAD
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
     write_splits(path / "splits.json", folds, slides, sources(tree, slides, store), made_with)
+=======
+    make_folder(path)
+    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
+>>>>>>> 0d45d97 (One decision, stated once: evidence, a prior that the user chooses, and one path of the tree)
     write_json(path / "tree.json", tree.to_dict())
     taught = {"settings": asdict(loss_settings(config)), "features": features}
     write_json(path / "run.json", run.store | taught)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 @contextmanager
@@ -289,28 +306,45 @@ def write_predictions(
     tree: LabelTree,
     predictions: Iterable[Prediction],
     more: Mapping[str, Sequence[object]] | None = None,
+    *,
+    heads: bool = False,
 ) -> None:
-    """Write predictions as CSV: one row a slide, one column a node and level.
+    """Write predictions as CSV, one row a slide.
 
-    ``p<level>_<node>`` is the run's answer, ``h<level>_<node>`` the opinion of the level's own
-    head where the answer is the sum of the leaves. A file with `more` columns is for people and
-    not read again.
+    ``prediction`` is the leaf that `hmil_fast.metrics.decide` answers, ``prediction_<level>`` the
+    node above it, ``likelier_elsewhere`` the nodes off this path that are likelier than the path's
+    node of their level, ``p<level>_<node>`` a probability; a chain of only children has one column.
+
+    Args:
+        to: A file, or an open stream.
+        tree: The label tree.
+        predictions: The predictions.
+        more: Further columns, for people.
+        heads: Whether to write ``h<level>_<node>``, the softmax of the heads above the leaves.
 
     Raises:
         UsageError: The file cannot be written.
     """
-    predictions = list(predictions)
-    nodes = [f"p{l}_{name}" for l, names in enumerate(tree.names) for name in names]
-    if any(p.heads for p in predictions):
-        nodes += [f"h{l}_{name}" for l, names in enumerate(tree.names[:-1]) for name in names]
+    predictions, more = list(predictions), more or {}
+    above = range(tree.num_levels - 1)
     head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
-    more = more or {}
-    rows: list[list[object]] = [[*head, *nodes, *more]]
+    head += [*(f"prediction_{level}" for level in above), "likelier_elsewhere"]
+    head += [f"p{level}_{tree.names[level][k]}" for level, k in sorted(tree.nodes)]
+    if heads:
+        head += [f"h{level}_{name}" for level in above for name in tree.names[level]]
+    rows: list[list[object]] = [[*head, *more]]
+    p_leaf = stack_leaves(predictions, tree)
+    path, elsewhere = decide(tree, p_leaf), likelier_elsewhere(tree, p_leaf)
     for i, p in enumerate(predictions):
-        said = tree.leaves[int(p.probabilities[-1].argmax())]
-        values = [f"{value:.9g}" for level in (*p.probabilities, *p.heads) for value in level]
-        values += [str(column[i]) for column in more.values()]
-        rows.append([p.slide_id, p.patient_id, p.fold, p.label, said, p.num_tiles, *values])
+        *coarse, leaf = (tree.names[level][k] for level, k in enumerate(path.nodes[:, i]))
+        values = [p.probabilities[level][k] for level, k in sorted(tree.nodes)]
+        if heads:
+            values += [value for level in p.heads for value in level]
+        rows.append(
+            [p.slide_id, p.patient_id, p.fold, p.label, leaf, p.num_tiles]
+            + [*coarse, "|".join(elsewhere[i]), *(f"{value:.9g}" for value in values)]
+            + [str(column[i]) for column in more.values()]
+        )
     write_csv(to, rows)
 
 
@@ -338,42 +372,63 @@ def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
     Raises:
         UsageError: The file is missing or damaged.
     """
-    ends = [int(end) for end in np.cumsum([0, *tree.num_classes])]
-    with_heads = [*ends, *(ends[-1] + end for end in ends[1:-1])]
+    leaves = [f"p{tree.num_levels - 1}_{name}" for name in tree.leaves]
+    heads = [[f"h{l}_{name}" for name in names] for l, names in enumerate(tree.names[:-1])]
     found = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in list(csv.reader(file))[1:]:
-                p = np.array([float(value) for value in row[6:]])
-                if len(p) not in (ends[-1], with_heads[-1]):
-                    raise ValueError(f"slide {row[0]} has {len(p)} probabilities")
-                parts = [p[a:b] for a, b in pairwise(with_heads) if b <= len(p)]
-                levels, heads = tuple(parts[: tree.num_levels]), tuple(parts[tree.num_levels :])
+            for row in csv.DictReader(file):
+                p_leaf = np.array([[float(row[name]) for name in leaves]])
+                said = (
+                    [np.array([float(row[name]) for name in level]) for level in heads]
+                    if heads and heads[0][0] in row
+                    else []
+                )
                 found.append(
-                    Prediction(row[0], row[1], int(row[2]), row[3], int(row[5]), levels, heads)
+                    Prediction(
+                        row["slide_id"],
+                        row["patient_id"],
+                        int(row["fold"]),
+                        row["label"],
+                        int(row["num_tiles"]),
+                        tuple(level[0] for level in all_levels(tree, p_leaf)),
+                        tuple(said),
+                    )
                 )
     except FileNotFoundError:
         raise UsageError(
             f"there are no predictions {path}: the run is not trained to its end",
             "run the same `hmil-fast train` again, it resumes",
         ) from None
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UsageError(
-            f"cannot read the predictions {path}: {error}",
+            f"cannot read the predictions {path}: {error!r}",
             "delete it and run the same `hmil-fast train` again, it makes what is missing",
         ) from None
     return found
 
 
-def stack_probabilities(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
-    """Per level the probabilities of all slides, float64 [n, K_l]."""
-    return [np.stack(level) for level in zip(*(p.probabilities for p in predictions), strict=True)]
+def run_predictions(run: Run) -> list[Prediction]:
+    """The predictions of all tested slides, fold by fold, under the balanced prior.
+
+    Raises:
+        UsageError: A fold is not trained to its end, or its predictions are damaged.
+    """
+    return [
+        prediction
+        for fold in range(len(run.folds))
+        for prediction in read_predictions(run.fold_path(fold) / "predictions.csv", run.tree)
+    ]
+
+
+def stack_leaves(predictions: Sequence[Prediction], tree: LabelTree) -> NDArray[np.float64]:
+    """Leaf probabilities of all slides, float64 [n, leaves]."""
+    return np.array([p.probabilities[-1] for p in predictions]).reshape(-1, len(tree.leaves))
 
 
 def stack_heads(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
-    """Per level above the leaves what its own head says of all slides, float64 [n, K_l]."""
-    said = (p.heads or p.probabilities[:-1] for p in predictions)
-    return [np.stack(level) for level in zip(*said, strict=True)]
+    """Per level above the leaves the softmax of its head for all slides, float64 [n, K_l]."""
+    return [np.stack(level) for level in zip(*(p.heads for p in predictions), strict=True)]
 
 
 def write_json(path: Path, value: object) -> None:

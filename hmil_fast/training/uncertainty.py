@@ -1,16 +1,18 @@
 """How far a run's probabilities can be trusted: calibration, and answers that meet a risk.
 
 Both are fitted per fold on its validation slides, which its model was not trained on but which
-chose its epoch, and shown on its test slides.
+chose its epoch, and shown on its test slides. For another cohort they are fitted on all slides that
+the run tested.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
+from hmil_fast.metrics import all_levels, calibration_scores, fit_temperature, with_temperature
 from hmil_fast.metrics.conformal import (
     Answers,
     conformal_answers,
@@ -19,75 +21,74 @@ from hmil_fast.metrics.conformal import (
     node_contains,
     slides_needed,
 )
+from hmil_fast.training.prior import Prior, under_prior
 from hmil_fast.training.run_folder import (
     Prediction,
     Run,
     read_predictions,
-    stack_probabilities,
+    run_predictions,
+    stack_leaves,
     write_csv,
 )
 
-Held = list[list[Prediction]]  # per fold
+# slides that something is fitted on, and slides that it is tested on; per fold
+Groups = Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]]
 
 
-def read_validation(run: Run) -> Held | None:
-    """Predictions of the validation slides per fold; None where a fold has none.
+def fold_groups(run: Run, predictions: Sequence[Prediction], prior: Prior) -> Groups:
+    """Per fold its validation slides and its test slides; empty where a fold has none of the first.
 
     Raises:
         UsageError: A file is damaged.
     """
-    paths = [run.val_path(fold) for fold in range(len(run.folds))]
-    if not all(path.exists() for path in paths):
-        return None
-    held_out = [read_predictions(path, run.tree) for path in paths]
-    return held_out if all(held_out) else None
+    groups = []
+    for fold in range(len(run.folds)):
+        path = run.val_path(fold)
+        held_out = read_predictions(path, run.tree) if path.exists() else []
+        if not held_out:
+            return []
+        tested = [p for p in predictions if p.fold == fold]
+        groups.append((under_prior(run.tree, held_out, prior), tested))
+    return groups
 
 
-def calibration(run: Run, predictions: Sequence[Prediction], held_out: Held) -> dict[str, Any]:
-    """Calibration of the test predictions, before and after a temperature per fold and level.
+def calibration(run: Run, groups: Groups) -> dict[str, Any]:
+    """Calibration of the test predictions, before and after a temperature per group.
 
-    Where the coarse levels are sums of the leaves, the temperature of the leaves serves them too:
-    they stay sums.
+    The temperature is that of the leaves; a parent stays the sum of its children.
 
     Returns:
-        ``{"slides": [validation slides per fold], "levels": {"0": {"temperature": [per fold],
-        "before": {"ece", "ece_adaptive", "brier", "nll"}, "after": the same}}}``.
+        ``{"slides": [slides fitted on, per group], "temperature": [per group], "levels": {"0":
+        {"before": {"ece", "ece_adaptive", "brier", "nll"}, "after": the same}}}``.
     """
-    nodes = run.tree.ancestors()
-    temperatures, mended, before, truths = [], [], [], []
-    for fold, slides in enumerate(held_out):
-        mine = [p for p in predictions if p.fold == fold]
-        y = nodes[:, _leaves(run, slides)]
-        levels = stack_probabilities(slides)
-        fitted = [fit_temperature(y[l], p) for l, p in enumerate(levels)]
-        if run.sums:
-            fitted = [fitted[-1]] * len(fitted)
-        temperatures.append(fitted)
-        if not mine:
-            continue
-        levels = stack_probabilities(mine)
-        after = [with_temperature(p, t) for p, t in zip(levels, fitted, strict=True)]
-        if run.sums:
-            after = [*summed(run.tree, after[-1]), after[-1]]
-        before.append(levels)
-        mended.append(after)
-        truths.append(nodes[:, _leaves(run, mine)])
-    y = np.concatenate(truths, axis=1)
+    tree = run.tree
+    temperatures, after = [], []
+    order: list[Prediction] = []
+    for slides, mine in groups:
+        temperatures.append(fit_temperature(_leaves(run, slides), stack_leaves(slides, tree)))
+        after.append(with_temperature(stack_leaves(mine, tree), temperatures[-1]))
+        order += mine
+    y = tree.ancestors()[:, _leaves(run, order)]
+    levels = zip(
+        all_levels(tree, stack_leaves(order, tree)),
+        all_levels(tree, np.concatenate(after)),
+        strict=True,
+    )
     return {
-        "slides": [len(slides) for slides in held_out],
+        "slides": [len(slides) for slides, _ in groups],
+        "temperature": temperatures,
         "levels": {
             str(level): {
-                "temperature": [fitted[level] for fitted in temperatures],
-                "before": calibration_scores(y[level], np.concatenate([b[level] for b in before])),
-                "after": calibration_scores(y[level], np.concatenate([m[level] for m in mended])),
+                "before": calibration_scores(y[level], before),
+                "after": calibration_scores(y[level], mended),
             }
-            for level in range(run.tree.num_levels)
+            for level, (before, mended) in enumerate(levels)
         },
     }
 
 
 def conformal(
-    run: Run, predictions: Sequence[Prediction], held_out: Held, risk: float
+    run: Run, groups: Groups, risk: float
 ) -> tuple[dict[str, Any], list[Prediction], Answers]:
     """Answers for the test slides that meet a risk, and what they are worth.
 
@@ -95,26 +96,31 @@ def conformal(
     tested by itself.
 
     Returns:
-        ``{"risk", "slides": [validation slides per fold], "needed": fewest for this risk, "note",
+        ``{"risk", "slides": [slides fitted on, per group], "needed": fewest for this risk, "note",
         **conformal_summary}``, and the predictions with their answers in the same order.
     """
     needed = slides_needed(risk)
-    order, parts = [], []
-    for fold, slides in enumerate(held_out):
-        mine = [p for p in predictions if p.fold == fold]
+    order: list[Prediction] = []
+    parts = []
+    for slides, mine in groups:
         if mine:
-            known = _leaves(run, slides), stack_probabilities(slides)[-1]
+            known = _leaves(run, slides), stack_leaves(slides, run.tree)
             order += mine
-            parts.append(conformal_answers(run.tree, known, stack_probabilities(mine)[-1], risk))
+            parts.append(conformal_answers(run.tree, known, stack_leaves(mine, run.tree), risk))
     answers = join_answers(parts)
-    few = sum(len(slides) < needed for slides in held_out)
+    few = sum(len(slides) < needed for slides, _ in groups)
     note = (
         "fitted on the validation slides of each fold, which also chose its epoch, and slides of "
         "a patient are not independent: the coverage seen is the one to go by"
     )
+    if any(p.fold < 0 for p in order):
+        note = (
+            "fitted on the slides that the run tested, each predicted by one fold; these slides "
+            "are predicted by the mean of the folds"
+        )
     if few:
         note = (
-            f"{few} of {len(held_out)} folds have fewer than the {needed} validation slides that "
+            f"{few} of {len(groups)} folds have fewer than the {needed} validation slides that "
             f"a risk of {risk:g} needs: there every answer is the root, every set is full; " + note
         )
     summary = conformal_summary(
@@ -124,11 +130,18 @@ def conformal(
         [p.patient_id for p in order],
         (1000, run.config.seed),
     )
-    head = {"risk": risk, "slides": [len(s) for s in held_out], "needed": needed, "note": note}
+    head = {
+        "risk": risk,
+        "slides": [len(slides) for slides, _ in groups],
+        "needed": needed,
+        "note": note,
+    }
     return head | summary, order, answers
 
 
-def write_answers(run: Run, predictions: Sequence[Prediction], answers: Answers) -> None:
+def write_answers(
+    path: Path, run: Run, predictions: Sequence[Prediction], answers: Answers
+) -> None:
     """Write conformal.csv: per test slide the answered node and the sets of leaves."""
     right = node_contains(run.tree, answers.level, answers.node, _leaves(run, predictions))
     rows: list[list[object]] = [
@@ -137,23 +150,29 @@ def write_answers(run: Run, predictions: Sequence[Prediction], answers: Answers)
     for i, (p, *said) in enumerate(zip(predictions, *_in_words(run, answers), strict=True)):
         node, level, *sets = said
         rows.append([p.slide_id, p.patient_id, p.fold, p.label, node, level, int(right[i]), *sets])
-    write_csv(run.path / "conformal.csv", rows)
+    write_csv(path, rows)
 
 
 def answer_new_slides(
-    run: Run, predictions: Sequence[Prediction], risk: float
+    run: Run, predictions: Sequence[Prediction], prior: Prior, risk: float
 ) -> dict[str, list[object]]:
     """Answers for slides that the run has not seen, as columns of a table.
 
     They are calibrated on the slides that the run tested, each by the fold that had not seen it.
-    For a new slide the mean of all folds speaks, so the risk is met by approximation only.
+    A new slide is predicted by the mean of all folds, so the risk is met by approximation only.
+
+    Args:
+        run: The run.
+        predictions: Of the new slides, under `prior`.
+        prior: How frequent the leaves are.
+        risk: Accepted share of answers without the true leaf, in (0, 1).
 
     Returns:
         ``node`` ("" for the root), ``level`` (−1 for the root) and ``leaves``, the set of LAC.
     """
-    tested = read_predictions(run.path / "predictions.csv", run.tree)
-    known = _leaves(run, tested), stack_probabilities(tested)[-1]
-    p = stack_probabilities(predictions)[-1]
+    tested = under_prior(run.tree, run_predictions(run), prior)
+    known = _leaves(run, tested), stack_leaves(tested, run.tree)
+    p = stack_leaves(predictions, run.tree)
     node, level, lac, _ = _in_words(run, conformal_answers(run.tree, known, p, risk))
     return {"node": node, "level": level, "leaves": lac}
 

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import split_batch
-from hmil_fast.metrics import flat_metrics, summed
+from hmil_fast.metrics import all_levels, decide, flat_metrics, leaf_probabilities
 from hmil_fast.training import ranks
 from hmil_fast.training.predict import forward_bags
+from hmil_fast.training.prior import trained_shares
 from hmil_fast.training.run_folder import Run
 
 
@@ -21,14 +22,15 @@ def leaf_targets(run: Run, cache: FeatureCache) -> Tensor:
 
 
 def validate(
-    run: Run, model: nn.Module, cache: FeatureCache, bags: list[int], targets: Tensor
+    run: Run, fold: int, model: nn.Module, cache: FeatureCache, bags: list[int], targets: Tensor
 ) -> dict[str, float]:
     """Loss and balanced accuracy of the leaves, and the AUC as mean over the levels.
 
-    Every process predicts a share of the slides and scores all of them.
+    Answers are those of `predict`. Every process predicts a share of the slides and scores all.
 
     Args:
         run: The run.
+        fold: Which fold is trained.
         model: The model as it is now.
         cache: Features.
         bags: The validation slides' places in the cache.
@@ -46,10 +48,11 @@ def validate(
     logits = torch.split(torch.from_numpy(rows).float(), sizes, 1)
     y = targets[bags]
     loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")
-    right = (logits[-1].argmax(1) == y[:, -1]).float()
-    levels = [level.softmax(1).double().numpy() for level in logits]
-    if run.sums:  # scored as they are predicted
-        levels = [*summed(run.tree, levels[-1]), levels[-1]]
+    heads = [level.double().softmax(1).numpy() for level in logits]
+    p_leaf = leaf_probabilities(run.tree, heads, trained_shares(run, fold), heads=not run.sums)
+    answers = torch.from_numpy(decide(run.tree, p_leaf).nodes[-1])
+    right = (answers == y[:, -1]).float()
+    levels = all_levels(run.tree, p_leaf)
     flat = [flat_metrics(y[:, l].numpy(), level) for l, level in enumerate(levels)]
     return {
         "val_loss": _mean_per_class(loss, y[:, -1]),

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import decide
 from hmil_fast.metrics.conformal import (
     answer_nodes,
     aps_scores,
@@ -84,14 +85,24 @@ def test_depth_counts_no_repeats() -> None:
 
 
 def test_sets_by_hand() -> None:
+    flat = LabelTree.from_nested(list("abcde"))
     p = np.array([[0.5, 0.3, 0.1, 0.06, 0.04]])
     assert lac_scores(np.array([1]), p) == pytest.approx([0.7])
     assert aps_scores(np.array([2]), p) == pytest.approx([0.9])
-    assert np.flatnonzero(lac_sets(p, 0.7 + 1e-9)[0]).tolist() == [0, 1]
-    assert np.flatnonzero(aps_sets(p, 0.9 + 1e-9)[0]).tolist() == [0, 1, 2]
-    assert np.flatnonzero(lac_sets(p, 0.1)[0]).tolist() == [0]  # never empty
-    assert np.flatnonzero(aps_sets(p, 0.1)[0]).tolist() == [0]
-    assert lac_sets(p, math.inf).all()
+    assert np.flatnonzero(lac_sets(flat, p, 0.7 + 1e-9)[0]).tolist() == [0, 1]
+    assert np.flatnonzero(aps_sets(flat, p, 0.9 + 1e-9)[0]).tolist() == [0, 1, 2]
+    assert np.flatnonzero(lac_sets(flat, p, 0.1)[0]).tolist() == [0]  # never empty
+    assert np.flatnonzero(aps_sets(flat, p, 0.1)[0]).tolist() == [0]
+    assert lac_sets(flat, p, math.inf).all()
+
+
+def test_a_set_holds_the_decided_leaf() -> None:
+    """Even where a leaf off the path is likelier."""
+    tree = LabelTree.from_nested({"a": ["a"], "b": ["c", "d", "e"]})
+    p = np.array([[0.4, 0.3, 0.2, 0.1]])
+    assert decide(tree, p).nodes[:, 0].tolist() == [1, 1]
+    assert np.flatnonzero(lac_sets(tree, p, 0.6)[0]).tolist() == [0, 1]
+    assert np.flatnonzero(aps_sets(tree, p, 0.1)[0]).tolist() == [1]
 
 
 @pytest.mark.parametrize("risk", [0.05, 0.1, 0.3])

@@ -7,16 +7,23 @@ import pytest
 from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import flat_metrics, holm, paired_comparison, summed, tree_metrics
+from hmil_fast.metrics import (
+    all_levels,
+    decide,
+    flat_metrics,
+    holm,
+    paired_comparison,
+    tree_metrics,
+)
 
 TREE = LabelTree.from_nested({"benign": ["a", "b"], "malignant": ["c", "d"]})
 
 
-def model(y: NDArray, signal: float, seed: int) -> list[NDArray]:
+def model(y: NDArray, signal: float, seed: int) -> NDArray:
     rng = np.random.default_rng(seed)
     p = np.exp(rng.normal(size=(len(y), 4)) + signal * np.eye(4)[y])
     p /= p.sum(axis=1, keepdims=True)
-    return [*summed(TREE, p), p]
+    return p
 
 
 def labels(n: int) -> tuple[NDArray, list[str]]:
@@ -27,11 +34,12 @@ def test_values_are_those_of_the_single_metrics() -> None:
     y, patients = labels(50)
     a, b = model(y, 1, 1), model(y, 2, 2)
     got = paired_comparison(TREE, y, (a, b), patients, draws=50)
-    for side, levels in (("first", a), ("second", b)):
-        for level in range(2):
-            for name, value in flat_metrics(TREE.ancestors()[level][y], levels[level]).items():
+    for side, p in (("first", a), ("second", b)):
+        for level, answer in enumerate(decide(TREE, p).nodes):
+            true = TREE.ancestors()[level][y]
+            for name, value in flat_metrics(true, all_levels(TREE, p)[level], answer).items():
                 assert getattr(got[f"{level}/{name}"], side) == pytest.approx(value)
-        for name, value in tree_metrics(TREE, y, levels[-1], levels[:-1]).items():
+        for name, value in tree_metrics(TREE, y, p).items():
             assert getattr(got[f"tree/{name}"], side) == pytest.approx(value)
     for cell in got.values():
         assert cell.difference == pytest.approx(cell.second - cell.first)
@@ -45,9 +53,9 @@ def test_p_is_the_share_of_enumerated_swaps() -> None:
 
     def difference(swap: tuple[int, ...]) -> tuple[float, float]:
         take = np.array(swap)[np.arange(16) // 2][:, None] == 1
-        one, two = np.where(take, b[1], a[1]), np.where(take, a[1], b[1])
-        first, second = flat_metrics(y, one), flat_metrics(y, two)
-        ranks = [p[1].argsort(axis=0).argsort(axis=0) for p in (a, b)]
+        one, two = np.where(take, b, a), np.where(take, a, b)
+        first, second = (flat_metrics(y, p, decide(TREE, p).nodes[-1]) for p in (one, two))
+        ranks = [p.argsort(axis=0).argsort(axis=0) for p in (a, b)]
         auc = [
             flat_metrics(y, np.where(take, ranks[1 - i], ranks[i]).astype(float))["auc"]
             for i in (0, 1)
@@ -81,7 +89,7 @@ def test_a_model_that_leans_to_a_class_hides_no_difference_of_the_auc() -> None:
     found = []
     for lean in (0, 6):
         pair = [1 / (1 + np.exp(-x - by)) for x, by in zip(z, (-lean, lean), strict=True)]
-        models = tuple([np.stack([1 - p, p], 1)] for p in pair)
+        models = tuple(np.stack([1 - p, p], 1) for p in pair)
         found.append(paired_comparison(tree, y, models, list(map(str, range(100))), draws=400))
     assert found[0]["0/auc"].difference == pytest.approx(found[1]["0/auc"].difference)
     assert found[0]["0/auc"].p == found[1]["0/auc"].p < 0.01

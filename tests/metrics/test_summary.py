@@ -8,17 +8,24 @@ import pytest
 from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import bootstrap, evaluate_predictions, flat_metrics, tree_metrics
+from hmil_fast.metrics import (
+    bootstrap,
+    decide,
+    evaluate_predictions,
+    flat_metrics,
+    rates,
+    tree_metrics,
+)
 
 TREE = LabelTree.from_nested({"benign": ["a", "b"], "malignant": ["c", "d", "e"]})
 
 
-def predictions(n: int, seed: int = 0) -> tuple[NDArray, list[NDArray]]:
+def predictions(n: int, seed: int = 0) -> tuple[NDArray, NDArray]:
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 5, n)
     p = rng.dirichlet(np.ones(5), n) + np.eye(5)[y] * 0.3
     p /= p.sum(axis=1, keepdims=True)
-    return y, [np.stack([p[:, :2].sum(1), p[:, 2:].sum(1)], 1), p]
+    return y, p
 
 
 def test_interval_of_a_mean_is_the_textbook_one() -> None:
@@ -61,64 +68,102 @@ def test_undefined_draws_are_left_out_and_counted() -> None:
 
 
 def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    y, levels = predictions(40)
+    y, p = predictions(40)
     patients = [f"p{i % 13}" for i in range(40)]
-    whole = evaluate_predictions(TREE, y, levels, patients, seed=5)
+    whole = evaluate_predictions(TREE, y, p, patients, seed=5)
     module = importlib.import_module("hmil_fast.metrics.bootstrap")  # the function hides it
     monkeypatch.setattr(module, "_BLOCK", 700)
-    parts = evaluate_predictions(TREE, y, levels, patients, seed=5)
+    parts = evaluate_predictions(TREE, y, p, patients, seed=5)
     for level, cells in whole["levels"].items():
         for name, cell in cells.items():
             assert parts["levels"][level][name] == pytest.approx(cell)
 
 
 def test_values_are_those_of_the_single_metrics_and_lie_in_their_intervals() -> None:
-    y, levels = predictions(70)
-    got = evaluate_predictions(TREE, y, levels, [f"p{i // 2}" for i in range(70)])
-    up = TREE.ancestors()
+    y, p = predictions(70)
+    got = evaluate_predictions(TREE, y, p, [f"p{i // 2}" for i in range(70)])
+    levels = [np.stack([p[:, :2].sum(1), p[:, 2:].sum(1)], 1), p]
+    up, answers = TREE.ancestors(), decide(TREE, p).nodes
     for level in range(2):
         cells = dict(got["levels"][str(level)])
         assert cells.pop("ece")["low"] is None
         assert cells.pop("ece_adaptive")["low"] is None
-        want = flat_metrics(up[level][y], levels[level])
+        want = flat_metrics(up[level][y], levels[level], answers[level])
         assert {k: c["value"] for k, c in cells.items()} == pytest.approx(want)
         assert all(c["low"] < c["value"] < c["high"] for c in cells.values())
         for k, name in enumerate(TREE.names[level]):
             of_class = got["classes"][str(level)][name]
             assert of_class["slides"] == (up[level][y] == k).sum()
-            said = levels[level].argmax(1)[up[level][y] != k]
+            said = answers[level][up[level][y] != k]
             assert of_class["specificity"]["value"] == pytest.approx((said != k).mean())
             assert of_class["recall"]["low"] <= of_class["recall"]["value"]
-    want = tree_metrics(TREE, y, levels[-1], levels[:-1])
+        counts = np.array(got["confusion"][str(level)])
+        assert counts.trace() == (up[level][y] == answers[level]).sum()
+        assert counts.sum(axis=1).tolist() == np.bincount(up[level][y]).tolist()
+    want = tree_metrics(TREE, y, p)
     assert {k: c["value"] for k, c in got["tree"].items()} == pytest.approx(want)
     assert (got["slides"], got["patients"]) == (70, 35)
     json.dumps(got, allow_nan=False)
 
 
 def test_seed_decides() -> None:
-    y, levels = predictions(30)
+    y, p = predictions(30)
     patients = [str(i) for i in range(30)]
-    first, again, other = (evaluate_predictions(TREE, y, levels, patients, s) for s in (1, 1, 2))
+    first, again, other = (evaluate_predictions(TREE, y, p, patients, s) for s in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_few_slides_give_a_plain_answer(n: int) -> None:
-    y, levels = predictions(n)
-    got = evaluate_predictions(TREE, y, levels, ["same"] * n)
+    y, p = predictions(n)
+    got = evaluate_predictions(TREE, y, p, ["same"] * n)
     json.dumps(got, allow_nan=False)
     assert got["slides"] == n
     assert all(c["low"] is None for c in got["tree"].values())
 
 
 def test_no_draws_no_intervals() -> None:
-    y, levels = predictions(20)
-    got = evaluate_predictions(TREE, y, levels, [str(i) for i in range(20)], draws=0)
+    y, p = predictions(20)
+    got = evaluate_predictions(TREE, y, p, [str(i) for i in range(20)], draws=0)
     assert got["levels"]["1"]["accuracy"]["low"] is None
 
 
 def test_arrays_that_miss_the_tree_are_refused() -> None:
-    y, levels = predictions(20)
-    with pytest.raises(ValueError, match="level 0"):
-        evaluate_predictions(TREE, y, levels[::-1], ["p"] * 20)
+    y, p = predictions(20)
+    with pytest.raises(ValueError, match="leaf probabilities"):
+        evaluate_predictions(TREE, y, p[:, :2], ["p"] * 20)
+    with pytest.raises(ValueError, match="true nodes"):
+        evaluate_predictions(TREE, y[:3], p, ["p"] * 20)
+
+
+def test_a_coarse_label_counts_on_the_levels_that_it_names() -> None:
+    y, p = predictions(60)
+    patients = [str(i) for i in range(60)]
+    nodes = TREE.ancestors()[:, y]
+    coarse = np.arange(60) % 3 == 0
+    nodes[1, coarse] = -1
+    got = evaluate_predictions(TREE, nodes, p, patients, draws=50)
+    fine = evaluate_predictions(TREE, y[~coarse], p[~coarse], patients[:40], draws=0)
+    whole = evaluate_predictions(TREE, y, p, patients, draws=50)
+    assert got["levels"]["0"] == whole["levels"]["0"]
+    assert np.sum(got["confusion"]["1"]) == 40
+    for where in ("levels", "tree"):
+        a, b = (r[where]["1"] if where == "levels" else r[where] for r in (got, fine))
+        assert {k: c["value"] for k, c in a.items()} == pytest.approx(
+            {k: c["value"] for k, c in b.items()}
+        )
+    nodes[1] = -1
+    none = evaluate_predictions(TREE, nodes, p, patients, draws=50)
+    assert none["levels"]["1"] == {}
+    assert none["tree"] == {}
+    json.dumps(none, allow_nan=False)
+
+
+def test_rates_are_those_of_the_second_of_two_nodes() -> None:
+    y, p = predictions(60)
+    got = evaluate_predictions(TREE, y, p, [str(i) for i in range(60)], draws=0)
+    paths = {heading: path for heading, *path in rates(got, "0")}
+    assert list(paths) == ["sensitivity (malignant)", "specificity (malignant)"]
+    assert paths["sensitivity (malignant)"] == ["classes", "0", "malignant", "recall"]
+    assert rates(got, "1") == []

@@ -17,13 +17,14 @@ from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
 from hmil_fast.training.compare import compare_runs
-from hmil_fast.training.evaluate import evaluate_run, in_order, table_rows
+from hmil_fast.training.evaluate import Asked, evaluate_run, in_order, table_rows
 from hmil_fast.training.run_folder import (
     Prediction,
     Run,
     create_run,
     read_predictions,
-    stack_probabilities,
+    run_predictions,
+    stack_leaves,
     write_predictions,
 )
 
@@ -73,11 +74,11 @@ def make_run(
         run.fold_path(fold).mkdir(exist_ok=True)
         (run.fold_path(fold) / "best.safetensors").touch()
         said = [answer(s, fold, signal, seed, sharp) for s in test]
-        write_predictions(run.fold_path(fold) / "predictions.csv", TREE, said)
+        write_predictions(run.fold_path(fold) / "predictions.csv", TREE, said, heads=True)
         everything += said
         if validation:
             said = [answer(s, fold, signal, seed, sharp) for s in held_out]
-            write_predictions(run.val_path(fold), TREE, said)
+            write_predictions(run.val_path(fold), TREE, said, heads=True)
     write_predictions(run.path / "predictions.csv", TREE, everything)
     return run
 
@@ -93,13 +94,12 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
     for fold in range(2):
         held_out = read_predictions(run.val_path(fold), TREE)
         y = np.array([TREE.leaf(p.label) for p in held_out])
-        want = fit_temperature(y, stack_probabilities(held_out)[-1])
-        # the leaves' temperature serves both levels, so that coarse stays their sum
-        assert [found["levels"][l]["temperature"][fold] for l in "01"] == [want, want]
+        want = fit_temperature(y, stack_leaves(held_out, TREE))
+        assert found["temperature"][fold] == pytest.approx(want)
         assert want > 2
         tested = [p for p in read_predictions(run.path / "predictions.csv", TREE) if p.fold == fold]
         truths += [TREE.leaf(p.label) for p in tested]
-        mended.append(with_temperature(stack_probabilities(tested)[-1], want))
+        mended.append(with_temperature(stack_leaves(tested, TREE), want))
     leaf = found["levels"]["1"]
     assert leaf["before"]["ece"] == pytest.approx(metrics["pooled"]["levels"]["1"]["ece"]["value"])
     assert leaf["after"]["ece"] < leaf["before"]["ece"] / 2
@@ -111,15 +111,9 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
     assert json.loads((run.path / "metrics.json").read_text()) == metrics
 
 
-def test_each_head_has_its_own_temperature(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", cohort(48), signal=1.0, sharp=4.0, coarse="head")
-    found = evaluate_run(run)["calibration"]["levels"]
-    assert found["0"]["temperature"] != found["1"]["temperature"]
-
-
 def test_conformal_answers_are_written_and_add_up(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cohort(240), signal=1.5)
-    found = evaluate_run(run, risk=0.2)["conformal"]
+    found = evaluate_run(run, Asked(risk=0.2))["conformal"]
     assert (found["risk"], found["needed"], found["slides"]) == (0.2, 4, [80, 80])
     with (run.path / "conformal.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -144,7 +138,7 @@ def test_conformal_answers_are_written_and_add_up(tmp_path: Path) -> None:
 
 def test_too_few_validation_slides_answer_with_the_root_and_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cohort(24), signal=3.0)
-    found = evaluate_run(run, risk=0.1)["conformal"]
+    found = evaluate_run(run, Asked(risk=0.1))["conformal"]
     assert found["note"].startswith("2 of 2 folds have fewer than the 9 validation slides")
     assert found["node"]["root_share"]["value"] == 1
     assert found["node"]["mean_depth"]["value"] == 0
@@ -157,18 +151,16 @@ def test_without_validation_predictions_the_rest_is_there(tmp_path: Path) -> Non
     assert not {"calibration", "conformal"} & metrics.keys()
     _, rows = table_rows(metrics)
     assert not [row for row in rows if "temperature" in row[0]]
-    assert [row for row in rows if row[0] == "coarse head ≠ sum of leaves"]
+    assert [row for row in rows if row[0] == "coarse sensitivity (malignant)"]
 
 
 def test_disagreement_of_heads_is_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cohort(60), signal=2.0)
     got = evaluate_run(run)["pooled"]["tree"]
-    predictions = read_predictions(run.path / "predictions.csv", TREE)
+    predictions = run_predictions(run)
     heads = np.array([p.heads[0].argmax() for p in predictions])
-    sums = np.array([p.probabilities[0].argmax() for p in predictions])
-    leaves = np.array([TREE.parents[0][p.probabilities[1].argmax()] for p in predictions])
-    assert got["head_against_sum_0"]["value"] == pytest.approx((heads != sums).mean())
-    assert got["head_against_leaf_0"]["value"] == pytest.approx((heads != leaves).mean())
+    answers = np.array([p.probabilities[0].argmax() for p in predictions])
+    assert got["head_against_answer_0"]["value"] == pytest.approx((heads != answers).mean())
 
 
 def test_a_kappa_is_shown_for_grades_only() -> None:

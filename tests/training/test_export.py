@@ -16,6 +16,7 @@ import torch
 from hmil_fast.cli import main
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models import MODELS, build_model
 from hmil_fast.models.plain import PlainHead
 from hmil_fast.training import export
@@ -56,8 +57,11 @@ def test_a_file_says_what_its_model_and_predict_say(run: Any, cohort: Any, heads
         model = load_fold(opened, int(row["fold"]), torch.device("cpu"))
         with torch.inference_mode():
             output = model(torch.from_numpy(x), torch.tensor([[0, len(x)]]))
-        leaf = output.logits[1][0].softmax(0).numpy()
-        above = leaf @ np.eye(2)[list(opened.tree.parents[0])]
+        leaf = output.logits[1][0].softmax(0).numpy()  # the loss weighs leaves alike
+        family = np.eye(2)[list(opened.tree.parents[0])]
+        best = (leaf[:, None] * family).max(axis=0)
+        above = best / best.sum()
+        leaf = leaf / (leaf @ family @ family.T) * (family @ above)
         for level, wanted in zip(found, (above, leaf), strict=True):
             np.testing.assert_allclose(level, wanted, atol=1e-5)
 
@@ -100,17 +104,22 @@ def test_plain_formulas_are_the_models(name: str, readout: str) -> None:
     x = torch.randn(300, 20, dtype=torch.float64)
     bags = torch.tensor([[0, 1], [1, 2], [3, 297]])
     out = model(x, bags)
+    prior = [level[0] for level in all_levels(tree, balanced_prior(tree)[None])]
+    trained = [np.arange(1, k + 1) / np.arange(1, k + 1).sum() for k in tree.num_classes]
+    shares = [
+        (torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(prior, trained, strict=True)
+    ]
     for summed in (False, True):
-        head = PlainHead(model, tree.parents, summed=summed).double()
+        head = PlainHead(model, tree.parents, shares, summed=summed).double()
         for b, (start, length) in enumerate(bags.tolist()):
             found = dict(zip(head.output_names, head(x[start : start + length]), strict=True))
             assert len(found) == (6 if name in ("mean", "max") else 9)
-            leaf = out.logits[2][b].softmax(0)
-            sums = [torch.stack([leaf[:2].sum(), leaf[2:].sum()])]
-            sums += [torch.stack([leaf[:2].sum(), leaf[2:4].sum(), leaf[4]]), leaf]
+            softmax = [logits[b].softmax(0)[None].detach().numpy() for logits in out.logits]
+            p_leaf = leaf_probabilities(tree, softmax, trained, heads=not summed)
+            levels = all_levels(tree, p_leaf)
             for l, logits in enumerate(out.logits):
                 torch.testing.assert_close(found[f"logits_{l}"], logits[b])
-                p = sums[l] if summed else logits[b].softmax(0)
+                p = torch.from_numpy(levels[l][0])
                 torch.testing.assert_close(found[f"probabilities_{l}"], p)
                 if out.attention_logits:
                     own = out.attention_logits[l][start : start + length] - out.lse[l][b]
@@ -144,7 +153,9 @@ def test_a_file_that_disagrees_is_not_kept(
 
     def write_another(head: Any, dim: int, path: Path, metadata: dict[str, Any]) -> None:
         model = load_fold(opened, 1, torch.device("cpu"))
-        write(PlainHead(model, opened.tree.parents, summed=opened.sums), dim, path, metadata)
+        shares = export.level_shares(opened, 1)
+        another = PlainHead(model, opened.tree.parents, shares, summed=opened.sums)
+        write(another, dim, path, metadata)
 
     monkeypatch.setattr(export, "write_onnx", write_another)
     with pytest.raises(UsageError, match="onnxruntime differs from the model of fold 0 by"):

@@ -46,11 +46,13 @@ def other(cohort: Any, fill: Callable[..., None], tmp_path_factory: pytest.TempP
 
 
 def as_predicted(run: Any, logits: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Probabilities per level [B, K]: above the leaves the sums of the children's."""
+    """Probabilities per level [B, K]: a parent has the evidence of its best leaf."""
     assert run.sums
-    leaf = logits[-1].softmax(1).numpy()
-    (parent,) = run.tree.parents
-    return [leaf @ np.eye(run.tree.num_classes[0])[list(parent)], leaf]
+    evidence = logits[-1].softmax(1).numpy()  # the loss weighs leaves alike
+    family = np.eye(run.tree.num_classes[0])[list(run.tree.parents[0])]
+    best = np.max(evidence[:, :, None] * family, axis=1)
+    coarse = best / best.sum(1, keepdims=True)
+    return [coarse, (coarse @ family.T) * evidence / (evidence @ family @ family.T)]
 
 
 def test_a_slide_of_the_run_is_predicted_by_the_fold_that_tested_it(

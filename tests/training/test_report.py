@@ -15,7 +15,7 @@ from PIL import Image
 
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import evaluate_predictions
+from hmil_fast.metrics import all_levels, decide, evaluate_predictions
 from hmil_fast.training.report.data import read_run, read_view, view_file
 from hmil_fast.training.report.levels import confusion_table
 from hmil_fast.training.report.page import write_report
@@ -62,20 +62,18 @@ def make_run(run: Path, folds: int = 2, baseline: bool = True) -> Path:
     y = np.arange(24) % 4
     p = rng.dirichlet(np.ones(4), 24) + 0.4 * np.eye(4)[y]
     p /= p.sum(axis=1, keepdims=True)
-    levels = [np.stack([p[:, :2].sum(1), p[:, 2:].sum(1)], 1), p]
+    levels, answers = all_levels(TREE, p), decide(TREE, p).nodes
     ids = [HOSTILE, *(f"slide {i}" for i in range(1, 24))]
     patients = [f"P{i // 2}" for i in range(24)]
     fold = np.arange(24) // 2 % folds
     (run / "views").mkdir(parents=True)
     (run / "tree.json").write_text(json.dumps(TREE.to_dict()))
-    pooled = evaluate_predictions(TREE, y, levels, patients, draws=50)
+    pooled = evaluate_predictions(TREE, y, p, patients, draws=50)
     metrics = {"model": "hmil", "pooled": pooled, "folds": []}
     for f in range(folds):
         mine = np.flatnonzero(fold == f)
         owners = [patients[i] for i in mine]
-        metrics["folds"].append(
-            evaluate_predictions(TREE, y[mine], [q[mine] for q in levels], owners, draws=0)
-        )
+        metrics["folds"].append(evaluate_predictions(TREE, y[mine], p[mine], owners, draws=0))
     if baseline:
         metrics["baseline"] = {"model": "mean<b>", "pooled": pooled}
     (run / "metrics.json").write_text(json.dumps(metrics))
@@ -88,7 +86,7 @@ def make_run(run: Path, folds: int = 2, baseline: bool = True) -> Path:
             ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles", *names]
         )
         for i in range(24):
-            guess = TREE.leaves[p[i].argmax()]
+            guess = TREE.leaves[answers[-1, i]]
             writer.writerow(
                 [ids[i], patients[i], fold[i], TREE.leaves[y[i]], guess, 1000 - 37 * i]
                 + [float(q) for level in levels for q in level[i]]
@@ -201,10 +199,11 @@ def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
     cell = {"value": 0.9125, "low": 0.8, "high": 0.97, "undefined": 0}
     kind = {"coverage": cell, "mean_size": cell, "single_share": cell}
     scores = {"ece": 0.25, "ece_adaptive": 0.2, "brier": 0.5, "nll": 1.5}
-    metrics["pooled"]["tree"]["head_against_sum_0"] = {**cell, "value": 0.0625}
+    metrics["pooled"]["tree"]["head_against_answer_0"] = {**cell, "value": 0.0625}
     metrics["calibration"] = {
         "slides": [7, 8],
-        "levels": {"1": {"temperature": [1.5, 2.25], "before": scores, "after": {"ece": 0.125}}},
+        "temperature": [1.5, 2.25],
+        "levels": {"1": {"before": scores, "after": {"ece": 0.125}}},
     }
     metrics["conformal"] = {
         "risk": 0.1, "note": "<few>", "node": {"coverage": cell, "depths": {"0": 1, "2": 3}},
@@ -214,7 +213,7 @@ def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
     (run / "conformal.csv").write_text("slide_id,fold,node\nslide 1,0,benign\nslide 2,1,\n")
     texts = "".join(Page(write_report(run).read_text(encoding="utf-8")).texts)
     for text in ("0.250 → 0.125", "1.500 → –", "1.50, 2.25", "0.912", "90 % of the slides",
-                 "<few>", "1 slide at the root", "3 slides at a leaf", "disagrees with the sum",
+                 "<few>", "1 slide at the root", "3 slides at a leaf", "prefers another node",
                  "0.062", "Sure of"):  # fmt: skip
         assert text in texts, text
     for broken in ({"calibration": None, "conformal": {}}, {"calibration": {"levels": {"0": {}}}}):

@@ -12,6 +12,7 @@ from torch import nn
 from hmil_fast.config import PRESETS, load_config, loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import all_levels, decide
 from hmil_fast.training.checkpoint import load_module
 from hmil_fast.training.run_folder import (
     Prediction,
@@ -30,11 +31,11 @@ TREE = LabelTree.from_nested({"n": None, "t": {"b": None, "m": ["low", "high"]}}
 def predictions(heads: bool) -> list[Prediction]:
     rng = np.random.default_rng(0)
 
-    def levels(n: int) -> tuple[np.ndarray, ...]:
-        return tuple(rng.dirichlet(np.ones(k)) for k in TREE.num_classes[:n])
+    def levels() -> tuple[np.ndarray, ...]:
+        return tuple(level[0] for level in all_levels(TREE, rng.dirichlet(np.ones(4))[None]))
 
     return [
-        Prediction(f"s{i}", f"p{i}", 0, TREE.leaves[i], 7, levels(3), levels(2) if heads else ())
+        Prediction(f"s{i}", f"p{i}", 0, TREE.leaves[i], 7, levels(), levels()[:2] if heads else ())
         for i in range(4)
     ]
 
@@ -43,7 +44,7 @@ def predictions(heads: bool) -> list[Prediction]:
 def test_predictions_and_heads_come_back_as_written(tmp_path: Path, heads: bool) -> None:
     path = tmp_path / "predictions.csv"
     wanted = predictions(heads)
-    write_predictions(path, TREE, wanted)
+    write_predictions(path, TREE, wanted, heads=heads)
     for found, want in zip(read_predictions(path, TREE), wanted, strict=True):
         assert found.slide_id == want.slide_id
         assert len(found.heads) == (2 if heads else 0)
@@ -57,10 +58,13 @@ def test_predictions_and_heads_come_back_as_written(tmp_path: Path, heads: bool)
     assert float(row["p1_m"]) == pytest.approx(wanted[0].probabilities[1][2])
     if heads:
         assert float(row["h1_m"]) == pytest.approx(wanted[0].heads[1][2])
-    stacked = stack_heads(wanted)
-    assert [level.shape for level in stacked] == [(4, 2), (4, 3)]
-    own = wanted[1].heads if heads else wanted[1].probabilities
-    np.testing.assert_array_equal(stacked[1][1], own[1])
+        stacked = stack_heads(wanted)
+        assert [level.shape for level in stacked] == [(4, 2), (4, 3)]
+        np.testing.assert_array_equal(stacked[1][1], wanted[1].heads[1])
+    for name, level in (("prediction", 2), ("prediction_1", 1), ("prediction_0", 0)):
+        answer = decide(TREE, wanted[0].probabilities[-1][None]).nodes[level, 0]
+        assert row[name] == TREE.names[level][answer]
+    assert "p0_n" not in row  # a chain of only children is one node
 
 
 @pytest.mark.parametrize("part", [".", "baseline"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import all_levels, decide
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class Run:
         tree: The label tree.
         metrics: metrics.json.
         rows: Per tested slide the columns of predictions.csv.
-        y_leaf: True leaf per row, int [n].
+        truths: True node per level and row, int [L, n]; −1 where the label is a coarser node.
         probabilities: Per level float [n, K_l].
+        answers: Answered node per level and row, int [L, n].
         folds: Fold per row, int [n].
         epochs: The epoch records of log.jsonl.
         config: Text of config.yaml, or None.
         views: What the viewer shows by slide id.
-        answers: By slide id and fold the node that meets the asked risk, "" for the root; empty
+        sure: By slide id and fold the node that meets the asked risk, "" for the root; empty
             where there is no conformal.csv.
         left_out: Number of views that would make the page too large to open.
     """
@@ -39,14 +41,15 @@ class Run:
     tree: LabelTree
     metrics: dict[str, Any]
     rows: Sequence[dict[str, str]]
-    y_leaf: NDArray[np.int64]
+    truths: NDArray[np.int64]
     probabilities: Sequence[NDArray[np.float64]]
+    answers: NDArray[np.int64]
     folds: NDArray[np.int64]
     epochs: Sequence[dict[str, Any]]
     config: str | None
     views: dict[str, dict[str, Any]]
     left_out: int
-    answers: dict[tuple[str, str], str]
+    sure: dict[tuple[str, str], str]
 
 
 def read_run(run: Path) -> Run:
@@ -61,7 +64,7 @@ def read_run(run: Path) -> Run:
         metrics.get("pooled") or ()
     ):
         raise UsageError(f"{run / 'metrics.json'} has no pooled metrics", _AGAIN)
-    rows, y_leaf, probabilities, folds = _predictions(run / "predictions.csv", tree)
+    rows, truths, probabilities, folds = _predictions(run / "predictions.csv", tree)
     views, left_out = _views(run, rows, probabilities)
     config = run / "config.yaml"
     return Run(
@@ -69,14 +72,15 @@ def read_run(run: Path) -> Run:
         tree=tree,
         metrics=metrics,
         rows=rows,
-        y_leaf=y_leaf,
+        truths=truths,
         probabilities=probabilities,
+        answers=decide(tree, probabilities[-1]).nodes,
         folds=folds,
         epochs=_epochs(run / "log.jsonl"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
         views=views,
         left_out=left_out,
-        answers=_answers(run / "conformal.csv"),
+        sure=_answers(run / "conformal.csv"),
     )
 
 
@@ -163,30 +167,28 @@ def _predictions(
         raise UsageError(f"cannot read {path}: {error.strerror}", _AGAIN) from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no CSV table: {error}", _AGAIN) from None
-    columns = [[f"p{level}_{name}" for name in names] for level, names in enumerate(tree.names)]
+    leaves = [f"p{tree.num_levels - 1}_{name}" for name in tree.leaves]
     for name in ("slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"):
         if name not in header:
             raise UsageError(f"{path} has no column {name}", _AGAIN)
-    for name in (name for level in columns for name in level):
+    for name in leaves:
         if name not in header:
             raise UsageError(f"{path} has no column {name}, which the tree asks for", _AGAIN)
-    probabilities = [np.zeros((len(rows), len(level))) for level in columns]
-    y_leaf, folds = np.zeros((2, len(rows)), dtype=np.int64)
+    p_leaf = np.zeros((len(rows), len(leaves)))
+    folds = np.zeros(len(rows), dtype=np.int64)
+    truths = np.zeros((tree.num_levels, len(rows)), dtype=np.int64)
     for number, row in enumerate(rows):
         try:
             folds[number] = int(row["fold"])
-            for level, names in enumerate(columns):
-                probabilities[level][number] = [float(row[name]) for name in names]
+            p_leaf[number] = [float(row[name]) for name in leaves]
         except (TypeError, ValueError) as error:
             raise UsageError(f"{path} line {number + 2}: {error}", _AGAIN) from None
-        if row["label"] not in tree.leaves or row["prediction"] not in tree.leaves:
-            raise UsageError(
-                f"{path} line {number + 2}: label {row['label']!r} or prediction "
-                f"{row['prediction']!r} is no leaf of the tree",
-                _AGAIN,
-            )
-        y_leaf[number] = tree.leaf(row["label"])
-    return rows, y_leaf, probabilities, folds
+        try:
+            truths[:, number] = tree.path(row["label"])
+            tree.leaf(row["prediction"])
+        except UsageError as error:
+            raise UsageError(f"{path} line {number + 2}: {error.what}", _AGAIN) from None
+    return rows, truths, all_levels(tree, p_leaf), folds
 
 
 def _answers(path: Path) -> dict[tuple[str, str], str]:

@@ -70,7 +70,7 @@ async function show(row) {
   open = slide;
   $("viewer-name").textContent = row.dataset.slide;
   const wrong = row.classList.contains("wrong");
-  const [truth, said] = [row.dataset.true, row.dataset.said].map(text => tree.names.at(-1)[text.split(",").at(-1)]);
+  const {label: truth, answer: said} = row.dataset;
   $("viewer-answer").replaceChildren("predicted ", make("b", said), wrong ? `, labelled ${truth} ✗` : " as labelled ✓");
   $("viewer-answer").className = wrong ? "wrong" : "";
   const near = neighbours();

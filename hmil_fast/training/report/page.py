@@ -75,12 +75,12 @@ def _levels(data: Run) -> str:
         "tested it. A cell of a confusion matrix lists its slides."
     )
     parts = [f'<p class="note">{note}</p>']
-    nodes = data.tree.ancestors()
     for level, names in enumerate(data.tree.names):
-        y, p = nodes[level][data.y_leaf], data.probabilities[level]
+        known = data.truths[level] >= 0
+        y, p = data.truths[level][known], data.probabilities[level][known]
         groups: Sequence[int] | None = data.tree.parents[level - 1] if level else None
         name = level_name(level, data.tree.num_levels)
-        confusion = confusion_table(y, p.argmax(axis=1), names, level, groups)
+        confusion = confusion_table(y, data.answers[level][known], names, level, groups)
         parts.append(
             f"<h3>{name[0].upper()}{name[1:]}: {escape(', '.join(names))}</h3>"
             f'<div class="level">{_figure(roc_chart(y, p, names), f"ROC curves, {name}")}'

@@ -16,18 +16,17 @@ def slides_table(data: Run) -> str:
         ("slide", ""), ("patient", ""), ("fold", "n"), ("label", ""), ("prediction", ""),
         ("probability", "n"), ("tiles", "n"),
     ]  # fmt: skip
-    if data.answers:
+    if data.sure:
         columns.append(("sure of", ""))
     heads = '<th scope="col">attention</th>' if shown else ""
     heads += "".join(
         f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
         for name, kind in columns
     )
-    nodes = data.tree.ancestors()
     lines = []
     for number, row in enumerate(data.rows):
         leaf = data.tree.leaf(row["prediction"])
-        wrong = row["label"] != row["prediction"]
+        wrong = _wrong(data, number)
         p = [level[number] for level in data.probabilities]
         cells = [
             f'<td class="id">{escape(row["slide_id"])}</td>',
@@ -38,8 +37,8 @@ def slides_table(data: Run) -> str:
             f'<td class="n">{p[-1][leaf]:.3f}</td>',
             f'<td class="n">{escape(row["num_tiles"] or "")}</td>',
         ]
-        if data.answers:
-            answer = data.answers.get((row["slide_id"], row["fold"]))
+        if data.sure:
+            answer = data.sure.get((row["slide_id"], row["fold"]))
             cells.append(f"<td>{escape(answer or '–')}</td>")
         if shown:
             look = _look(data.views.get(row["slide_id"]), row["slide_id"])
@@ -48,16 +47,18 @@ def slides_table(data: Run) -> str:
             "row": number,
             "view": shown.get(row["slide_id"], ""),
             "slide": row["slide_id"],
-            "true": ",".join(str(k) for k in nodes[:, data.y_leaf[number]]),
-            "said": ",".join(str(level.argmax()) for level in p),
+            "label": row["label"],
+            "answer": row["prediction"],
+            "true": ",".join(str(k) for k in data.truths[:, number]),
+            "said": ",".join(str(k) for k in data.answers[:, number]),
             "p": json.dumps([[round(float(v), 4) for v in level] for level in p]),
         }
         attributes = "".join(f' data-{k}="{escape(str(v))}"' for k, v in facts.items())
         kind = ' class="wrong"' if wrong else ""
         lines.append(f"<tr{kind}{attributes}>{''.join(cells)}</tr>")
-    mistakes = sum(row["label"] != row["prediction"] for row in data.rows)
+    mistakes = sum(_wrong(data, number) for number in range(len(data.rows)))
     note = f"{count(len(data.rows), 'slide')}, {mistakes or 'none'} of them predicted wrongly (✗)."
-    if data.answers:
+    if data.sure:
         note += " Sure of: the deepest node that meets the asked risk, – if none does."
     if shown:
         note += " A picture opens the slide under the attention paid for each node."
@@ -73,6 +74,12 @@ def slides_table(data: Run) -> str:
         f'<div class="wide"><table id="slide-table"><thead><tr>{heads}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _wrong(data: Run, number: int) -> bool:
+    """Whether the answer differs from the label on a level that the label names."""
+    true, answer = data.truths[:, number], data.answers[:, number]
+    return bool(((true >= 0) & (true != answer)).any())
 
 
 def _look(view: Mapping[str, Any] | None, slide_id: str) -> str:

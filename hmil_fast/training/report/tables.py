@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from hmil_fast.metrics import level_name
+from hmil_fast.metrics import level_name, rates
 from hmil_fast.training.report.data import Run
 
 Range = tuple[float, float] | None
@@ -29,11 +29,7 @@ _TREE_METRICS: dict[str, tuple[str, Range]] = {
     "mean_tree_distance": ("mean tree distance (edges, less is better)", None),
     "mistake_severity": ("tree distance of mistakes (edges, less is better)", None),
 }
-_PER_LEVEL: dict[str, str] = {
-    "agreement": "{} answer is an ancestor of the leaf answer",
-    "head_against_sum": "{} head disagrees with the sum of its leaves",
-    "head_against_leaf": "{} head disagrees with the leaf answer",
-}
+_PER_LEVEL: dict[str, str] = {"head_against_answer": "{} head prefers another node"}
 _COLOURS = ("var(--blue)", "var(--orange)")
 
 
@@ -87,15 +83,17 @@ def headline_table(data: Run) -> str:
 def _cards(runs: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
     """The few numbers to look at first."""
     last = max(runs[0][1]["levels"], key=int, default="0")
-    wanted = [
-        ("leaf balanced accuracy", ("levels", last, "balanced_accuracy")),
-        ("leaf AUC", ("levels", last, "auc")),
-        ("hierarchical F1", ("tree", "hierarchical_f1")),
-    ]
-    if last != "0":
-        wanted.append((f"{level_name(0, int(last) + 1)} AUC", ("levels", "0", "auc")))
+    wanted: list[tuple[str, ...]] = []
+    for level in dict.fromkeys(("0", last)):
+        name = level_name(int(level), int(last) + 1)
+        wanted += [
+            (f"{name} balanced accuracy", "levels", level, "balanced_accuracy"),
+            *((f"{name} {heading}", *path) for heading, *path in rates(runs[0][1], level)),
+            (f"{name} AUC", "levels", level, "auc"),
+        ]
+    wanted.append(("hierarchical F1", "tree", "hierarchical_f1"))
     cards = []
-    for name, path in wanted:
+    for name, *path in wanted:
         cells = [_cell(pooled, path) for _, pooled, _ in runs]
         if not cells[0]:
             continue
@@ -103,7 +101,7 @@ def _cards(runs: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
         text = f"<b>{number_text(cells[0]['value'])}</b>{interval}"
         for (model, _, _), cell in zip(runs[1:], cells[1:], strict=True):
             text += f" · {escape(model)} {number_text(cell.get('value'))}"
-        cards.append(f"<div><dt>{name}</dt><dd>{text}</dd></div>")
+        cards.append(f"<div><dt>{escape(name)}</dt><dd>{text}</dd></div>")
     return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
 
 

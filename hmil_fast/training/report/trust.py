@@ -38,21 +38,22 @@ def _calibration(data: Run) -> str:
             f"<b>{number_text((scores.get('after') or {}).get(key))}</b></td>"
             for key in _SCORES
         )
-        temperatures = ", ".join(f"{t:.2f}" for t in scores.get("temperature") or ())
         name = level_name(level, data.tree.num_levels)
-        lines.append(
-            f'<tr><th scope="row">{name}</th>{cells}<td class="n">{temperatures}</td></tr>'
-        )
+        lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     if not lines:
         return ""
     slides = ", ".join(str(n) for n in found.get("slides") or ())
+    temperatures = ", ".join(f"{t:.2f}" for t in found.get("temperature") or ())
+    prior = (data.metrics.get("prior") or {}).get("name", "balanced")
     note = (
-        "Before and after a temperature that each fold fits on its validation slides "
-        f"({slides}); less is better. The probabilities elsewhere in this report are without it."
+        f"Before and after a temperature ({temperatures}) that is fitted on held-out slides "
+        f"({slides}); less is better. The probabilities elsewhere in this report are without it. "
+        f"They are under the prior “{prior}”: the frequencies of the cohort are met by “cohort”."
     )
     return (
-        f'<h3>Calibration</h3><p class="note">{note}</p><div class="wide"><table id="calibration">'
-        f'<thead><tr><th scope="col">level</th>{heads}<th scope="col" class="n">temperatures</th>'
+        f'<h3>Calibration</h3><p class="note">{escape(note)}</p>'
+        '<div class="wide"><table id="calibration">'
+        f'<thead><tr><th scope="col">level</th>{heads}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
