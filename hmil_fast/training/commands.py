@@ -146,8 +146,8 @@ def evaluate(args: argparse.Namespace) -> int:
         write_card(run)
         if (run.path / "report.html").exists():
             Console(stderr=True, soft_wrap=True).print(
-                f"{run.path / 'report.html'} shows an earlier evaluation: `hmil-fast report` writes "
-                "it anew",
+                f"{run.path / 'report.html'} shows an earlier evaluation: `hmil-fast report` makes "
+                "a new one",
                 markup=False,
             )
     else:
