@@ -20,6 +20,7 @@ from bench.accuracy.statistics import Run
 # a change in any of these may change a prediction
 SOURCES = (
     "hmil_fast/models", "hmil_fast/losses", "hmil_fast/labels.py", "kernels",
+    "hmil_fast/metrics/decision.py",
     "hmil_fast/bags/dropout.py", "hmil_fast/training/average.py", "hmil_fast/training/rate.py",
     "bench/accuracy/cohorts.py", "bench/accuracy/fit.py", "bench/accuracy/sources.py",
 )  # fmt: skip

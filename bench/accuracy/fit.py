@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bench.accuracy.cohorts import Cohort
 from bench.accuracy.methods import STRENGTHS, YARDSTICK, Method
 from bench.accuracy.sources import Floats, Ints
+from hmil_fast.metrics import decide, flat_metrics, leaf_probabilities, shares_learnt
 
 Probabilities = NDArray[np.float64]
 
@@ -151,18 +152,21 @@ class _Trainer:
         return x, torch.from_numpy(np.stack([ends - spans[:, 1], spans[:, 1]], axis=1))
 
     def _predict(self, chosen: Ints) -> Probabilities:
-        """Leaf probabilities."""
+        """Leaf probabilities under the balanced prior, as `hmil-fast predict` gives them."""
         import torch
 
-        model = self.average.model.eval()
+        model, tree = self.average.model.eval(), self.cohort.tree
         with torch.inference_mode():
-            leaves = model(*self._pack(chosen)).logits[-1]
-        return np.asarray(leaves.double().softmax(1).numpy())
+            logits = model(*self._pack(chosen)).logits
+        levels = [level.double().softmax(1).numpy() for level in logits]
+        counts = np.bincount(self.cohort.y[self.train], minlength=len(tree.leaves))
+        balanced = self.method.loss.class_weights == "balanced"
+        shares = shares_learnt(tree, counts.tolist(), weighed_alike=balanced)
+        return leaf_probabilities(tree, levels, shares, heads=self.method.loss.coarse == "head")
 
     def _score(self, val: Ints) -> tuple[float, float]:
-        from hmil_fast.metrics import flat_metrics
-
         p, y = self._predict(val), self.cohort.y[val]
+        answers = decide(self.cohort.tree, p).nodes[-1]
         nll = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12))
         loss = float(np.mean([nll[y == k].mean() for k in set(y.tolist())]))
-        return flat_metrics(y, p)["balanced_accuracy"], -loss
+        return flat_metrics(y, p, answers)["balanced_accuracy"], -loss

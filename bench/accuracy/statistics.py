@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from bench.accuracy.fit import Probabilities
 from bench.accuracy.sources import Ints
 from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import decide
 from hmil_fast.metrics.flat import weighted_flat_metrics
 from hmil_fast.metrics.tree import weighted_tree_metrics
 
@@ -73,9 +74,10 @@ def resample(
 
 
 def _metrics(tree: LabelTree, run: Run, weights: Draws) -> dict[str, Draws]:
+    answers = decide(tree, run.p).nodes
     return {
-        **weighted_flat_metrics(run.y, run.p, weights),
-        **weighted_tree_metrics(tree, run.y, [run.p], weights),
+        **weighted_flat_metrics(run.y, run.p, weights, predicted=answers[-1]),
+        **weighted_tree_metrics(tree, run.y, answers, weights),
     }
 
 

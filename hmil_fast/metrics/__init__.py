@@ -16,6 +16,7 @@ from hmil_fast.metrics.decision import (
     decide,
     leaf_probabilities,
     likelier_elsewhere,
+    shares_learnt,
     summed,
     with_prior,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "paired_comparison",
     "rates",
     "reliability_bins",
+    "shares_learnt",
     "summed",
     "tree_metrics",
     "with_prior",

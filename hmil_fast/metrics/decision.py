@@ -56,6 +56,26 @@ def balanced_prior(tree: LabelTree) -> Floats:
     return shares
 
 
+def shares_learnt(
+    tree: LabelTree, counts: Sequence[int], *, weighed_alike: bool, drawn_alike: bool = False
+) -> list[Floats]:
+    """Per level the shares of the nodes that it learnt from, float64 [K_l], coarse first.
+
+    Heads above the leaves learn from the slides as they are drawn.
+
+    Args:
+        tree: The label tree.
+        counts: Training slides of each leaf, [leaves]; a leaf without any counts as one slide.
+        weighed_alike: Whether the loss weighs slides so that all leaves count alike.
+        drawn_alike: Whether all leaves are drawn alike.
+    """
+    seen = np.maximum(np.asarray(counts, dtype=np.float64), 1)
+    alike = np.full(len(tree.leaves), 1 / len(tree.leaves))
+    drawn = alike if drawn_alike else seen / seen.sum()
+    levels = [level[0] for level in all_levels(tree, drawn[None])]
+    return [*levels[:-1], alike if weighed_alike else drawn]
+
+
 def with_prior(tree: LabelTree, p_leaf: Floats, old: Floats, new: Floats) -> Floats:
     """Leaf probabilities under another prior, float64 [n, leaves].
 

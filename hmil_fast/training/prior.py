@@ -13,7 +13,7 @@ import numpy as np
 from hmil_fast.config import loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import all_levels, balanced_prior, with_prior
+from hmil_fast.metrics import all_levels, balanced_prior, shares_learnt, with_prior
 from hmil_fast.metrics.flat import Floats
 from hmil_fast.training.run_folder import Prediction, Run
 
@@ -118,20 +118,15 @@ def last_evaluation(run: Run) -> dict[str, Any]:
 
 
 def trained_shares(run: Run, fold: int) -> list[Floats]:
-    """Per level the shares of the nodes that a fold learnt from, float64 [K_l], coarse first.
-
-    Where the loss weighs leaves alike, or the sampler draws them alike, all leaves have one share;
-    heads above the leaves learn from the slides as drawn. A leaf without training slides counts as
-    one slide.
-    """
-    tree = run.tree
+    """Per level the shares of the nodes that a fold learnt from (`shares_learnt`)."""
     parts = set(run.folds[fold].train)
     counts = Counter(slide.label for slide in run.slides if slide.slide_id in parts)
-    seen = np.array([max(counts.get(leaf, 0), 1) for leaf in tree.leaves], dtype=np.float64)
-    alike = np.full(len(tree.leaves), 1 / len(tree.leaves))
-    drawn = alike if run.config.balance == "leaf" else seen / seen.sum()
-    leaves = alike if loss_settings(run.config).class_weights == "balanced" else drawn
-    return [*(level[0] for level in all_levels(tree, drawn[None])[:-1]), leaves]
+    return shares_learnt(
+        run.tree,
+        [counts.get(leaf, 0) for leaf in run.tree.leaves],
+        weighed_alike=loss_settings(run.config).class_weights == "balanced",
+        drawn_alike=run.config.balance == "leaf",
+    )
 
 
 def under_prior(
