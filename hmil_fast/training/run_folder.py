@@ -221,16 +221,8 @@ def create_run(
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
         raise UsageError(f"{path} exists and is no run folder", "give another --out")
-<<<<<<< HEAD
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store), made_with)
-=======
     make_folder(path)
-    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store))
->>>>>>> 0d45d97 (One decision, stated once: evidence, a prior that the user chooses, and one path of the tree)
+    write_splits(path / "splits.json", folds, slides, sources(tree, slides, store), made_with)
     write_json(path / "tree.json", tree.to_dict())
     taught = {"settings": asdict(loss_settings(config)), "features": features}
     write_json(path / "run.json", run.store | taught)
