@@ -106,11 +106,20 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="µm/px of level 0, for slides that state none or an implausible one",
     )
-    parser.add_argument(
+    readers = parser.add_mutually_exclusive_group()
+    readers.add_argument(
         "--reader",
-        choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "openslide"),
+        choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "libjpeg-turbo", "openslide"),
         help="read slides with this one only (the first that reads a slide right; never the GPU, "
         "whose pixels differ)",
+    )
+    readers.add_argument(
+        "--strict-tiles",
+        action="store_const",
+        const="strict",
+        dest="reader",
+        help="refuse JPEG tiles of which the decoder warns, as OpenSlide does (libjpeg-turbo reads "
+        "them)",
     )
     parser.add_argument(
         "--glass",

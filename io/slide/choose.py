@@ -19,9 +19,11 @@ NAMES = {
     "nvimagecodec": "nvImageCodec",
     "nvimagecodec-gpu": "nvImageCodec on the GPU",
     "cucim": "cuCIM",
+    "libjpeg-turbo": "libjpeg-turbo",
     "openslide": "OpenSlide",
 }
 READERS = tuple(NAMES)
+STRICT = "strict"  # JPEG by those that refuse what they have to warn of
 MAX_SIDE_PX = 4_000_000  # 20 cm at 0.05 µm per px
 MAX_TILE_PX = 2**26  # of one of the file's own tiles, which is decoded whole
 
@@ -43,14 +45,15 @@ def open_slide(
         path: The slide file.
         mpp: µm per level-0 px as the user knows it; replaces what the file states.
         fallback_mpp: The same, for a file that states none or an implausible one.
-        reader: One of `READERS`, to use no other.
+        reader: One of `READERS`, to use no other; `STRICT`, to use one that refuses JPEG
+            tiles of which libjpeg warns.
 
     Raises:
         SlideError: The file is missing, unreadable, cut off, or no reader opens it.
         UsageError: There is no such reader.
     """
     path = Path(path)
-    if reader is not None and reader not in READERS:
+    if reader is not None and reader not in (*READERS, STRICT):
         raise UsageError(f"no reader {reader!r}", f"name one of {', '.join(READERS)}")
     _check_file(path)
     facts = read_tiff(path)
@@ -58,7 +61,7 @@ def open_slide(
     reasons = [] if facts is not None else ["not a tiled TIFF"]
     if facts is not None and reader != "openslide":
         opened, reasons = _tiled(path, facts, reader)
-    if opened is None and reader not in (None, "openslide"):
+    if opened is None and reader not in (None, STRICT, "openslide"):
         raise SlideError(f"{path.name}: {'; '.join(reasons)}", "choose another reader, or none")
     if opened is None:
         opened = _second(path, facts, "; ".join(reasons) or "it was asked for")
@@ -103,7 +106,7 @@ def _tiled(
     if foreign is not None:
         return None, [foreign]
     refusals: dict[str, list[str]] = {}
-    for name in (reader,) if reader else _in_order(facts):
+    for name in _in_order(facts, reader):
         info = _info(path, facts, name)
         try:
             source = _source(name, info, facts)
@@ -117,8 +120,14 @@ def _tiled(
     return None, _listed(refusals)
 
 
-def _in_order(facts: TiffFacts) -> tuple[str, ...]:
-    return ("raw",) if facts.codec == "none" else ("nvimagecodec", "cucim")
+def _in_order(facts: TiffFacts, reader: str | None) -> tuple[str, ...]:
+    if reader in READERS:
+        return (reader,)
+    if facts.codec == "none":
+        return ("raw",)
+    if reader == STRICT and facts.codec == "jpeg":
+        return ("libjpeg-turbo",)
+    return "nvimagecodec", "cucim"
 
 
 def _listed(refusals: dict[str, list[str]]) -> list[str]:
@@ -132,6 +141,10 @@ def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
         from hmil_fast.io.slide.cucim_source import CucimSource
 
         return CucimSource(info, facts)
+    if name == "libjpeg-turbo":
+        from hmil_fast.io.slide.libjpeg_source import LibjpegSource
+
+        return LibjpegSource(facts)
     return NvImageCodecSource(facts, 0 if name == "nvimagecodec-gpu" else None)
 
 

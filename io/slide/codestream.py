@@ -2,8 +2,8 @@
 
 A decoder fills up what it cannot read and says nothing (cuCIM even with whatever lay in memory), so
 every source tile is looked at before it is decoded.  A flipped byte inside the entropy-coded data
-mostly makes another legal JPEG, wrong from there on: OpenSlide, which heeds libjpeg's warnings,
-notices some of those, the others none.
+mostly makes another legal JPEG, wrong from there on: OpenSlide and `LibjpegSource`, which heed
+libjpeg's warnings, notice some of those, the others none.
 """
 
 import re

@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 MARKERS = list(
     product((b"", JFIF), (None, 0, 1, 2), (b"\1\2\3", b"RGB", b"rgb", b"\0\1\2", b"\1\x22\x23"))
 )
+DECODERS = ["nvimagecodec", "cucim", *(["libjpeg-turbo"] if find_spec("simplejpeg") else [])]
 STORED = {"rgb": (True, 0), "444": (False, 0), "422": (False, 1), "420": (False, 2)}
 
 
@@ -113,7 +115,7 @@ def test_the_tag_decides(
         expected, status = read(slide)
     # libjpeg warns of Adobe's transform 2, unless a JFIF segment made it unnecessary
     assert np.array_equal(status > 0, [adobe == 2 and not jfif for jfif, adobe, _ in MARKERS])
-    for reader in ("nvimagecodec", "cucim"):
+    for reader in DECODERS:
         with open_slide(path, reader=reader) as slide:
             assert slide.info.reader == reader
             ours, our_status = read(slide)
@@ -198,7 +200,7 @@ def test_rare_tiles_are_read_as_openslide_reads_them(
     with open_slide(path, reader="openslide") as slide:
         expected, status = read(slide)
     assert np.array_equal(status > 0, [not good and number % 3 == 1 for number in range(12)])
-    for reader in ("nvimagecodec", "cucim"):
+    for reader in DECODERS:
         with open_slide(path, reader=reader) as slide:
             ours, our_status = read(slide)
         assert set(our_status.tolist()) == {0} if good else {0, TileStatus.CORRUPT}
@@ -232,7 +234,7 @@ def test_rare_codings_are_read_as_openslide_reads_them(
     with open_slide(path, reader="openslide") as slide:
         expected, status = read(slide)
     assert status.tolist() == [0 if good else TileStatus.FAILED] * 2
-    for reader in ("nvimagecodec", "cucim"):
+    for reader in DECODERS:
         with open_slide(path, reader=reader) as slide:
             ours, status = read(slide)
         assert status.tolist() == [0 if good else TileStatus.CORRUPT] * 2, reader
@@ -272,7 +274,7 @@ def test_uncompressed_pixels_with_a_tag_that_changes_them_are_openslides(
     retag(path, code, value)
     with open_slide(path) as slide:
         assert slide.info.reader == "openslide"
-    for reader in ("raw", "nvimagecodec", "cucim"):
+    for reader in ("raw", *DECODERS):
         with pytest.raises(SlideError, match=r"not upright 8-bit|predictor 2|not trusted"):
             open_slide(path, reader=reader)
 
@@ -323,6 +325,6 @@ def test_other_colour_models_are_openslides(
     assert not status.any()
     expected = np.stack(list(cut(np.asarray(right.convert("RGB")).astype(int))))
     assert np.abs(ours - expected).max() <= (20 if compression == "jpeg" else 4)
-    for reader in ("raw", "nvimagecodec", "cucim"):
+    for reader in ("raw", *DECODERS):
         with pytest.raises(SlideError, match=r"not upright 8-bit|YCbCr|not trusted"):
             open_slide(path, reader=reader)

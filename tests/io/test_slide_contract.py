@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SlideFile = Callable[[str], Path]
 PYRAMID = "cmu1_small_pyramid.tif"
 GPU = pytest.param("nvimagecodec-gpu", marks=pytest.mark.gpu)
 READERS = ["nvimagecodec", "cucim", "openslide"]
+READERS += ["libjpeg-turbo"] if find_spec("simplejpeg") else []
 EVERYWHERE = TissueMask(np.ones((8, 10), np.bool_), 300.0, None)
 
 

@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -196,6 +199,52 @@ def test_a_corrupt_tile_spoils_just_the_tiles_that_touch_it(
     assert set(status[touches].tolist()) == {TileStatus.CORRUPT}
     assert (bad[touches] == 255).all()
     assert np.array_equal(bad[~touches], good[~touches])
+
+
+@pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("reader", ["strict", "libjpeg-turbo"])
+def test_strict_tiles_are_those_that_openslide_reads(
+    slide_file: SlideFile, tmp_path: Path, reader: str
+) -> None:
+    path = slide_file("cmu1_small_pyramid.tif")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    raw = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for at, count in places:
+        raw[at + int(rng.integers(count // 2, count - 2))] ^= 1 << int(rng.integers(8))
+    hurt = tmp_path / "hurt.tif"
+    hurt.write_bytes(raw)
+    xy = np.array([(n % 9 * 256, n // 9 * 256) for n in range(len(places))], np.int64)
+    seen = {}
+    for name in ("openslide", reader, "nvimagecodec"):
+        with open_slide(hurt, reader=name) as slide:
+            assert slide.info.reader == ("libjpeg-turbo" if name == "strict" else name)
+            out = np.empty((len(xy), 256, 256, 3), np.uint8)
+            seen[name] = slide.read(0, xy, 256, out) > 0, out
+    assert np.array_equal(seen[reader][0], seen["openslide"][0])
+    assert np.array_equal(seen[reader][1], seen["openslide"][1])
+    assert seen[reader][0].sum() > 2 * seen["nvimagecodec"][0].sum()
+
+
+@pytest.mark.parametrize(
+    ("compression", "reader"), [(None, "raw"), ("lzw", "openslide"), (33005, "nvimagecodec")]
+)
+def test_strict_changes_nothing_for_what_is_no_jpeg(
+    tmp_path: Path, compression: str | int | None, reader: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    options: dict[str, Any] = {"data": pixels}
+    if compression == 33005:
+        stream = imagecodecs.jpeg2k_encode(pixels, codecformat="J2K", level=0)
+        options = {"data": iter([stream]), "shape": pixels.shape, "dtype": np.uint8}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, tile=(128, 128), compression=compression, photometric="rgb", metadata=None, **options
+    )
+    with open_slide(path, reader="strict") as slide:
+        assert slide.info.reader == reader
 
 
 @pytest.mark.parametrize("side", [64, 256, 1024, 2048])
