@@ -283,9 +283,11 @@ def _print(metrics: dict[str, Any]) -> None:
     pooled = metrics["pooled"]
     title = f"{pooled['slides']} slides of {pooled['patients']} patients, [95 % interval]"
     table = Table(*head, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(*row)
-    console = Console(width=100)
+    console = Console()
     console.print(table)
     if "conformal" in metrics:
         console.print(f"conformal answers: {metrics['conformal']['note']}", markup=False)
@@ -365,7 +367,7 @@ class _EpochBar:
 
     def __init__(self, console: Console, run: Run) -> None:
         self._epochs, self._folds = run.config.epochs, len(run.folds)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True)
         total = self._epochs * self._folds
         self._name = run.config.model
@@ -384,8 +386,7 @@ class _EpochBar:
         completed = report.fold * self._epochs + report.epoch + 1
         text = (
             f"{self._name} fold {report.fold} of 0–{self._folds - 1} epoch {report.epoch + 1} "
-            f"loss {report.loss:.3f} val {report.val_loss:.3f} "
-            f"{report.instances_per_s:,.0f} instances/s {report.bags_per_s:,.1f} bags/s"
+            f"loss {report.loss:.3f}"
         )
         if report.last:
             completed = (report.fold + 1) * self._epochs

@@ -34,7 +34,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return 0
-    console = Console(width=110)
+    console = Console()
     for other in result["comparisons"]:
         console.print(_table(result, other))
     print("--json has every metric, --metric asks for others", file=sys.stderr)
@@ -188,7 +188,7 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
     )
     table = Table("", "A", "B", "B − A [95 %]", "p", "p (Holm)", title=title, title_justify="left")
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     asked = {k: test for k, test in comparison["metrics"].items() if test["p_holm"] is not None}
     for name, test in (asked or comparison["metrics"]).items():  # one patient: nothing is tested
         where, metric = name.split("/")

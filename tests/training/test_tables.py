@@ -1,0 +1,52 @@
+"""Tables and progress in a terminal of 80 columns, which many are."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hmil_fast.cli import main
+from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.progress import JobProgress
+from hmil_fast.extraction.worklist import TilesDone
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_tables_fit_80_columns(
+    command: str,
+    run: Any,
+    cohort: Any,
+    settings: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    args = {
+        "train": ["train", *cohort.arguments, "--out", str(run.path), *settings],
+        "compare": ["compare", str(run.path), str(run.path / "baseline")],
+    }
+    assert main(args[command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line[:1] in "┏┃┡│└" and line]
+    assert len(table) > 8
+    assert {len(line) for line in table} <= set(range(60, 81))
+    assert not any("…" in line for line in table)  # nothing is cut off
+    values = [line.split("│")[-2].strip() for line in table if line.startswith("│")]
+    assert all(value.count("[") == value.count("]") for value in values)  # nor parted
+
+
+def test_the_progress_of_a_job_fits_80_columns(tmp_path: Path) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, color_system=None)
+    path = tmp_path / "s.tif"
+    path.write_bytes(b"x" * 1000)
+    with JobProgress(console, [SlideTask(f"s{i}", path) for i in range(1234)]) as progress:
+        progress.tiles(TilesDone("s0", 100, 50_000))
+        progress._bar.refresh()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    line = next(line for line in re.split(r"[\r\n]", plain) if "tiles/s" in line)
+    assert re.search(r" left (\d+:\d\d:\d\d|-:--:--)$", line.rstrip())
+    assert len(line) <= 80
