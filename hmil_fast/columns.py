@@ -62,14 +62,14 @@ def find_columns(
     Args:
         header: Names of the columns.
         meaning: A key of `COLUMNS`.
-        cells: The rows below, which decide whether a column named "set" names parts.
+        cells: The rows below, which decide whether a column named "group" is a split: some are train.
     """
     found: list[tuple[int, int]] = []
     for rank, pattern in enumerate(COLUMNS[meaning]):
         for place, name in enumerate(header):
             named = bool(re.fullmatch(pattern, spelling(name)))
             if named and pattern == _SPLIT_IF_IT_NAMES_PARTS:
-                named = any(map(part_of, {row[place] for row in cells}))
+                named = "train" in map(part_of, {row[place] for row in cells})
             if named and all(place != other for _, other in found):
                 found.append((rank, place))
     return [place for _, place in found]

@@ -15,6 +15,7 @@ from hmil_fast.errors import UsageError
 Say = Callable[[str], None]
 
 _MAX_BYTES = 256 * 2**20
+_MAX_HEAD = 2**20
 _DELIMITERS = ",;\t|"
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -80,7 +81,7 @@ def read_table(path: Path, meanings: Sequence[str] = (), say: Say = quiet) -> Ta
     skip = 1 if named else 0
 
     def known(delimiter: str) -> tuple[int, int]:
-        header = next(_rows(path, text, delimiter, skip), (0, []))[1]
+        header = next(_rows(path, text[:_MAX_HEAD], delimiter, skip), (0, []))[1]
         return sum(map(is_known, header)), len(header)
 
     delimiter = named[1] if named else max(_DELIMITERS, key=known)
@@ -185,7 +186,7 @@ def _columns(
     unused = [
         name or f"column {place + 1}, which has no name"
         for place, name in enumerate(header)
-        if place not in named
+        if place not in named and (name or any(row[place] for row in cells))
     ]
     if meanings and unused:
         say(f"{path}: columns not used: {', '.join(unused)}")

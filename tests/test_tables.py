@@ -91,6 +91,8 @@ def test_a_set_that_names_no_parts_is_not_a_split(tmp_path: Path) -> None:
     path.write_text("slide_id,label,cohort,group\na,N,TCGA,train\nb,N,CPTAC,\n")
     table = read_table(path, ALL)
     assert table.name("split") == "group"
+    path.write_text("slide_id,label,group\na,N,control\nb,N,test\n")
+    assert "split" not in read_table(path, ALL).columns
 
 
 @pytest.mark.parametrize(

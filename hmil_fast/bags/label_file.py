@@ -116,7 +116,7 @@ def _with_nodes(table: Table, slides: Sequence[Slide], tree: LabelTree, say: Say
         read[slide.label] = tree.leaves[int(path[-1])] if path[-1] >= 0 else name
     changed = [f"{label!r} as {name!r}" for label, name in read.items() if label != name]
     if changed:
-        say(f"{table.path}: labels are read as nodes of the tree: {', '.join(changed)}")
+        say(f"{table.path}: labels are read as nodes of the tree: {', '.join(changed[:10])}")
     return [replace(slide, label=read[slide.label]) for slide in slides]
 
 
