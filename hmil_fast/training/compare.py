@@ -186,9 +186,11 @@ def _table(result: dict[str, Any], comparison: dict[str, Any]) -> Table:
         f"A: {names[0]}\nB: {names[1]}\n{result['slides']} slides of {result['patients']} "
         "patients, paired by patient; Holm over the metrics asked for, * < 0.05"
     )
-    table = Table("", "A", "B", "B − A [95 %]", "p", "p (Holm)", title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
+    # without spaces beside the lines, names and numbers fit 80 columns
+    table = Table(padding=0, title=title, title_justify="left")
+    table.add_column("")
+    for heading in ("A", "B", "B − A [95 %]", "p", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
     asked = {k: test for k, test in comparison["metrics"].items() if test["p_holm"] is not None}
     for name, test in (asked or comparison["metrics"]).items():  # one patient: nothing is tested
         where, metric = name.split("/")
