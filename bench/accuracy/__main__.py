@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.accuracy.cells import Cell, code_hash, do_cell, make_cell, read_cell, start_worker
 from bench.accuracy.cohorts import TASKS
+from bench.accuracy.decisions import measure
 from bench.accuracy.methods import STRENGTHS, TREES_ONLY, methods
 from bench.accuracy.sources import ROOT, MissingError
 from bench.accuracy.statistics import resample
@@ -139,6 +140,12 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
         cohort = TASKS[name].draw(cells[0].seed)
         found = resample(cohort.tree, runs, TASKS[name].redrawn, DRAWS)
         tasks[name] = summarise(found)
+        if cohort.tree.num_levels > 1:
+            tasks[name]["decisions"] = {
+                method: measure(cohort.tree, runs[method])
+                for method in ("best", "abmil")
+                if method in runs
+            }
         for method, per_seed in runs.items():
             spent = sum(run.seconds for run in per_seed)
             tasks[name]["methods"][method]["cpu_seconds"] = round(spent, 1)

@@ -128,6 +128,40 @@ def _quarters(four: np.ndarray) -> np.ndarray:
     return mixed
 
 
+ONE_AND_FIVE: dict[str, object] = {
+    "negative": ["negative"],
+    "positive": list(GARMENT_CLASSES[1:6]),
+}
+
+
+def draw_one_and_five(seed: int, train_bags: int = 300, test_bags: int = 600) -> Cohort:
+    """Bags of neutral pictures, half of them with 2–6 % of pictures of one of five classes.
+
+    The negative class has one leaf, the positive class five, each as frequent as the others. The
+    pictures and features are made as for `draw_fashion`.
+    """
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(seed)
+    parts = fashion_pictures()
+    tree = LabelTree.from_nested(ONE_AND_FIVE)
+    bags, labels = [], []
+    for (pictures, classes), count in zip(parts, (train_bags, test_bags), strict=True):
+        leaves = [0] * (count // 2) + [1 + i % 5 for i in range(count - count // 2)]
+        for leaf in rng.permutation(leaves):
+            n = int(rng.integers(50, 201))
+            keys = max(1, round(n * rng.uniform(0.02, 0.06))) if leaf else 0
+            four = pictures[rng.integers(len(pictures), size=(4, n - keys))]
+            own = pictures[rng.choice(np.flatnonzero(classes == leaf), keys)]
+            bags.append(np.concatenate([own, _quarters(four)]).reshape(n, -1))
+            labels.append(int(leaf))
+    train_x = parts[0][0].reshape(len(parts[0][0]), -1)
+    pca = PCA(64, svd_solver="randomized", random_state=0).fit(train_x / np.float32(255))
+    x = pca.transform(np.concatenate(bags) / np.float32(255)).astype(np.float32)
+    tests = (np.arange(train_bags, len(labels)),)
+    return Cohort(tree, x, _spans([len(bag) for bag in bags]), np.array(labels), tests)
+
+
 def draw_pcam(seed: int, train_slides: int = 160, test_slides: int = 400) -> Cohort:
     """Slides of 48 lymph-node tiles, labelled by how many of them are tumour.
 
@@ -171,6 +205,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("fashion", "Fashion-MNIST bags, tree 2 > 6 > 10", draw_fashion, True, 40, 0.2),
+        Task("one-and-five", "Fashion-MNIST, tree 1 + 5", draw_one_and_five, True, 40, 0.2),
         Task("pcam", "PCam slides, tree 2 > 4", draw_pcam, True, 40, 0.2),
         *(
             Task(name, title, partial(draw_classic, file=file), False, 20, 0.0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from bench.accuracy import decisions
 from bench.accuracy.cohorts import TASKS
 from bench.accuracy.methods import YARDSTICK
 from bench.accuracy.statistics import METRICS, Draws, interval, paired_p
@@ -60,7 +61,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = []
     for name, task in results["tasks"].items():
         leader, rival = task["compared_with"], task["best_baseline"]
-        flat = name not in ("fashion", "pcam")
+        flat = not TASKS[name].redrawn
         metrics = [m for m in METRICS if not (flat and m == "hierarchical_f1")]
         lines = [
             f"### {TASKS[name].title}",
@@ -121,6 +122,12 @@ def page(results: dict[str, Any]) -> str:
     text = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return Template(text).substitute(
         tables=markdown(results),
+        decisions=decisions.markdown(
+            {
+                TASKS[name].title: task.get("decisions", {})
+                for name, task in results["tasks"].items()
+            }
+        ),
         minutes=round(results["cpu_minutes"]),
         draws=results["draws"],
         epochs=", ".join(f"{name} {task['epochs']}" for name, task in results["tasks"].items()),

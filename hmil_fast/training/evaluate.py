@@ -131,6 +131,8 @@ def _measured(
         metrics["conformal"], order, answers = conformal(run, fine, risk)
         if out is not None:
             write_answers(out / "conformal.csv", run, order, answers)
+    elif out is not None:  # of an earlier evaluation
+        (out / "conformal.csv").unlink(missing_ok=True)
     if point is not None and groups:
         metrics["operating"] = at_operating_point(run, point, groups)
     return metrics
