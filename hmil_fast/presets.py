@@ -39,8 +39,8 @@ class LossSettings:
             the larger, the dearer a mistake far off in the tree; 0 is ce.
         soft_beta: β of soft: the target of a leaf is proportional to exp(−β d), where d is the
             height of the common ancestor with the true leaf over that of the root; large is ce.
-        coarse: A coarse class is predicted by its own "head", or by the "sum" of its leaves. The
-            loss does not read it.
+        coarse: The evidence for a coarse class is that of its own "head", or ("sum") of its best
+            leaf, see `hmil_fast.metrics.decision`. The loss does not read it.
         readout: Of the model, as `HMIL` describes it. The loss does not read it.
         instance_dropout: Share of a bag's instances that a training step leaves out; a bag in
             chunks keeps all. The loss does not read it.
