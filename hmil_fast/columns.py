@@ -62,7 +62,7 @@ def find_columns(
     Args:
         header: Names of the columns.
         meaning: A key of `COLUMNS`.
-        cells: The rows below, which decide whether a column named "group" is a split: some are train.
+        cells: The rows below, a column named "group" is a split if some of its cells are train.
     """
     found: list[tuple[int, int]] = []
     for rank, pattern in enumerate(COLUMNS[meaning]):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.bags.match import slide_like
 from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
 from hmil_fast.metrics import evaluate_predictions, level_name, rates
@@ -168,8 +169,9 @@ def evaluate_cohort(
     if out is not None and (out / "config.yaml").exists():
         raise UsageError(f"{out} is a run folder", "give another --out")
     for kind, name in (("slides", "slide_id"), ("patients", "patient_id")):
-        known_to_run = {getattr(slide, name) for slide in run.slides}
-        used = known_to_run & {getattr(slide, name) for slide in slides}
+        known_to_run = {slide_like(getattr(slide, name)) for slide in run.slides}
+        here = {getattr(slide, name) for slide in slides}
+        used = {value for value in here if slide_like(value) in known_to_run}
         if used:
             raise UsageError(
                 f"{len(used)} {kind} were used to train {run.path}, {min(used)!r} among them",

@@ -198,6 +198,13 @@ def test_another_cohort_is_evaluated_and_the_runs_own_slides_are_refused(
     said = capsys.readouterr().err
     assert "1 patients were used to train" in said
     assert "'P3' among them" in said
+    labels.write_text("slide_id,label,case\nnew0.svs,N,p3 \nnew1,PB,p3\n")  # however written
+    assert main([*command, str(other.path)]) == 2
+    said = capsys.readouterr().err
+    assert "1 patients were used to train" in said
+    assert "make the ids differ if they are other people" in said
+    labels.write_text("slide_id,label,case\nnew0.svs,N,other p3\nnew1,PB,other p3\n")
+    assert main([*command, str(other.path)]) == 0
     assert main(["evaluate", str(run.path), "--labels", str(labels)]) == 2
     assert "needs --store and --labels" in capsys.readouterr().err
 
