@@ -20,7 +20,7 @@ from bench.accuracy.methods import PLAIN, YARDSTICK, Method, methods  # noqa: E4
 from bench.accuracy.statistics import Run, interval, paired_p, resample  # noqa: E402
 from bench.accuracy.tables import markdown, summarise  # noqa: E402
 from hmil_fast.labels import LabelTree  # noqa: E402
-from hmil_fast.metrics import flat_metrics, tree_metrics  # noqa: E402
+from hmil_fast.metrics import decide, flat_metrics, tree_metrics  # noqa: E402
 
 TREE = LabelTree.from_nested({"a": ["a1", "a2"], "b": ["b1"]})
 PARTS = ("train", "test")
@@ -87,7 +87,7 @@ def test_values_are_means_over_seeds_and_differences_are_paired(redrawn: bool) -
     runs = {"good": random_runs(4, 0.5), "weak": random_runs(4, 0.1)}
     runs["same"] = runs["good"]
     found = resample(TREE, runs, redrawn, draws=300)
-    flat = [flat_metrics(run.y, run.p) for run in runs["good"]]
+    flat = [flat_metrics(r.y, r.p, decide(TREE, r.p).nodes[-1]) for r in runs["good"]]
     tree = [tree_metrics(TREE, run.y, run.p) for run in runs["good"]]
     for metric in ("balanced_accuracy", "auc", "accuracy"):
         value, low, high = interval(found["good"][metric])
