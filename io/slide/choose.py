@@ -127,7 +127,7 @@ def _in_order(facts: TiffFacts, reader: str | None) -> tuple[str, ...]:
         return ("raw",)
     if reader == STRICT and facts.codec == "jpeg":
         return ("libjpeg-turbo",)
-    return "nvimagecodec", "cucim"
+    return "nvimagecodec", "cucim", "libjpeg-turbo"
 
 
 def _listed(refusals: dict[str, list[str]]) -> list[str]:

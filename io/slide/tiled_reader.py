@@ -15,11 +15,14 @@ from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
 from hmil_fast.io.slide.sources import JPEG, UNCOMPRESSED, Source
 from hmil_fast.io.slide.tiff_facts import TiffFacts, TiffLevel
 
+MAX_IN_VAIN = 200  # a refusal costs OpenSlide two opens of the file
+
 
 class TiledReader(BaseReader):
     """One handle on the file for all threads, and a source that decodes.
 
     A tile that does not look like what every decoder reads is read by OpenSlide, or is a bad one.
+    After `MAX_IN_VAIN` refusals in a row OpenSlide is not asked again.
     """
 
     def __init__(self, info: SlideInfo, facts: TiffFacts, source: Source) -> None:
@@ -29,6 +32,8 @@ class TiledReader(BaseReader):
         self._source = source
         self._file = os.open(info.path, os.O_RDONLY | os.O_CLOEXEC)
         self._second: BaseReader | None = None
+        self._refused: set[tuple[int, int]] = set()  # by OpenSlide, as (level, tile)
+        self._in_vain = 0
         self._opening = threading.Lock()
 
     def read(self, level: int, xy: Int64, size: int, out: UInt8) -> UInt8:
@@ -74,7 +79,14 @@ class TiledReader(BaseReader):
                 if pixels is None:
                     odd.append(number)
         for number in odd:
+            if self._in_vain >= MAX_IN_VAIN or (level, number) in self._refused:
+                continue
             made[number].pixels = self._by_openslide(level, number)
+            if made[number].pixels is None:
+                self._refused.add((level, number))
+                self._in_vain += 1
+            else:
+                self._in_vain = 0
         for tile in made.values():
             if tile.pixels is not None:
                 tile.status = TileStatus.OK

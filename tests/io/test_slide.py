@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,17 @@ def test_thumbnail_shows_the_whole_slide(slide_file: SlideFile, name: str, max_p
     [
         (["cucim"], "nvimagecodec", ""),
         (["nvidia"], "cucim", "nvImageCodec: not installed"),
-        (["nvidia", "cucim"], "openslide", "nvImageCodec and cuCIM: not installed"),
+        pytest.param(
+            ["nvidia", "cucim"],
+            "libjpeg-turbo",
+            "nvImageCodec and cuCIM: not installed",
+            marks=pytest.mark.skipif(not find_spec("simplejpeg"), reason="it is not installed"),
+        ),
+        (
+            ["nvidia", "cucim", "simplejpeg"],
+            "openslide",
+            "nvImageCodec and cuCIM and libjpeg-turbo: not installed",
+        ),
     ],
 )
 def test_the_next_reader_serves_where_one_is_missing(

@@ -208,6 +208,20 @@ def test_rare_tiles_are_read_as_openslide_reads_them(
         assert np.array_equal(ours, expected), reader
 
 
+@pytest.mark.parametrize(("bad", "asked"), [(30, True), (230, False)])
+def test_openslide_is_not_asked_of_bad_tiles_for_ever(
+    slide_file: SlideFile, tmp_path: Path, bad: int, asked: bool
+) -> None:
+    pixels = picture(slide_file, 16 * TILE, 16 * TILE)
+    body, tables = jpeg(pixels[:TILE, :TILE], "420")
+    made = b"\xff\xd8" + tables + body
+    streams = [made[:-2]] * bad + [spoilt("junk behind the end", made)] * (256 - bad)
+    write(path := tmp_path / "a.tif", streams, pixels.shape, "ycbcr")
+    with open_slide(path) as slide:
+        _, status = read(slide)
+    assert np.array_equal(status > 0, (np.arange(256) < bad) | (not asked))
+
+
 @pytest.mark.parametrize(
     ("how", "tag", "good"),
     [
