@@ -149,6 +149,10 @@ def _results(cells: Sequence[Cell], skipped: dict[str, str]) -> dict[str, Any]:
         for method, per_seed in runs.items():
             spent = sum(run.seconds for run in per_seed)
             tasks[name]["methods"][method]["cpu_seconds"] = round(spent, 1)
+            tasks[name]["methods"][method]["tile_auc"] = {
+                title: [round(run.tiles[title], 4) for run in per_seed]
+                for title in per_seed[0].tiles
+            }
         tasks[name]["cpu_seconds"] = sum(m["cpu_seconds"] for m in tasks[name]["methods"].values())
         lengths = cohort.bags[:, 1]
         tested = sum(len(test) for test in cohort.tests)

@@ -22,7 +22,8 @@ SOURCES = (
     "hmil_fast/models", "hmil_fast/losses", "hmil_fast/labels.py", "kernels",
     "hmil_fast/metrics/decision.py",
     "hmil_fast/bags/dropout.py", "hmil_fast/training/average.py", "hmil_fast/training/rate.py",
-    "bench/accuracy/cohorts.py", "bench/accuracy/fit.py", "bench/accuracy/sources.py",
+    "hmil_fast/training/attention.py", "bench/accuracy/cohorts.py", "bench/accuracy/fit.py",
+    "bench/accuracy/sources.py", "bench/accuracy/tiles.py",
 )  # fmt: skip
 
 
@@ -67,12 +68,19 @@ def do_cell(cell: Cell) -> None:
         return
     cohort = _cohort(cell.task, cell.seed)
     begun = time.process_time()
-    p = fit(cell.method, cohort, cell.epochs, TASKS[cell.task].val_fraction, cell.seed)
+    fitted = fit(cell.method, cohort, cell.epochs, TASKS[cell.task].val_fraction, cell.seed)
     tested = np.sort(np.concatenate(cohort.tests))
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     part = cell.file.with_suffix(f".{os.getpid()}.npz")
     spent = time.process_time() - begun
-    np.savez(part, y=cohort.y[tested], p=p[tested], seconds=spent)
+    np.savez(
+        part,
+        y=cohort.y[tested],
+        p=fitted.p[tested],
+        seconds=spent,
+        tile_maps=list(fitted.tiles),
+        tile_aucs=list(fitted.tiles.values()),
+    )
     part.replace(cell.file)
 
 
@@ -80,7 +88,8 @@ def read_cell(cell: Cell) -> Run | None:
     """The predictions of a cell that is done."""
     try:
         with np.load(cell.file) as data:
-            return Run(data["y"], data["p"], float(data["seconds"]))
+            tiles = dict(zip(data["tile_maps"].tolist(), data["tile_aucs"].tolist(), strict=True))
+            return Run(data["y"], data["p"], float(data["seconds"]), tiles)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 

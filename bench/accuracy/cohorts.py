@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.accuracy.sources import Floats, Ints, classic_bags, fashion_pictures, pcam_features
 from hmil_fast.labels import LabelTree
@@ -48,6 +49,7 @@ class Cohort:
         tests: Positions of the bags that each fold tests; it trains on all others.
         mixed_units: Whether the features are quantities of different scale, which every method
             then gets standardised by the training bags.
+        tumour: Whether each instance is tumour, bool [N]; None where nobody says.
     """
 
     tree: LabelTree
@@ -56,6 +58,7 @@ class Cohort:
     y: Ints
     tests: tuple[Ints, ...]
     mixed_units: bool = False
+    tumour: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,10 @@ def draw_pcam(seed: int, train_slides: int = 160, test_slides: int = 400) -> Coh
             labels.append(tree.leaf(slides[i]))
     tests = (np.arange(len(labels) - test_slides, len(labels)),)
     bags = _spans([SLIDE_TILES] * len(labels))
-    return Cohort(tree, features[np.concatenate(rows)], bags, np.array(labels), tests)
+    taken = np.concatenate(rows)
+    return Cohort(
+        tree, features[taken], bags, np.array(labels), tests, tumour=tumour[taken].astype(bool)
+    )
 
 
 def draw_classic(seed: int, file: str) -> Cohort:

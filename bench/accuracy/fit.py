@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +10,33 @@ from numpy.typing import NDArray
 from bench.accuracy.cohorts import Cohort
 from bench.accuracy.methods import STRENGTHS, YARDSTICK, Method
 from bench.accuracy.sources import Floats, Ints
+from bench.accuracy.tiles import tile_aucs
 from hmil_fast.metrics import decide, flat_metrics, leaf_probabilities, shares_learnt
 
 Probabilities = NDArray[np.float64]
 
 
-def fit(
-    method: Method, cohort: Cohort, epochs: int, val_fraction: float, seed: int
-) -> Probabilities:
-    """Leaf probabilities [B, leaves] of every tested bag, each by a model that did not see it.
+class Fitted(NamedTuple):
+    """What the models of one method say of the tested bags.
+
+    Attributes:
+        p: Leaf probabilities [B, leaves]; NaN for bags that are not tested.
+        tiles: `tile_aucs`, where the cohort knows its tumour tiles and has one fold.
+    """
+
+    p: Probabilities
+    tiles: dict[str, float]
+
+
+def fit(method: Method, cohort: Cohort, epochs: int, val_fraction: float, seed: int) -> Fitted:
+    """Predict every tested bag by a model that did not see it.
 
     All training bags train, to the last epoch, but for methods as they were published: with these,
     a part of the training bags chooses the epoch, by the balanced accuracy of the leaves, then by
     their loss, mean over the classes.
     """
     found = np.full((len(cohort.y), cohort.tree.num_classes[-1]), np.nan)
+    tiles: dict[str, float] = {}
     for fold, test in enumerate(cohort.tests):
         rest = np.setdiff1d(np.arange(len(cohort.y)), test)
         if method.model == YARDSTICK:
@@ -33,7 +45,9 @@ def fit(
             train, val = _cut(rest, cohort.y, val_fraction * method.published, seed)
             trainer = _Trainer(method, cohort, epochs, train, seed * 1000 + fold)
             found[test] = trainer.fit(val, test)
-    return found
+            if cohort.tumour is not None and len(cohort.tests) == 1:
+                tiles = trainer.tile_aucs(test, found[test])
+    return Fitted(found, tiles)
 
 
 def _cut(rest: Ints, y: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
@@ -163,6 +177,24 @@ class _Trainer:
         balanced = self.method.loss.class_weights == "balanced"
         shares = shares_learnt(tree, counts.tolist(), weighed_alike=balanced)
         return leaf_probabilities(tree, levels, shares, heads=self.method.loss.coarse == "head")
+
+    def tile_aucs(self, chosen: Ints, p: Probabilities) -> dict[str, float]:
+        """`tile_aucs` of bags whose leaf probabilities are p."""
+        import torch
+
+        assert self.cohort.tumour is not None
+        x, bags = self._pack(chosen)
+        with torch.inference_mode():
+            output = self.average.model.eval()(x, bags)
+        lengths = bags[:, 1]
+        attention = [
+            (scores.double() - lse.double().repeat_interleave(lengths, 0)).exp().numpy()
+            for scores, lse in zip(output.attention_logits, output.lse, strict=True)
+        ]
+        spans = self.cohort.bags[chosen]
+        tumour = np.concatenate([self.cohort.tumour[a : a + n] for a, n in spans])
+        sums = self.method.loss.coarse == "sum"
+        return tile_aucs(self.cohort.tree, attention, bags.numpy(), tumour, p, sums=sums)
 
     def _score(self, val: Ints) -> tuple[float, float]:
         p, y = self._predict(val), self.cohort.y[val]

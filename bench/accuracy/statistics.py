@@ -1,6 +1,7 @@
 """Intervals over seeds and bags, and paired tests between methods."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +25,13 @@ class Run(NamedTuple):
         y: True leaves [n].
         p: Leaf probabilities [n, leaves].
         seconds: CPU time that it took.
+        tiles: `bench.accuracy.tiles.tile_aucs`, empty where there are none.
     """
 
     y: Ints
     p: Probabilities
     seconds: float = 0.0
+    tiles: Mapping[str, float] = MappingProxyType({})
 
 
 def resample(

@@ -9,6 +9,7 @@ from bench.accuracy import decisions
 from bench.accuracy.cohorts import TASKS
 from bench.accuracy.methods import YARDSTICK
 from bench.accuracy.statistics import METRICS, Draws, interval, paired_p
+from bench.accuracy.tiles import ANSWER, OVER_ALL
 from hmil_fast.metrics import holm
 
 TITLES = {
@@ -87,10 +88,38 @@ def markdown(results: dict[str, Any]) -> str:
         if rival:
             each = (f"{TITLES[m]} {_shown(task['difference'][m], math.nan)}" for m in metrics)
             lines += ["", f"`{leader}` over `{rival}`: {', '.join(each)}."]
-        parts.append("\n".join(lines))
+        parts.append("\n".join(lines + _tiles(task["methods"], order)))
     for name, why in results["skipped"].items():
         parts.append(f"### {TASKS[name].title}\n\nSkipped: {why}")
     return "\n\n".join(parts) + "\n"
+
+
+def _tiles(methods: dict[str, Any], order: list[str]) -> list[str]:
+    """The table of tile-level AUC; no lines where no tile is labelled."""
+    found = {name: methods[name].get("tile_auc") or {} for name in order}
+    titles = list(dict.fromkeys(title for aucs in found.values() for title in aucs))
+    if not titles:
+        return []
+    titles.sort(key=(ANSWER, OVER_ALL).__contains__, reverse=True)
+    text = (
+        "AUC of tumour tiles against the others by the attention of a node, mean over the slides "
+        "with both kinds and over the seeds, in brackets the lowest seed:"
+    )
+    lines = [
+        "",
+        text,
+        "",
+        f"| method | {' | '.join(titles)} |",
+        "|---" * (len(titles) + 1) + "|",
+    ]
+    for name, aucs in found.items():
+        if aucs:
+            cells = (
+                f"{sum(aucs[t]) / len(aucs[t]):.3f} ({min(aucs[t]):.3f})" if t in aucs else "–"
+                for t in titles
+            )
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
 
 
 def _shown(cell: dict[str, float], top: float) -> str:

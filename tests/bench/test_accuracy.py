@@ -32,17 +32,19 @@ def toy(seed: int, folds: int = 1) -> cohorts.Cohort:
     rng = np.random.default_rng(seed)
     y = np.arange(120) % 3
     x = rng.normal(size=(120, 6, 8)).astype(np.float32)
-    x[np.arange(120), rng.integers(6, size=120), y] += 6
+    key = rng.integers(6, size=120)
+    x[np.arange(120), key, y] += 6
     bags = np.stack([6 * np.arange(120), np.full(120, 6)], axis=1)
     tests = tuple(np.arange(60 + i, 120, folds) for i in range(folds))
-    return cohorts.Cohort(TREE, x.reshape(-1, 8), bags, y, tests)
+    tumour = (np.arange(6) == key[:, None]).ravel()
+    return cohorts.Cohort(TREE, x.reshape(-1, 8), bags, y, tests, tumour=tumour)
 
 
 @pytest.mark.parametrize("name", [m.name for m in methods()])
 def test_every_method_learns_what_is_plain_to_see(name: str) -> None:
     method = next(m for m in methods() if m.name == name)
     cohort = toy(0)
-    p = fit(
+    p, tiles = fit(
         replace(method, hidden=16, lr=1e-2, batch_bags=8),
         cohort,
         epochs=20,
@@ -54,17 +56,24 @@ def test_every_method_learns_what_is_plain_to_see(name: str) -> None:
     assert np.allclose(p[tested].sum(1), 1)
     # chance is 1/3
     assert flat_metrics(cohort.y[tested], p[tested])["balanced_accuracy"] > 0.6
+    if method.model in ("mean", "max", YARDSTICK):
+        assert tiles == {}
+        return
+    # the one instance that carries the leaf
+    titles = {"the answer", "the answer, over all slides"}
+    assert set(tiles) == titles if method.model == "abmil" else titles < set(tiles)
+    assert tiles["the answer"] > (0.9 if name in ("best", "abmil", "dsmil") else 0.55)
 
 
 @pytest.mark.parametrize(("name", "model"), [("mean", "mean"), ("paper", "hmil")])
 def test_tested_bags_have_no_say(name: str, model: str) -> None:
     method, val_fraction = Method(name, model, PLAIN, hidden=8), 0.2
     cohort = toy(0, folds=2)
-    before = fit(method, cohort, epochs=2, val_fraction=val_fraction, seed=3)
+    before = fit(method, cohort, epochs=2, val_fraction=val_fraction, seed=3).p
     x, y = cohort.x.copy(), cohort.y.copy()
     x[6 * 119 :] = 1e3  # the last bag, tested in the second fold
     y[119] = 0
-    after = fit(method, replace(cohort, x=x, y=y), epochs=2, val_fraction=val_fraction, seed=3)
+    after = fit(method, replace(cohort, x=x, y=y), epochs=2, val_fraction=val_fraction, seed=3).p
     others = cohort.tests[1][cohort.tests[1] != 119]
     assert np.array_equal(before[others], after[others])
     assert not np.array_equal(before[119], after[119])
@@ -119,7 +128,12 @@ def test_the_table_names_leader_rival_and_what_was_skipped() -> None:
     task = summarise(resample(TREE, runs, redrawn=True, draws=100))
     assert (task["compared_with"], task["best_baseline"]) == ("best", "abmil")
     task |= {"about": "Toy;", "seeds": 3}
+    task["methods"]["best"]["tile_auc"] = {"the answer": [0.8, 0.9], "a": [0.5, 0.7]}
+    task["methods"]["abmil"]["tile_auc"] = {"the answer": [0.6, 0.6]}
     text = markdown({"tasks": {"fashion": task}, "skipped": {"pcam": "not here"}})
+    assert "| method | the answer | a |" in text
+    assert "| `best` | 0.850 (0.800) | 0.600 (0.500) |\n| `abmil` | 0.600 (0.600) | – |" in text
+    text = text.replace(text[text.index("AUC of tumour") : text.index("### PCam")], "")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["| `best`", "| `abmil`", "| `mean`"]
     assert rows[0][-2].strip() == ""
