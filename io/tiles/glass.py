@@ -17,6 +17,7 @@ _MOST_BLOCKS = 50_000
 _QUIET = 3.0  # grey levels of standard deviation in a block of flat colour
 _DIMMEST = 64.0
 _CLOSE = 8.0
+_TRIED = 20  # colours, the commonest first
 _SWAPPED = 10
 
 
@@ -99,18 +100,23 @@ def _flat(planes: list[NDArray[np.uint8]]) -> Glass | None:
         return None
     quiet = mean[spread <= max(_QUIET, 1.5 * float(np.quantile(spread, 0.1)))]
     bins, counts = np.unique((quiet / _CLOSE).astype(np.int64), axis=0, return_counts=True)
-    centre = (bins[np.argmax(counts)] + 0.5) * _CLOSE
-    near = (np.abs(mean - centre) <= _CLOSE).all(axis=1)
-    red, green, blue = colour = np.median(mean[near], axis=0)
+    for place in np.argsort(-counts, kind="stable")[:_TRIED]:
+        near = (np.abs(mean - (bins[place] + 0.5) * _CLOSE) <= _CLOSE).all(axis=1)
+        colour = np.median(mean[near], axis=0)
+        if near.mean() >= _ENOUGH and _may_be_glass(colour, mean):
+            usual = colour.min() > _CLEAR and np.ptp(colour) < _NEUTRAL
+            red, green, blue = (round(float(level)) for level in colour)
+            return Glass((red, green, blue), float(np.median(spread[near])), bool(usual))
+    return None
+
+
+def _may_be_glass(colour: NDArray[np.float32], mean: NDArray[np.float32]) -> bool:
+    """Whether hardly anything is brighter than a colour, and it is neither dark nor pink."""
+    red, green, blue = colour
     brightest = float(colour.max())
-    step = 0.05 * brightest
-    outshone = (mean > colour + step).any(axis=1).mean() > _ENOUGH
+    outshone = (mean > colour + 0.05 * brightest).any(axis=1).mean() > _ENOUGH
     pink = min(red, blue) - green > _NEUTRAL * brightest / 255
-    if near.mean() < _ENOUGH or outshone or pink or brightest < _DIMMEST:
-        return None
-    usual = colour.min() > _CLEAR and brightest - colour.min() < _NEUTRAL
-    levels = tuple(round(float(level)) for level in colour)
-    return Glass(levels, float(np.median(spread[near])), bool(usual))  # type: ignore[arg-type]
+    return brightest >= _DIMMEST and not (outshone or pink)
 
 
 def _blocks(planes: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
