@@ -15,7 +15,6 @@ from rich.table import Table
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.manifest import read_manifest
-from hmil_fast.bags.match import match_slides
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig, load_config
 from hmil_fast.device import pick_device
@@ -26,8 +25,9 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.training import evaluate as evaluation
 from hmil_fast.training import ranks
 from hmil_fast.training.card import write_card
-from hmil_fast.training.folds import choose_folds, some, warn_of_near_duplicates
+from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.heatmap import draw_heatmap
+from hmil_fast.training.labelled import name_empty, with_features
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.operating import OperatingPoint
 from hmil_fast.training.predict import predict_slides, write_validation
@@ -155,7 +155,7 @@ def evaluate(args: argparse.Namespace) -> int:
         slides = read_labels(args.labels, run.tree, inner=True, say=say)
         slides = with_features(store, slides, say)
         cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
-        _name_empty(cache, say)
+        name_empty(cache, say)
         metrics = evaluation.evaluate_cohort(run, cache, slides, asked, args.out)
     if args.json:
         print(json.dumps(metrics, indent=1, allow_nan=False))
@@ -301,7 +301,7 @@ def _features(store: FeatureStore, run: Run, err: Console, views: int = 0) -> Fe
     device = pick_device(run.config.device)
     cache = FeatureCache(store, list(together), run.path, run.config.cache, device, views)
     err.print(f"features: {cache.describe()}")
-    _name_empty(cache, _notes(err))
+    name_empty(cache, _notes(err))
     return cache
 
 
@@ -315,51 +315,6 @@ def _notes(err: Console) -> Callable[[str], None]:
         err.print(f"[yellow]note:[/] {escape(line)}")
 
     return say
-
-
-def with_features(
-    store: FeatureStore, slides: Sequence[Slide], say: Callable[[str], None]
-) -> list[Slide]:
-    """The slides that the store has, under its names; the others of both are counted and named."""
-    stored = store.slide_ids()
-    found = match_slides([slide.slide_id for slide in slides], stored)
-    if not found:
-        raise UsageError(
-            f"none of the {len(slides)} labelled slides is in the store {store.path} "
-            f"(labels name for instance {slides[0].slide_id!r}, "
-            f"the store {stored[0]!r})" if slides and stored else "no slides, or no labels",
-            "make the slide_id column agree with `hmil-fast store info`, or extract the slides",
-        )  # fmt: skip
-    renamed = [f"{name!r} is {other!r}" for name, other in found.items() if name != other]
-    if renamed:
-        say(f"{len(renamed)} slides have another name in the store: {some(renamed)}")
-    missing = [slide.slide_id for slide in slides if slide.slide_id not in found]
-    if missing:
-        say(f"{len(missing)} labelled slides are not in the store: {some(missing)}")
-    labelled = set(found.values())
-    unlabelled = [slide_id for slide_id in stored if slide_id not in labelled]
-    if unlabelled:
-        say(f"{len(unlabelled)} slides of the store have no label here: {some(unlabelled)}")
-    present = []
-    for slide in slides:
-        if slide.slide_id in found:
-            name = found[slide.slide_id]
-            alone = slide.patient_id == slide.slide_id  # the slide counts as a patient
-            patient = name if alone else slide.patient_id
-            present.append(dataclasses.replace(slide, slide_id=name, patient_id=patient))
-    return present
-
-
-def _name_empty(cache: FeatureCache, say: Callable[[str], None]) -> None:
-    """Name the slides whose bags are empty."""
-    empty = [i for i in range(len(cache.slide_ids)) if not cache.lengths[i]]
-    for why, spoilt in (
-        ("no tissue tiles", False),
-        ("only tiles that could not be decoded, or rows that are not finite", True),
-    ):
-        ids = [cache.slide_ids[i] for i in empty if (cache.good_tiles(i) is not None) == spoilt]
-        if ids:
-            say(f"{len(ids)} slides have {why}, their bags are empty: {some(ids)}")
 
 
 class _EpochBar:

@@ -17,8 +17,8 @@ from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import summed
-from hmil_fast.training.commands import with_features
 from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
+from hmil_fast.training.labelled import with_features
 from hmil_fast.training.run_folder import (
     open_run,
     read_predictions,
