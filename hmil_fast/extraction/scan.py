@@ -19,7 +19,7 @@ class Scan:
     Attributes:
         slides: Slide files, sorted; the largest image stands for a DICOM series.
         shared: Those of DICOM folders that hold several series.
-        others: Other paths by why they are not taken.
+        others: Other paths by why they are not taken, with {s} for the plural.
     """
 
     folder: Path
@@ -33,10 +33,11 @@ class Scan:
         for why, paths in self.others.items():
             kinds = Counter(path.suffix.lower() or "no suffix" for path in paths)
             names = [str(path.relative_to(self.folder)) for path in sorted(paths)]
-            if why.startswith("of another kind"):
+            if "another kind" in why:
                 names = [f"{count:,} {kind}" for kind, count in kinds.most_common()]
             more = ", …" if len(names) > _NAMED else ""
-            parts.append(f"{len(paths):,} {why} ({', '.join(names[:_NAMED])}{more})")
+            what = why.format(s="s" * (len(paths) > 1))
+            parts.append(f"{len(paths):,} {what} ({', '.join(names[:_NAMED])}{more})")
         return f"not taken from {self.folder}: {'; '.join(parts)}" if parts else ""
 
 
@@ -45,7 +46,7 @@ def scan(folder: Path) -> Scan:
     found, dicom = Scan(folder), defaultdict[Path, list[Path]](list)
 
     def unreadable(error: OSError) -> None:
-        found.others["folders that cannot be read"].append(Path(error.filename))
+        found.others["folder{s} that cannot be read"].append(Path(error.filename))
 
     for name, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(name)
@@ -53,20 +54,20 @@ def scan(folder: Path) -> Scan:
         for below in list(folders):
             path = here / below
             if path.is_symlink():
-                found.others["linked folders: name them too"].append(path)
+                found.others["linked folder{s}, to be named too"].append(path)
             elif below.startswith("."):
-                found.others["hidden folders"].append(path)
+                found.others["hidden folder{s}"].append(path)
             if path.is_symlink() or below.startswith(".") or below in parts_of:
                 folders.remove(below)
         for file in files:
             path = here / file
             if file.startswith("."):
-                found.others["hidden files"].append(path)
+                found.others["hidden file{s}"].append(path)
             elif path.suffix.lower() not in SLIDE_SUFFIXES:
-                found.others["of another kind"].append(path)
+                found.others["file{s} of another kind"].append(path)
             elif not path.is_file():
                 dead = path.is_symlink() and not path.exists()
-                found.others["dead links" if dead else "not regular files"].append(path)
+                found.others["dead link{s}" if dead else "pipe{s} or socket{s}"].append(path)
             elif path.suffix.lower() == ".dcm":
                 dicom[here].append(path)
             else:
@@ -94,7 +95,7 @@ def dicom_slides(paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[Path
     for path in sorted(paths):
         facts = _dicom_facts(path)
         if facts is None:
-            others["that are no readable DICOM"].append(path)
+            others["file{s} that DICOM readers refuse"].append(path)
             continue
         uid, is_image = facts
         series[uid].append(path)
@@ -102,7 +103,7 @@ def dicom_slides(paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[Path
     slides = []
     for members in series.values():
         if images.isdisjoint(members):
-            others["DICOM files without an image of a slide"] += members
+            others["DICOM file{s} without an image of a slide"] += members
         else:
             slides.append(max(images.intersection(members), key=_size_and_name))
     if not slides:

@@ -126,12 +126,12 @@ def test_what_a_folder_holds_beside_slides_is_said(tmp_path: Path) -> None:
     left, parts = said.split(": ", 1)
     assert left == f"not taken from {folder}"
     assert set(parts.split("; ")) == {
-        "4 of another kind (2 .txt, 1 no suffix, 1 .part)",
-        "1 hidden folders (.trash)",
-        "1 hidden files (.hidden.svs)",
-        "1 dead links (dead.svs)",
-        "1 linked folders: name them too (linked)",
-        "1 not regular files (pipe.tif)",
+        "4 files of another kind (2 .txt, 1 no suffix, 1 .part)",
+        "1 hidden folder (.trash)",
+        "1 hidden file (.hidden.svs)",
+        "1 dead link (dead.svs)",
+        "1 linked folder, to be named too (linked)",
+        "1 pipe or socket (pipe.tif)",
     }
     assert told(folder, folder / "linked")[0] == ["a", "live", "m", "more"]
     assert told(outside) == (["more"], [])
@@ -162,7 +162,7 @@ def test_two_slides_in_one_folder_of_dicom(slide_file: SlideFile, tmp_path: Path
     (both / "text.dcm").write_bytes(b"not DICOM")
     found, (said,) = told(both)
     assert found == ["a1", "b1"]
-    assert "1 that are no readable DICOM (text.dcm)" in said
+    assert "1 file that DICOM readers refuse (text.dcm)" in said
     found, (said,) = told(both / "[ab]*.dcm", both / "label.dcm")
     assert found == ["a1", "b1"]
     assert said.startswith("1 DICOM files are parts of slides that are taken: ")
