@@ -18,6 +18,7 @@ __all__ = ["MODELS", "PRESETS", "TrainConfig", "load_config", "loss_settings"]
 MODELS = ("hmil", "flat", "abmil", "clam", "dsmil", "mean", "max")
 CACHES = ("auto", "device", "host", "map", "stream")
 PRECISIONS = ("auto", "fp32", "bf16")
+STANDARDISE = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TrainConfig:
         cache: Where features are kept, one of `CACHES`; "auto" takes the first they fit in.
         precision: Of products, one of `PRECISIONS`; "auto" is bf16 where the hardware has it.
             Weights, sums and losses are fp32 in any case.
+        standardise: "auto" brings features whose columns differ by orders of magnitude to mean 0
+            and deviation 1 of the training bags; "none" takes them as they are.
         device: "auto", "cpu" or "cuda[:i]".
     """
 
@@ -68,6 +71,7 @@ class TrainConfig:
     balance: str = "none"
     cache: str = "auto"
     precision: str = "auto"
+    standardise: str = "auto"
     device: str = "auto"
     hierarchy: str | None = None
     hxe_alpha: float | None = None
@@ -107,6 +111,7 @@ class TrainConfig:
             "balance": (self.balance in ("none", "leaf"), "choose none or leaf"),
             "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
             "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
+            "standardise": (self.standardise in STANDARDISE, "choose auto or none"),
             "folds": (self.folds >= 2, "give at least 2"),
             "mpp": (0 <= self.mpp < float("inf"), "give µm per px, or 0 for the finest scale"),
             "scales": (

@@ -17,6 +17,7 @@ from hmil_fast.models.clam import CLAM
 from hmil_fast.models.dsmil import DSMIL
 from hmil_fast.models.flat import FlatHMIL
 from hmil_fast.models.hmil import HMIL, Level
+from hmil_fast.models.scale import NAME
 
 Parents = Sequence[Sequence[int]]
 _Said = tuple[list[Tensor], list[Tensor]]  # logits [K_l] and attentions [n, K_l] per level
@@ -43,7 +44,7 @@ class PlainHead(nn.Module):
         summed: bool,
     ) -> None:
         super().__init__()
-        self.body = _body(model, parents)
+        self.body, self.scale = _body(model, parents), getattr(model, NAME, None)
         self.has_attention = not isinstance(model, MeanPool | MaxPool)
         self.num_levels = len(parents) + 1
         self.summed = summed
@@ -64,7 +65,7 @@ class PlainHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits [K_l], probabilities [K_l] and attentions [n, K_l], each for every level."""
-        logits, attentions = self.body(x)
+        logits, attentions = self.body(x if self.scale is None else self.scale(x))
         p = self._leaf_probabilities(logits)
         above = [p @ self.get_buffer(f"below{l}") for l in range(len(logits) - 1)]
         probabilities = [*above, p]

@@ -41,6 +41,7 @@ from hmil_fast.training.run_folder import (
     write_predictions,
 )
 from hmil_fast.training.set_aside import set_aside
+from hmil_fast.training.standardise import APART
 from hmil_fast.training.uncertainty import answer_new_slides
 from hmil_fast.training.views import make_views
 
@@ -325,7 +326,8 @@ class _EpochBar:
         columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True)
         total = self._epochs * self._folds
-        self._name = run.config.model
+        self._name, self._standardise = run.config.model, run.config.standardise
+        self._said = False
         self._task = self._bar.add_task(self._name, total=total)
         self._console = console
 
@@ -343,6 +345,18 @@ class _EpochBar:
             f"{self._name} fold {report.fold} of 0–{self._folds - 1} epoch {report.epoch + 1} "
             f"loss {report.loss:.3f}"
         )
+        if report.apart >= APART and not self._said:
+            self._said = True
+            mended = (
+                "each is brought to mean 0 and deviation 1 of the training bags "
+                "(standardise=none takes them as they are)"
+            )
+            if self._standardise == "none":
+                mended = "standardise=auto brings them to one scale"
+            self._console.print(
+                "[yellow]note:[/] columns of the features differ in size by a factor of "
+                f"{report.apart:,.0f}: {mended}"
+            )
         if report.last:
             completed = (report.fold + 1) * self._epochs
             self._console.print(

@@ -20,6 +20,7 @@ from hmil_fast.device import amp, is_bf16
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 from hmil_fast.losses import HmilLoss
+from hmil_fast.models.scale import NAME, scaled
 from hmil_fast.training import ranks
 from hmil_fast.training.average import WeightAverage
 from hmil_fast.training.checkpoint import (
@@ -33,6 +34,7 @@ from hmil_fast.training.checkpoint import (
 from hmil_fast.training.predict import build_for_run, chunk_rows, fold_predictions, forward
 from hmil_fast.training.rate import rate_factor
 from hmil_fast.training.run_folder import Run, write_predictions
+from hmil_fast.training.standardise import APART, fit_scale
 from hmil_fast.training.validation import leaf_targets, validate
 
 SAVE_EVERY_S = 20.0
@@ -44,6 +46,7 @@ class EpochReport:
 
     Attributes:
         data_share: Share of the training time so far that was spent waiting for features.
+        apart: How far apart the scales of the features' columns are, see `fit_scale`.
     """
 
     fold: int
@@ -54,6 +57,7 @@ class EpochReport:
     bags_per_s: float
     best_epoch: int
     data_share: float
+    apart: float
     last: bool = False
 
 
@@ -83,7 +87,11 @@ class FoldTrainer:
         self.val_bags = [position[s] for s in parts.val]
         self.targets = leaf_targets(run, cache)
         torch.manual_seed(config.seed * 1_000 + fold)
-        self.model = build_for_run(run).to(device)
+        self.model = build_for_run(run)
+        scale, self.apart = fit_scale(cache, self.train_bags.tolist())
+        if self.apart >= APART and config.standardise == "auto":
+            self.model.add_module(NAME, scale)
+        self.model.to(device)
         leaves = self.targets[self.train_bags, -1]
         counts = torch.bincount(leaves, minlength=len(run.tree.leaves))
         if config.balance == "leaf":  # the sampler has weighed them
@@ -115,6 +123,7 @@ class FoldTrainer:
             processes=ranks.world_size(),
             device=str(device),
             precision="bf16" if is_bf16(device, config.precision) else "fp32",
+            columns={"apart": self.apart, "standardised": hasattr(self.model, NAME)},
             cache={"tier": cache.tier.name, "why": cache.tier.why, "bytes": cache.bytes},
         )
 
@@ -156,6 +165,7 @@ class FoldTrainer:
                 bags_per_s=bags / seconds,
                 best_epoch=self.best["epoch"],
                 data_share=waited,
+                apart=self.apart,
             )
             if board is not None:
                 for name, value in {**terms, **val}.items():
@@ -235,7 +245,7 @@ class FoldTrainer:
         """
         config = self.run.config
         x, bags = drop_instances(x, bags, self.preset.instance_dropout)
-        x = drop_features(x, self.preset.feature_dropout)
+        x = drop_features(scaled(self.model, x), self.preset.feature_dropout)
         with amp(self.device, config.precision):
             output = forward(self.model, x, bags, targets)
         output = ranks.weigh(output, share)

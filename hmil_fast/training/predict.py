@@ -18,6 +18,7 @@ from hmil_fast.kernels.gated_attention_pool.parts import Chunks
 from hmil_fast.metrics import all_levels, leaf_probabilities
 from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
+from hmil_fast.models.scale import NAME, FeatureScale, scaled
 from hmil_fast.training.checkpoint import read_checkpoint, restore
 from hmil_fast.training.prior import Prior, current_prior, trained_shares, under_prior
 from hmil_fast.training.run_folder import Prediction, Run, write_predictions
@@ -51,8 +52,11 @@ def load_fold(run: Run, fold: int, device: torch.device) -> nn.Module:
             f"fold {fold} of {run.path} is not trained to its end",
             "run `hmil-fast train` with the same --out again, it resumes",
         )
-    model = build_for_run(run).to(device)
-    restore(read_checkpoint(run.fold_path(fold) / "best.safetensors")[0], model)
+    model = build_for_run(run)
+    tensors = read_checkpoint(run.fold_path(fold) / "best.safetensors")[0]
+    if f"model.{NAME}.mean" in tensors:
+        model.add_module(NAME, FeatureScale(run.store["dim"]))
+    restore(tensors, model.to(device))
     return model.eval()
 
 
@@ -64,7 +68,7 @@ def chunk_rows(run: Run, model: nn.Module) -> int | None:
 def forward(
     model: nn.Module, x: Tensor | Chunks, bags: Tensor, targets: Tensor | None = None
 ) -> HmilOutput:
-    """The model's output for a batch, or for one bag in chunks (`FeatureCache.batches`)."""
+    """The model's output for a batch, or for one bag in chunks; x has gone through `scaled`."""
     if isinstance(x, Tensor):
         output: HmilOutput = model(x, bags, targets=targets)
         return output
@@ -88,7 +92,7 @@ def forward_bags(
     features = cache.batches(batches, device, chunk_rows(run, model))
     for chosen, (x, bags) in zip(batches, features, strict=True):
         with amp(device, run.config.precision):
-            output = forward(model, x, bags)
+            output = forward(model, scaled(model, x), bags)
         yield chosen, output, bags
 
 
