@@ -204,7 +204,7 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "scales": "all", "views": 2, "seed": 1,
         "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
-        "cache": "map", "precision": "bf16", "device": "cpu",
+        "cache": "map", "precision": "bf16", "standardise": "none", "device": "cpu",
         "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "head",
         "readout": "paper", "instance_dropout": 0.9, "feature_dropout": 0.9, "label_smoothing": 0.9,
         "lr_schedule": "constant", "warmup": 0.9, "ema": 0.9,
