@@ -18,7 +18,7 @@ from torch import nn
 from hmil_fast.errors import UsageError
 from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models.plain import PlainHead
-from hmil_fast.models.scale import scaled
+from hmil_fast.models.scale import NAME, scaled
 from hmil_fast.training.card import fold_card, markdown
 from hmil_fast.training.predict import load_fold
 from hmil_fast.training.prior import trained_shares
@@ -144,12 +144,11 @@ def largest_difference(run: Run, fold: int, model: nn.Module, file: Path) -> flo
     x = torch.randn(sum(CHECK_SIZES), run.store["dim"], generator=generator)
     ends = torch.tensor([0, *CHECK_SIZES]).cumsum(0).tolist()
     bags = torch.tensor([(start, end - start) for start, end in pairwise(ends)])
-    if head.scale is not None:  # as features of the cohort lie
-        factor = head.scale.factor
-        x = torch.where(factor > 0, x / factor, 0.0) + head.scale.mean
-    output = model(
-        scaled(model, x), bags
-    )  # packed, so that the file is held against the path that trained it
+    scale = getattr(model, NAME, None)
+    if scale is not None:  # as features of the cohort lie
+        x = torch.where(scale.factor > 0, x / scale.factor, 0.0) + scale.mean
+    # packed, so that the file is held against the path that trained it
+    output = model(scaled(model, x), bags)
     apart = []
     for b, (start, end) in enumerate(pairwise(ends)):
         logits = [level[b] for level in output.logits]
@@ -165,6 +164,6 @@ def largest_difference(run: Run, fold: int, model: nn.Module, file: Path) -> flo
         found = session.run(names, {"x": x[start:end].numpy()})
         wanted = [*logits, *said, *maps]
         for name, a, w in zip(names, found, wanted, strict=True):
-            scale = 1.0 if name.startswith("prob") else float(w.abs().max())
-            apart.append(float((torch.from_numpy(a) - w).abs().max()) / scale)
+            size = 1.0 if name.startswith("prob") else float(w.abs().max())
+            apart.append(float((torch.from_numpy(a) - w).abs().max()) / size)
     return float(np.max(apart))  # NaN if one is

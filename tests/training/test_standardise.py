@@ -1,6 +1,8 @@
 """Features whose columns differ by orders of magnitude: noticed, and brought to one scale."""
 
+import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,8 +123,11 @@ def test_one_scale_finds_what_large_columns_hide(
 
 
 def table(text: str) -> dict[str, list[float]]:
-    rows = [line.split(",") for line in text.splitlines()[1:]]
-    return {row[0]: [float(value) for value in row[6:]] for row in rows}
+    """The probabilities of both levels by slide."""
+    return {
+        row["slide_id"]: [float(v) for name, v in row.items() if re.match(r"p\d_", name)]
+        for row in csv.DictReader(text.splitlines())
+    }
 
 
 def test_every_command_sees_the_scale_of_the_checkpoint(
@@ -172,10 +177,10 @@ def test_exported_heads_take_features_as_they_are(
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["export", str(scaled_run), "--out", str(tmp_path)]) == 0
-    rows = (scaled_run / "predictions.csv").read_text().splitlines()[1:]
-    slide_id, _, fold = rows[0].split(",")[:3]
+    text = (scaled_run / "predictions.csv").read_text()
+    slide_id, _, fold = text.splitlines()[1].split(",")[:3]
     session = ort.InferenceSession(str(tmp_path / f"fold-{fold}.onnx"))
     store = open_store(apart.path)
     x = store.features(slide_id)[store.status(slide_id) == 0]
     (found,) = session.run(["probabilities_1"], {"x": x})
-    np.testing.assert_allclose(found, table("\n" + rows[0])[slide_id][2:6], atol=1e-3)
+    np.testing.assert_allclose(found, table(text)[slide_id][2:6], atol=1e-3)
