@@ -105,7 +105,7 @@ class TiledReader(BaseReader):
         if level.compression == JPEG:
             return data, look_at_jpeg(data, level.tile, self._tables[level.tables])
         if level.compression == UNCOMPRESSED:
-            return data, Look.WHOLE if count == 3 * pixels else Look.ODD
+            return data, Look.WHOLE if count == 3 * pixels else Look.BROKEN
         return data, Look.WHOLE if whole_jpeg2000(data, level.tile) else Look.BROKEN
 
     def _by_openslide(self, level: int, tile: int) -> UInt8 | None:
