@@ -28,6 +28,7 @@ from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
+from hmil_fast.training.standardise import APART, columns_apart
 
 Say = Callable[[str], None]
 Split = tuple[list[Fold], list[Slide]]
@@ -124,6 +125,8 @@ def warn_of_near_duplicates(folds: Sequence[Fold], cache: FeatureCache, say: Say
         say("slides that are almost the same are not looked for: it would read the store once more")
         return
     means = torch.stack([cache.bag(i).mean(0, dtype=torch.float32).cpu() for i in filled])
+    if columns_apart(means) >= APART:  # else the largest column decides alone
+        means = (means - means.mean(0)) / means.std(0).clamp_min(torch.finfo().tiny)
     pairs = apart(folds, near_duplicates(means.numpy(), [cache.slide_ids[i] for i in filled]))
     if pairs:
         say(

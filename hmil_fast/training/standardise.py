@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.models.scale import FeatureScale
@@ -47,11 +46,16 @@ def fit_scale(cache: FeatureCache, bags: Sequence[int]) -> tuple[FeatureScale, f
     scale.mean.copy_(shift + first)
     varies = deviation > _CONSTANT * size
     scale.factor.copy_(torch.where(varies, 1 / deviation, 0.0))
-    return scale, _apart(size.numpy())
+    return scale, _ratio(size)
 
 
-def _apart(sizes: NDArray[np.float64]) -> float:
-    seen = sizes[sizes > 0]
+def columns_apart(x: torch.Tensor) -> float:
+    """How far apart the sizes of the columns of [n, D] are, as `fit_scale` says."""
+    return _ratio(x.double().square().mean(0).sqrt())
+
+
+def _ratio(sizes: torch.Tensor) -> float:
+    seen = sizes[sizes > 0].numpy()
     if not len(seen):
         return 1.0
     low, middle, high = np.quantile(seen, [0.1, 0.5, 0.9])

@@ -242,10 +242,14 @@ def test_a_leaf_without_slides_to_train_on_is_named_with_counts(
     assert "take the leaf out of the tree" in error.value.fix
 
 
-def test_copies_in_two_parts_are_refused_and_near_copies_named(cohort: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [1, 3000])  # a column that would decide alone
+def test_copies_in_two_parts_are_refused_and_near_copies_named(
+    cohort: Any, tmp_path: Path, largest: int
+) -> None:
     store = create_store(tmp_path / "store", cohort.store.spec)
     rng = np.random.default_rng(0)
-    bags = {f"s{i}": rng.normal(size=(40, 16)).astype(np.float16) for i in range(24)}
+    sizes = np.array([largest, *[1] * 15])
+    bags = {f"s{i}": (rng.normal(size=(40, 16)) * sizes).astype(np.float16) for i in range(24)}
     bags["s20"] = bags["s0"]
     bags["s21"] = bags["s1"][rng.permutation(40)]
     for slide_id, x in bags.items():
