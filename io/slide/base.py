@@ -16,6 +16,7 @@ WHITE = 255
 UNREAD = 128
 BLOCK_PX = 512
 PIECE_PX = 128
+MAX_PIECED = 64  # bad blocks that are read piece by piece, each of which may open the file anew
 MAX_SHRINK = 32
 LARGE_PX = 2**28  # a level that takes a second or more to read
 MAX_PX = 2**37  # a level that takes many minutes on any machine
@@ -89,15 +90,21 @@ class BaseReader:
         corners = np.array([corner for row in rows for corner in row], np.int64)
         band = self.band(level, [(corners, block)])
 
-        def read(corner: tuple[int, int]) -> None:
+        bad: list[tuple[int, int]] = []
+
+        def put(corner: tuple[int, int], pixels: UInt8) -> None:
             x, y = corner
-            buffer = np.empty((1, block, block, 3), np.uint8)
-            if band.read(np.array([corner], np.int64), block, buffer)[0]:
-                self._read_pieces(level, corner, buffer[0])
-            small = buffer[0, : high - y, : wide - x]
+            small = pixels[: high - y, : wide - x]
             if shrink > 1:
                 small = np.asarray(Image.fromarray(small).reduce(shrink))
             canvas[y // shrink :, x // shrink :][: small.shape[0], : small.shape[1]] = small
+
+        def read(corner: tuple[int, int]) -> None:
+            buffer = np.empty((1, block, block, 3), np.uint8)
+            if band.read(np.array([corner], np.int64), block, buffer)[0]:
+                bad.append(corner)
+                buffer[:] = UNREAD
+            put(corner, buffer[0])
 
         if wide * high < LARGE_PX:
             for row in rows:
@@ -109,19 +116,23 @@ class BaseReader:
                     if progress is not None:
                         progress(n / len(rows), wide * high)
                     list(pool.map(read, row))
+        for corner in sorted(bad)[:MAX_PIECED]:
+            put(corner, self._pieces(level, corner, block))
         covered = (0, 0, wide / shrink, high / shrink)  # the last block may be a part of one
         return np.asarray(Image.fromarray(canvas).resize(target, Image.Resampling.BOX, covered))
 
-    def _read_pieces(self, level: int, corner: tuple[int, int], out: UInt8) -> None:
-        """What of a bad block is good."""
+    def _pieces(self, level: int, corner: tuple[int, int], block: int) -> UInt8:
+        """A bad block, uint8 [block, block, 3], with what of it is good."""
+        out = np.empty((block, block, 3), np.uint8)
         piece = np.empty((1, PIECE_PX, PIECE_PX, 3), np.uint8)
-        for y in range(0, len(out), PIECE_PX):
-            for x in range(0, len(out), PIECE_PX):
+        for y in range(0, block, PIECE_PX):
+            for x in range(0, block, PIECE_PX):
                 at = np.array([[corner[0] + x, corner[1] + y]], np.int64)
                 if self.read(level, at, PIECE_PX, piece)[0]:
                     piece[:] = UNREAD
                 part = out[y : y + PIECE_PX, x : x + PIECE_PX]
                 part[:] = piece[0, : part.shape[0], : part.shape[1]]
+        return out
 
     def __enter__(self) -> Self:
         return self

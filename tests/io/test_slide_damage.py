@@ -299,3 +299,20 @@ def test_openslide_bad_tile_leaves_the_others(slide_file: SlideFile, tmp_path: P
         assert slide.read(0, xy, 256, out).tolist() == [0, TileStatus.FAILED, 0, 0] * 2
     assert np.array_equal(out[3], pixels[256:, 256:])
     assert (out[1] == 255).all()
+
+
+def test_only_some_bad_blocks_of_a_thumbnail_are_read_in_pieces(tmp_path: Path) -> None:
+    """Each piece may make OpenSlide open the file anew, and a damaged slide has many."""
+    path = tmp_path / "bad.tif"
+    pixels = np.full((18 * 256, 18 * 256, 3), 240, np.uint8)
+    form = {"compression": "jpeg", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, pixels, tile=(256, 256), **form)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = np.array(tiff.pages[0].databytecounts).reshape(18, 18)
+        counts[::2, ::2] = 9  # 81 blocks, each with one bad tile among four
+        tiff.pages[0].tags["TileByteCounts"].overwrite(counts.ravel().tolist())
+    with open_slide(path) as slide:
+        thumbnail = slide.thumbnail(18 * 256)
+    blocks = thumbnail.reshape(9, 512, 9, 512, 3).mean((1, 3, 4))
+    assert sorted(np.unique(blocks, return_counts=True)[1].tolist()) == [81 - 64, 64]
+    assert (blocks[0, 0], blocks[-1, -1]) == ((240 * 3 + 128) / 4, 128)
