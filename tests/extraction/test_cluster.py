@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -18,6 +19,7 @@ pytest.importorskip("distributed")
 
 Start = Callable[..., "subprocess.Popen[str]"]
 CheckStore = Callable[[Path], dict[str, bytes]]
+T = TypeVar("T")
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 SLIDES = 5
@@ -57,11 +59,13 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def soon(holds: Callable[[], object], seconds: float = 600) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
+def soon(holds: Callable[[], T]) -> T:
+    """What `holds` returns once it is true."""
+    until = time.monotonic() + 600
+    while not (found := holds()):
         assert time.monotonic() < until
         time.sleep(0.05)
+    return found
 
 
 def pids_at_work(store: Path) -> list[int]:
@@ -82,8 +86,7 @@ def test_a_killed_worker_costs_no_slide(
 ) -> None:
     store = tmp_path / "store"
     job = start(*command(slides, store, "--workers", 2))
-    soon(lambda: len(pids_at_work(store)) == 2)
-    os.kill(pids_at_work(store)[0], signal.SIGKILL)
+    os.kill(soon(lambda: pids_at_work(store))[0], signal.SIGKILL)
     out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     assert " is gone" in err
@@ -96,8 +99,7 @@ def test_a_killed_worker_costs_no_slide(
 def test_nothing_outlives_a_killed_command(start: Start, slides: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     job = start(*command(slides, store, "--workers", 2))
-    soon(lambda: pids_at_work(store))
-    pids = pids_at_work(store)
+    pids = soon(lambda: pids_at_work(store))
     job.kill()
     soon(lambda: not any(map(alive, pids)))
 
@@ -139,7 +141,7 @@ def test_a_cluster_of_several_hosts(
     assert job.returncode == 1, err
     assert "the dask scheduler is gone" in err
     assert "no process was left to do it" in out
-    soon(lambda: not pids_at_work(store), 60)
+    soon(lambda: not pids_at_work(store))
     found = read_status(store)
     assert len(check_store(store)) == found["committed"] < SLIDES
 
