@@ -35,7 +35,7 @@ from hmil_fast.extraction.preflight import (
     tile_bytes,
     tile_seconds,
 )
-from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.prepare import each_tenth, prepare_slide
 from hmil_fast.extraction.progress import searching
 from hmil_fast.io.slide import Progress
 from hmil_fast.io.store.location import Location, ObjectUrl
@@ -254,15 +254,11 @@ def slide_reports(
 
 def _progress(err: Console, task: SlideTask) -> Progress:
     """Prints each tenth of the search for tissue on a large slide."""
-    told = -1
-
-    def progress(share: float, px: int) -> None:
-        nonlocal told
-        if int(share * 10) > told:
-            told = int(share * 10)
-            err.print(f"{task.slide_id}: {searching(share, px)}", markup=False, style="dim")
-
-    return progress
+    return each_tenth(
+        lambda share, px: err.print(
+            f"{task.slide_id}: {searching(share, px)}", markup=False, style="dim"
+        )
+    )
 
 
 def _report(

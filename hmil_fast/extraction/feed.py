@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hmil_fast.extraction.active import ActiveSlide
 from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.prepare import each_tenth
 from hmil_fast.extraction.timings import Timings
 from hmil_fast.io.slide import Progress
 from hmil_fast.io.tiles.decode import DecodeStats, TileBatch, decode_tiles
@@ -140,16 +141,17 @@ class TileFeed:
 
     def _progress(self, task: SlideTask) -> Progress:
         """Tells each tenth of a slide's search for tissue, and ends it when we are closed."""
-        told = -1
+
+        def tell(share: float, px: int) -> None:
+            with suppress(queue.Full):  # never waits: nobody may be left to take it
+                self._out.put_nowait(Searching(task, share, px))
+
+        passed_on = each_tenth(tell)
 
         def progress(share: float, px: int) -> None:
-            nonlocal told
             if self._stopped:
                 raise CancelledError
-            if int(share * 10) > told:
-                told = int(share * 10)
-                with suppress(queue.Full):  # never waits: nobody may be left to take it
-                    self._out.put_nowait(Searching(task, share, px))
+            passed_on(share, px)
 
         return progress
 

@@ -57,6 +57,19 @@ class Prepared:
         return tuple(notes)
 
 
+def each_tenth(tell: Progress) -> Progress:
+    """Passes on the first call of each tenth of the work."""
+    told = -1
+
+    def progress(share: float, px: int) -> None:
+        nonlocal told
+        if int(share * 10) > told:
+            told = int(share * 10)
+            tell(share, px)
+
+    return progress
+
+
 def prepare_slide(task: SlideTask, spec: TileSpec, progress: Progress | None = None) -> Prepared:
     """Open a slide, find its tissue and lay its grids.
 
