@@ -67,7 +67,8 @@ class JobProgress:
 
     def search(self, now: SearchDone) -> None:
         """The tissue of a large slide without small levels is looked for."""
-        self.console.print(f"{escape(now.slide_id)}: {searching(now.share, now.px)}", style="dim")
+        text = f"{escape(now.slide_id)}: {searching(now.share, now.px)}"
+        self.console.print(text, style="dim", highlight=False, soft_wrap=True)
 
     def elsewhere(self, slide_id: str) -> None:
         """Another job has finished a slide."""
