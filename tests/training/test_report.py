@@ -111,10 +111,11 @@ def write_made_up_view(run: Path, slide_id: str, probabilities: list[list[float]
     corners = np.array([[0, 0], [100, 0], [0, 100], [100, 100]], "<u2")
     view = {
         "slide_id": slide_id, "probabilities": probabilities, "size": [900, 600], "mpp": 0.5,
-        "side": 100.0, "tiles": 4, "picture": picture, "small": picture, "unit": 1.0,
+        "side": 100.0, "tiles": 4, "picture": picture, "small": picture, "limit": 8.0, "unit": 1.0,
         "cells": base64.b64encode(corners.tobytes()).decode(), "cell_side": 100.0, "cut": True,
         "cuts": {}, "note": "</script><b>",
-        "maps": [{"level": 1, "node": 0, "ranks": base64.b64encode(b"\x00\x40\xfe\xff").decode(),
+        "maps": [{"level": 1, "node": 0, "spread": "", "places": dict.fromkeys(
+            ("share", "rank"), base64.b64encode(b"\x00\x40\xfe\xff").decode()),
                   "top": [[2, 0, 100, 0.75]]}],
     }  # fmt: skip
     view_file(run, slide_id).write_text(json.dumps(view))
