@@ -139,7 +139,7 @@ def test_stain_norm_is_the_slides_own_and_kept(
     # nothing to fit: as it is, and said so
     note = store.record("grey").attrs["stain"]["note"]
     assert note.startswith("stain not normalised")
-    assert note in str(results[1].note)
+    assert note in str(results[1].notes)
     np.testing.assert_array_equal(store.features("grey"), plain.features("grey"))
     assert "stain" not in plain.record("a").attrs
     assert plain.spec.config_hash != store.spec.config_hash
