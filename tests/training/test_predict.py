@@ -301,9 +301,8 @@ def test_heatmaps_are_drawn_for_all_nodes_or_the_named(
     assert main([*command, "s06", *store, str(tmp_path / "one.png"), "--node", "IC"]) == 0
     ranks = [*command, "s06", *store, str(tmp_path / "one-ranks.png"), "--node", "IC"]
     assert main([*ranks, "--scale", "rank"]) == 0
-    shown = [np.asarray(Image.open(tmp_path / n)) for n in ("one.png", "one-ranks.png")]
-    assert shown[0].shape == shown[1].shape
-    assert (shown[0] != shown[1]).any()
+    shown = [(tmp_path / n).read_bytes() for n in ("one.png", "one-ranks.png")]
+    assert shown[0] != shown[1]
     (tmp_path / "one-ranks.png").unlink()
     sizes = [Image.open(tmp_path / n).size for n in ("below/all.png", "one.png")]
     assert sizes[0][0] * sizes[0][1] > sizes[1][0] * sizes[1][1]
@@ -346,8 +345,7 @@ def test_the_report_makes_the_views_that_are_missing(
     first.write_text(json.dumps(view | {"probabilities": [[0.5, 0.5], [0.25] * 4]}))
     # and one without a colour scale, as earlier versions wrote them
     old = sorted(made)[-1]
-    kept = json.loads(old.read_text())
-    old.write_text(json.dumps({name: value for name, value in kept.items() if name != "limit"}))
+    old.write_text(old.read_text().replace('"limit"', '"unlimited"'))
     capsys.readouterr()
     assert main([*command, "--store", str(cohort.path / "store")]) == 0
     assert json.loads(first.read_text())["probabilities"] == view["probabilities"]
