@@ -80,7 +80,7 @@ def node_maps(
     for level, node in tree.nodes:
         if sums or level < first:
             below = up[level] == node
-            # exact where all leaves below have so small a p that it is 0
+            # no division by 0 where p is 0 for all leaves below
             p = np.maximum(p_leaf[below], np.finfo(np.float64).tiny)
             weights = leaves[:, below] @ (p / p.sum())
         else:
