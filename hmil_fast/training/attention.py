@@ -11,7 +11,8 @@ from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import decide
 from hmil_fast.training.predict import slide_attention
-from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.predictions import Prediction
+from hmil_fast.training.run_folder import Run
 
 
 class NodeMap(NamedTuple):

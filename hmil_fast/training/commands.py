@@ -31,15 +31,10 @@ from hmil_fast.training.labelled import name_empty, with_features
 from hmil_fast.training.loop import EpochReport, train_run
 from hmil_fast.training.operating import OperatingPoint
 from hmil_fast.training.predict import predict_slides, write_validation
+from hmil_fast.training.predictions import write_predictions
 from hmil_fast.training.prior import current_prior, read_prior
 from hmil_fast.training.report.page import write_report
-from hmil_fast.training.run_folder import (
-    Run,
-    create_run,
-    open_run,
-    set_up_for_nothing,
-    write_predictions,
-)
+from hmil_fast.training.run_folder import Run, create_run, open_run, set_up_for_nothing
 from hmil_fast.training.set_aside import set_aside
 from hmil_fast.training.standardise import APART
 from hmil_fast.training.uncertainty import answer_new_slides

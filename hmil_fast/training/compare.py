@@ -15,13 +15,8 @@ from rich.table import Table
 
 from hmil_fast.errors import UsageError
 from hmil_fast.metrics import Paired, holm, level_name, paired_comparison
-from hmil_fast.training.run_folder import (
-    Prediction,
-    Run,
-    open_run,
-    read_predictions,
-    stack_leaves,
-)
+from hmil_fast.training.predictions import Prediction, read_predictions, stack_leaves
+from hmil_fast.training.run_folder import Run, open_run
 
 CHIEF = ("auc", "balanced_accuracy", "macro_f1", "hierarchical_f1", "mean_tree_distance")
 _SHOWN = {"auc": "AUC", "f1": "F1", "nll": "NLL", "qwk": "quadratic kappa", "brier": "Brier score"}

@@ -18,18 +18,15 @@ from hmil_fast.errors import UsageError
 from hmil_fast.metrics import evaluate_predictions, level_name, rates
 from hmil_fast.training.operating import OperatingPoint, at_operating_point
 from hmil_fast.training.predict import predict_slides
-from hmil_fast.training.prior import Prior, current_prior, last_evaluation, under_prior
-from hmil_fast.training.run_folder import (
+from hmil_fast.training.predictions import (
     Prediction,
-    Run,
-    make_folder,
-    open_run,
     run_predictions,
     stack_heads,
     stack_leaves,
-    write_json,
     write_predictions,
 )
+from hmil_fast.training.prior import Prior, current_prior, last_evaluation, under_prior
+from hmil_fast.training.run_folder import Run, make_folder, open_run, write_json
 from hmil_fast.training.uncertainty import (
     Groups,
     calibration,

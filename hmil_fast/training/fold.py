@@ -32,8 +32,9 @@ from hmil_fast.training.checkpoint import (
     sweep_partials,
 )
 from hmil_fast.training.predict import build_for_run, chunk_rows, fold_predictions, forward
+from hmil_fast.training.predictions import write_predictions
 from hmil_fast.training.rate import rate_factor
-from hmil_fast.training.run_folder import Run, write_predictions
+from hmil_fast.training.run_folder import Run
 from hmil_fast.training.standardise import APART, fit_scale
 from hmil_fast.training.validation import leaf_targets, validate
 

@@ -15,7 +15,8 @@ from hmil_fast.training.attention import (
 )
 from hmil_fast.training.canvas import cut_tiles, draw_on
 from hmil_fast.training.pictures import Node, heatmap_sheet
-from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.predictions import Prediction
+from hmil_fast.training.run_folder import Run
 from hmil_fast.training.tile_sheet import TileRow, stacked, tile_sheet
 
 MOST_PANELS = 11

@@ -11,7 +11,8 @@ from hmil_fast.errors import Stopped
 from hmil_fast.training import ranks
 from hmil_fast.training.checkpoint import sweep_partials
 from hmil_fast.training.fold import EpochReport, FoldTrainer
-from hmil_fast.training.run_folder import Run, run_predictions, write_predictions
+from hmil_fast.training.predictions import run_predictions, write_predictions
+from hmil_fast.training.run_folder import Run
 from hmil_fast.training.stopping import own_log, stop_flag
 
 __all__ = ["EpochReport", "FoldTrainer", "train_run"]

@@ -12,7 +12,8 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import bootstrap
 from hmil_fast.metrics.flat import Floats, ratio
 from hmil_fast.metrics.summary import cell
-from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.predictions import Prediction
+from hmil_fast.training.run_folder import Run
 
 _DRAWS = 1000
 

@@ -20,8 +20,9 @@ from hmil_fast.models import build_model
 from hmil_fast.models.output import HmilOutput
 from hmil_fast.models.scale import NAME, FeatureScale, scaled
 from hmil_fast.training.checkpoint import read_checkpoint, restore
+from hmil_fast.training.predictions import Prediction, write_predictions
 from hmil_fast.training.prior import Prior, current_prior, trained_shares, under_prior
-from hmil_fast.training.run_folder import Prediction, Run, write_predictions
+from hmil_fast.training.run_folder import Run
 
 if TYPE_CHECKING:
     from hmil_fast.models.hmil import HMIL

@@ -15,7 +15,8 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, balanced_prior, shares_learnt, with_prior
 from hmil_fast.metrics.flat import Floats
-from hmil_fast.training.run_folder import Prediction, Run
+from hmil_fast.training.predictions import Prediction
+from hmil_fast.training.run_folder import Run
 
 WORDS = ("balanced", "cohort")
 _MAX_BYTES = 1 << 20

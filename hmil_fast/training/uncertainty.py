@@ -21,15 +21,14 @@ from hmil_fast.metrics.conformal import (
     node_contains,
     slides_needed,
 )
-from hmil_fast.training.prior import Prior, under_prior
-from hmil_fast.training.run_folder import (
+from hmil_fast.training.predictions import (
     Prediction,
-    Run,
     read_predictions,
     run_predictions,
     stack_leaves,
-    write_csv,
 )
+from hmil_fast.training.prior import Prior, under_prior
+from hmil_fast.training.run_folder import Run, write_csv
 
 # slides that something is fitted on, and slides that it is tested on; per fold
 Groups = Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]]

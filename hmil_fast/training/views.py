@@ -23,8 +23,9 @@ from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.training.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.training.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
 from hmil_fast.training.pictures import paint
+from hmil_fast.training.predictions import Prediction, read_predictions
 from hmil_fast.training.report.data import read_view, view_file
-from hmil_fast.training.run_folder import Prediction, Run, read_predictions, write_text
+from hmil_fast.training.run_folder import Run, write_text
 from hmil_fast.training.scale import LIMIT, SCALES, colour_places, spread, tile_values
 
 TOP_TILES = 6

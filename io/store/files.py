@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk, objects
+from hmil_fast.io.store import disk, object_errors, objects
 from hmil_fast.io.store.disk import OpenFile, Run, Stamp
 from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.store.objects import OpenObject
@@ -31,7 +31,7 @@ def failed(error: OSError, doing: str, path: Location) -> StoreError:
     if not isinstance(path, ObjectUrl):
         return disk.failed(error, doing, path)
     if "://" in str(error.filename):
-        return objects.failed(error, doing, path)
+        return object_errors.failed(error, doing, path)
     return disk.failed(error, doing, Path(tempfile.gettempdir()))
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -23,66 +23,10 @@ import numpy.typing as npt
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store.disk import Run, Stamp
 from hmil_fast.io.store.location import ObjectUrl
+from hmil_fast.io.store.object_errors import explained, failed
 
 _PIECE = 16 * 2**20
 _MOST = 64 * 2**20
-_FIXES = {
-    r"NoSuchBucket|ContainerNotFound|bucket does not exist": (
-        "Create the bucket, or correct its name."
-    ),
-    r"169\.254\.|/latest/api/token|Missing AccessKeyId|Missing SecretAccessKey|Account must be": (
-        "Set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
-        "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY)."
-    ),
-    r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Forbidden|Unauthorized": (
-        "Check that the credentials in the environment are valid and may read, write, list and "
-        "delete there."
-    ),
-    r"builder error": "Set AWS_ALLOW_HTTP=true for an endpoint without TLS.",
-    r"as boolean": "Set AWS_ALLOW_HTTP to true or false, or unset it.",
-}
-_FIX = "Check the network, AWS_ENDPOINT_URL and AWS_REGION; then run the same command again."
-
-
-class ObjectError(OSError):
-    """What an object store or the way to it refused, in one line, with a fix."""
-
-    def __init__(self, reason: str, path: ObjectUrl, fix: str) -> None:
-        super().__init__(errno.EIO, reason, str(path))
-        self.fix = fix
-
-    def __str__(self) -> str:
-        return f"{self.strerror} ({self.filename})"
-
-
-@contextmanager
-def _explained(path: ObjectUrl, *expected: type[Exception]) -> Iterator[None]:
-    """Turn obstore's errors into OSErrors; what is not there is a FileNotFoundError."""
-    from obstore.exceptions import BaseError
-
-    try:
-        yield
-    except expected:
-        raise
-    except BaseException as error:
-        # the last is a panic in Rust, of a class that is no Exception and cannot be imported
-        ours = isinstance(error, (BaseError, FileNotFoundError, PermissionError))
-        if not ours and type(error).__name__ != "PanicException":
-            raise
-        text = str(error)
-        if isinstance(error, FileNotFoundError) and not re.search("NoSuchBucket", text):
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
-        said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL)
-        reason = ": ".join(said.groups()) if said else text.splitlines()[0][:300]
-        fixes = (fix for pattern, fix in _FIXES.items() if re.search(pattern, text))
-        raise ObjectError(reason, path, next(fixes, _FIX)) from error
-
-
-def failed(error: OSError, doing: str, path: ObjectUrl) -> StoreError:
-    """A StoreError that names the URL and the reason."""
-    return StoreError(
-        f"{doing} failed at {path}: {error.strerror or error}", getattr(error, "fix", _FIX)
-    )
 
 
 @lru_cache(maxsize=8)
@@ -102,7 +46,7 @@ def _client(root: str, retries: int = 40, seconds: int = 60) -> Any:
                     f"{name} is {url!r}, which is no URL",
                     "Set it to one such as http://127.0.0.1:9000 or https://host, or unset it.",
                 )
-    with _explained(ObjectUrl(root)):
+    with explained(ObjectUrl(root)):
         timeout = timedelta(seconds=seconds)
         return from_url(root, retry_config={"max_retries": retries, "retry_timeout": timeout})
 
@@ -118,12 +62,12 @@ def check(store: ObjectUrl, *, writing: bool) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError
 
-        with suppress(FileNotFoundError), _explained(store):
+        with suppress(FileNotFoundError), explained(store):
             obstore.get(client, "store.json").meta  # noqa: B018  # asks; the body is left
         if not writing:
             return
         probe = f"probe-{uuid.uuid4().hex}"
-        with _explained(store):
+        with explained(store):
             made = obstore.put(client, probe, b"1", mode="create")
         try:
             obstore.put(client, probe, b"2", mode=_while(made["e_tag"], made["version"]))
@@ -152,7 +96,7 @@ def exists(path: ObjectUrl) -> bool:
     """Whether there is such an object."""
     import obstore
 
-    with suppress(FileNotFoundError), _explained(path):
+    with suppress(FileNotFoundError), explained(path):
         obstore.head(_client(path.root), path.key)
         return True
     return False
@@ -162,7 +106,7 @@ def names(folder: ObjectUrl) -> list[str]:
     """Sorted names right below a prefix."""
     import obstore
 
-    with _explained(folder):
+    with explained(folder):
         found = obstore.list_with_delimiter(_client(folder.root), folder.key or None)
     paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
     return sorted(path.rpartition("/")[2] for path in paths)
@@ -172,7 +116,7 @@ def _all(folder: ObjectUrl) -> Iterator[tuple[str, Any]]:
     import obstore
 
     start = len(folder.key) + 1 if folder.key else 0
-    with _explained(folder):
+    with explained(folder):
         for batch in obstore.list(_client(folder.root), folder.key or None):
             for item in batch:
                 yield item["path"][start:], item
@@ -195,7 +139,7 @@ def sizes(folder: ObjectUrl, keys: Sequence[str]) -> dict[str, int]:
     for key in keys:
         if key not in found:  # a listing may be cut
             path = folder / key
-            with _explained(path):
+            with explained(path):
                 found[key] = obstore.head(_client(path.root), path.key)["size"]
     return {key: found[key] for key in keys}
 
@@ -231,7 +175,7 @@ def create_exclusive(path: ObjectUrl, data: bytes) -> bool:
     from obstore.exceptions import AlreadyExistsError
 
     try:
-        with _explained(path, AlreadyExistsError):
+        with explained(path, AlreadyExistsError):
             obstore.put(_client(path.root), path.key, data, mode="create")
     except AlreadyExistsError:
         # tried again after a lost reply, it meets what it wrote itself
@@ -245,7 +189,7 @@ def replace(path: ObjectUrl, data: bytes) -> None:
     """Write an object whole, over what was there."""
     import obstore
 
-    with _explained(path):
+    with explained(path):
         obstore.put(_client(path.root), path.key, data)
 
 
@@ -255,7 +199,7 @@ def renew(path: ObjectUrl, stamp: Stamp, data: bytes) -> None:
     from obstore.exceptions import PreconditionError
 
     mode = _while(stamp.e_tag, stamp.version)
-    with suppress(PreconditionError), _explained(path, PreconditionError):
+    with suppress(PreconditionError), explained(path, PreconditionError):
         obstore.put(_client(path.root), path.key, data, mode=mode)
 
 
@@ -268,7 +212,7 @@ def upload(file: Path, path: ObjectUrl) -> None:
     """Write a file as an object."""
     import obstore
 
-    with _explained(path):
+    with explained(path):
         obstore.put(_client(path.root), path.key, file)
 
 
@@ -277,7 +221,7 @@ def remove(path: ObjectUrl) -> None:
     import obstore
 
     keys = [(path / key).key for key, _ in _all(path)] or [path.key]
-    with suppress(FileNotFoundError), _explained(path):
+    with suppress(FileNotFoundError), explained(path):
         obstore.delete(_client(path.root), keys)
 
 
@@ -285,7 +229,7 @@ def unlink(path: ObjectUrl) -> None:
     """Remove an object, if it is there."""
     import obstore
 
-    with suppress(FileNotFoundError), _explained(path):
+    with suppress(FileNotFoundError), explained(path):
         obstore.delete(_client(path.root), path.key)
 
 
@@ -293,7 +237,7 @@ def set_aside(path: ObjectUrl, name: str) -> None:
     """Give an object another name; a kill in between leaves both."""
     import obstore
 
-    with _explained(path):
+    with explained(path):
         obstore.rename(_client(path.root), path.key, path.with_name(name).key)
 
 
@@ -306,7 +250,7 @@ def read_stamped(path: ObjectUrl, most: int) -> tuple[bytes, Stamp]:
     """
     import obstore
 
-    with _explained(path):
+    with explained(path):
         found = obstore.get(_client(path.root), path.key)
         size = found.meta["size"]
         if size > most:
@@ -336,7 +280,7 @@ class OpenObject:
         self._path = path
         self._client = _client(path.root)
         if size is None:
-            with _explained(path):
+            with explained(path):
                 size = obstore.head(self._client, path.key)["size"]
         self.size = size
 
@@ -368,7 +312,7 @@ class OpenObject:
         import obstore
 
         starts, lengths = [run[0] for run in group], [_bytes(run) for run in group]
-        with _explained(self._path):
+        with explained(self._path):
             found = obstore.get_ranges(self._client, self._path.key, starts=starts, lengths=lengths)
         for (_, buffers), data, length in zip(group, found, lengths, strict=True):
             if len(data) != length:
@@ -389,7 +333,7 @@ def crc32c_of(path: ObjectUrl) -> int:
     import obstore
 
     crc = 0
-    with _explained(path):
+    with explained(path):
         for piece in obstore.get(_client(path.root), path.key).stream(min_chunk_size=_PIECE):
             crc = google_crc32c.extend(crc, bytes(piece))
     return crc
@@ -401,6 +345,6 @@ def read_zarr(folder: ObjectUrl, name: str, rows: slice) -> npt.NDArray[Any]:
     from zarr.storage import ObjectStore
 
     store = ObjectStore(_client(folder.root), read_only=True)
-    with _explained(folder):
+    with explained(folder):
         array: Any = zarr.open_array(store, path=(folder / name).key, mode="r")
         return np.asarray(array[rows])

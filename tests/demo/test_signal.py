@@ -23,7 +23,7 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.training.attention import likeliest_first, slide_maps
 from hmil_fast.training.commands import train_and_evaluate
 from hmil_fast.training.evaluate import read_metrics
-from hmil_fast.training.run_folder import read_predictions
+from hmil_fast.training.predictions import read_predictions
 
 SETTINGS = TrainConfig(
     baseline="none",

@@ -1,6 +1,5 @@
 """Feature files that are damaged, half written, or made to do harm: one error, no allocation."""
 
-import json
 import os
 import signal
 import subprocess
@@ -386,38 +385,3 @@ def test_a_writer_that_dies_leaves_no_file_under_its_name(
     assert list((tmp_path / "out").iterdir()) == []
     export_slide(store, form, "a", tmp_path / "out")
     assert made.exists()
-
-
-def test_slide2vec_files_that_are_damaged_or_of_something_else(
-    lay_out: Layout, tmp_path: Path
-) -> None:
-    path = lay_out("slide2vec", tmp_path / "in", "a", kind="npz")
-    meta, data = path.with_name("a.meta.json"), path.read_bytes()
-    said = json.loads(meta.read_text())
-
-    def refused(why: str) -> None:
-        with pytest.raises(SlideError, match=why):
-            read("slide2vec", path, Hints())
-
-    path.write_bytes(data[: len(data) // 2])
-    refused("no sound .npz file")
-    np.savez_compressed(path, features=np.array([{}], object))
-    refused("of object")
-    np.savez_compressed(path, features=np.zeros((2**20, 24), np.float32))
-    refused("claims 100,663,296 bytes")
-    np.savez_compressed(path, latents=np.zeros((4, 24), np.float32))
-    refused("no array 'features', but latents.npy")
-    path.write_bytes(data)
-    meta.write_text(json.dumps(said | {"num_tiles": 699}))
-    refused("has 700 tiles, its .meta.json says 699: half written")
-    meta.write_text(json.dumps(said | {"artifact_type": "hierarchical_embeddings"}))
-    refused("holds hierarchical_embeddings")
-    meta.write_text("[1]")
-    refused("no sound JSON: not a mapping")
-    meta.write_text(json.dumps(said))
-    coords = tmp_path / "in" / "tiles" / "a.coordinates.npz"
-    np.savez_compressed(coords, x=np.zeros(699, int), y=np.zeros(699, int))
-    refused(r"700 rows of features but 'x' is int64 \(699,\)")
-    path.unlink()
-    path = meta
-    refused("its file of features, .pt or .npz, is missing")

@@ -13,8 +13,9 @@ import pytest
 
 from hmil_fast.cli import main
 from hmil_fast.io.store import create_store
+from hmil_fast.training.predictions import read_predictions
 from hmil_fast.training.prior import current_prior, read_prior, under_prior
-from hmil_fast.training.run_folder import open_run, read_predictions
+from hmil_fast.training.run_folder import open_run
 
 PARENT = {"N": "benign", "PB": "benign", "DCIS": "malignant", "IC": "malignant"}
 NODES = {"0": ("benign", "malignant"), "1": tuple(PARENT)}
@@ -202,3 +203,19 @@ def test_a_change_of_prior_and_back_changes_nothing(run: Any) -> None:
         np.testing.assert_allclose(
             a.probabilities[-1], b.probabilities[-1], rtol=1e-8
         )  # as many digits as a file has
+
+
+def test_evaluate_makes_the_metrics_anew(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == run.printed.stdout
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
+        run.path / "metrics.json"
+    ).read_bytes()
+    (tmp_path / "run" / "metrics.json").write_text("{")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "metrics.json" in capsys.readouterr().err

@@ -18,15 +18,14 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
 from hmil_fast.training.compare import compare_runs
 from hmil_fast.training.evaluate import Asked, evaluate_run, in_order, table_rows
-from hmil_fast.training.run_folder import (
+from hmil_fast.training.predictions import (
     Prediction,
-    Run,
-    create_run,
     read_predictions,
     run_predictions,
     stack_leaves,
     write_predictions,
 )
+from hmil_fast.training.run_folder import Run, create_run
 
 TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
 SPEC = StoreSpec(4, "float16", {"name": "none"}, {"tile_px": 64})

@@ -19,12 +19,8 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import summed
 from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.labelled import with_features
-from hmil_fast.training.run_folder import (
-    open_run,
-    read_predictions,
-    stack_heads,
-    stack_leaves,
-)
+from hmil_fast.training.predictions import read_predictions, stack_heads, stack_leaves
+from hmil_fast.training.run_folder import open_run
 
 TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
 CONFIG = TrainConfig(folds=2, val_fraction=0.25)

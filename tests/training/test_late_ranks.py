@@ -19,7 +19,7 @@ import json, os, signal, socket, sys, time
 import torch.utils.tensorboard
 from hmil_fast import cli
 from hmil_fast.training import commands, fold
-from hmil_fast.training.run_folder import Run
+from hmil_fast.training.run_folder import (Run)
 
 def wrap(owner, name, rank, told):
     whole, calls = getattr(owner, name), []

@@ -23,7 +23,8 @@ from hmil_fast.metrics.conformal import answer_nodes, node_scores, threshold
 from hmil_fast.training.evaluate import evaluate_cohort
 from hmil_fast.training.heatmap import draw_heatmap
 from hmil_fast.training.predict import load_fold, predict_slides, slide_attention
-from hmil_fast.training.run_folder import open_run, read_predictions
+from hmil_fast.training.predictions import read_predictions
+from hmil_fast.training.run_folder import open_run
 
 NODES = ["p0_benign", "p0_malignant", "p1_N", "p1_PB", "p1_DCIS", "p1_IC"]
 
@@ -249,22 +250,6 @@ def test_validation_predictions_are_those_of_the_best_weights_and_made_anew_from
         rows.values(), table(opened.val_path(1).read_text()).values(), strict=True
     ):
         np.testing.assert_allclose(numbers(row), numbers(again), atol=1e-6)
-
-
-def test_evaluate_makes_the_metrics_anew(
-    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    shutil.copytree(run.path, tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").unlink()
-    assert main(["evaluate", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out == run.printed.stdout
-    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
-        run.path / "metrics.json"
-    ).read_bytes()
-    (tmp_path / "run" / "metrics.json").write_text("{")
-    assert main(["report", str(tmp_path / "run")]) == 2
-    assert "metrics.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("slide_id", ["s00", "s06"])

@@ -18,7 +18,8 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.losses import PRESETS, HmilLoss
 from hmil_fast.models import build_model
 from hmil_fast.training import ranks
-from hmil_fast.training.run_folder import open_run, read_predictions
+from hmil_fast.training.predictions import read_predictions
+from hmil_fast.training.run_folder import open_run
 
 # the same batches in any number of processes; a dropped unit depends on the process
 CHANGES = {

@@ -14,14 +14,13 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide
 from hmil_fast.training.checkpoint import load_module
-from hmil_fast.training.run_folder import (
+from hmil_fast.training.predictions import (
     Prediction,
-    create_run,
-    open_run,
     read_predictions,
     stack_heads,
     write_predictions,
 )
+from hmil_fast.training.run_folder import create_run, open_run
 from hmil_fast.training.set_aside import set_aside
 from hmil_fast.training.stopping import own_log
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hmil_fast.errors import UsageError
-from hmil_fast.training.run_folder import open_run, read_predictions
+from hmil_fast.training.predictions import read_predictions
+from hmil_fast.training.run_folder import open_run
 
 
 def official(cohort: Any, path: Path, change: str = "", shift: int = 1) -> Path:

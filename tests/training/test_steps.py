@@ -23,7 +23,8 @@ from hmil_fast.models.hmil import HMIL
 from hmil_fast.training import fold as module
 from hmil_fast.training.fold import FoldTrainer
 from hmil_fast.training.loop import train_run
-from hmil_fast.training.run_folder import open_run, read_predictions
+from hmil_fast.training.predictions import read_predictions
+from hmil_fast.training.run_folder import open_run
 
 SETTINGS = ("folds=2", "epochs=5", "batch_bags=3", "baseline=none", "dropout=0.25", "balance=leaf")
 # saves after every step, as a large cohort does every few
