@@ -102,7 +102,7 @@ def test_wrong_usage(arguments: str, says: str, capsys: pytest.CaptureFixture[st
     [
         ("extract --store {tmp}/s", "no slide found", "name slide files"),
         ("extract {tmp}/*.svs --store {tmp}/s", "no slide found in {tmp}/*.svs", "name slide"),
-        ("extract --manifest {tmp}/m.csv --store {tmp}/s", "{tmp}/m.csv", "give a CSV file"),
+        ("extract --manifest {tmp}/m.csv --store {tmp}/s", "{tmp}/m.csv", "check the path"),
         ("extract x.svs --store {tmp}/s --encoder uni3", "called 'uni3'", "use one of"),
         ("extract x.svs --store {tmp}/s --weights {tmp}/w.pth", "no weights file", "check"),
         ("extract x.svs --store {tmp}/s --device tpu", "device 'tpu' cannot be used", "use auto"),

@@ -16,6 +16,7 @@ from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.training.commands import train_and_evaluate
+from hmil_fast.training.predictions import read_predictions
 
 DRAWN = {"level0_size": [512, 512], "mpp": {"level0": 0.5}}
 
@@ -85,8 +86,8 @@ def test_a_run_is_of_the_scale_it_asks_for(
     assert made[0] == made[1]
 
     capsys.readouterr()
-    elsewhere = ["--store", str(cohort.path / "store")]  # of 0.5 µm per px alone
-    assert main(["predict", str(run.path), *elsewhere]) == 2
+    elsewhere = create_store(tmp_path / "half", cohort.store.spec)  # of 0.5 µm per px alone
+    assert main(["predict", str(run.path), "--store", str(elsewhere.path)]) == 2
     assert "tiling.mpp is 0.5, was 1.0" in capsys.readouterr().err
     tiling = {name: value for name, value in alone.spec.tiling.items() if name != "around"}
     by_itself = dataclasses.replace(alone.spec, tiling=tiling)
@@ -112,11 +113,10 @@ def test_a_run_on_all_scales(
     assert run.store["tiling"]["coarser"] == [1.0]
     where = ["--store", str(several.path), "--out"]
     assert main(["predict", str(run.path), "s00", *where, str(tmp_path / "p.csv")]) == 0
-    told = {line.split(",")[0]: line for line in (run.path / "predictions.csv").open()}
-    ours = (tmp_path / "p.csv").read_text().splitlines()[1].split(",")
-    np.testing.assert_allclose(
-        np.array(ours[6:], float), np.array(told["s00"].split(",")[6:], float), atol=1e-6
-    )
+    (ours,) = read_predictions(tmp_path / "p.csv", tree)
+    told = {p.slide_id: p for p in read_predictions(run.path / "predictions.csv", tree)}
+    for a, b in zip(ours.probabilities, told["s00"].probabilities, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
     assert main(["heatmap", str(run.path), "s06", *where, str(tmp_path / "h.png")]) == 0
     assert main(["predict", str(run.path), "--store", str(cohort.path / "store")]) == 2
     assert "has one scale, there is nothing to join" in capsys.readouterr().err
