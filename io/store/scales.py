@@ -65,11 +65,13 @@ def join_scales(store: FeatureStore) -> FeatureStore:
     """A store's finest tiles, each with the features of the tiles that it lies in behind its own.
 
     So a vector has D values a scale, as in the multiscale bags of DSMIL (Li et al., CVPR 2021). A
-    tile is bad where one of these is.
+    tile is bad where one of these is. A store that is joined already comes back as it is.
 
     Raises:
         UsageError: The store has one scale.
     """
+    if isinstance(store, _Joined):
+        return store
     if len(store.spec.scales) == 1:
         raise UsageError(
             f"the store {store.path} has one scale, there is nothing to join",
