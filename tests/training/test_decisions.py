@@ -146,6 +146,8 @@ def test_an_operating_point_is_chosen_on_validation_slides(
     assert found["sensitivity"]["value"] == pytest.approx(called[sick].mean())
     assert found["specificity"]["value"] == pytest.approx(1 - called[~sick].mean())
     assert found["sensitivity"]["low"] <= found["sensitivity"]["value"]
+    assert main(["report", str(copied)]) == 0
+    assert "Operating point of malignant" in (copied / "report.html").read_text()
     assert main([*command, "0.8"]) == 2
     assert "needs --sensitivity and --of" in capsys.readouterr().err
     assert main([*command, "0.8", "--of", "nosuch"]) == 2

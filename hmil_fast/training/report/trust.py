@@ -20,8 +20,27 @@ _KINDS = {
 
 
 def trust_section(data: Run) -> str:
-    """Calibration and conformal answers; empty where metrics.json has neither."""
-    return _calibration(data) + _conformal(data)
+    """Operating point, calibration and conformal answers, as far as metrics.json has them."""
+    return _operating(data) + _calibration(data) + _conformal(data)
+
+
+def _operating(data: Run) -> str:
+    """Sensitivity and specificity at the threshold that was chosen on other slides."""
+    found = data.metrics.get("operating") or {}
+    if "sensitivity" not in found and "specificity" not in found:
+        return ""
+    cells = "".join(
+        f'<tr><th scope="row">{name}</th><td class="n">{value_text(found.get(name))}</td></tr>'
+        for name in ("sensitivity", "specificity", "precision")
+    )
+    of, asked = escape(str(found.get("of"))), float(found.get("asked") or 0)
+    limits = ", ".join(number_text(float(t)) for t in found.get("thresholds") or ())
+    slides = ", ".join(str(int(n)) for n in found.get("positives") or ())
+    return (
+        f'<h3>Operating point of {of}</h3><p class="note">Asked: a sensitivity of {asked:g}. The '
+        f"thresholds on its probability ({limits}) were chosen on {slides} slides of {of} that are "
+        f'not tested here.</p><div class="wide"><table id="operating">{cells}</table></div>'
+    )
 
 
 def _calibration(data: Run) -> str:
