@@ -220,6 +220,17 @@ def _run_loop(*args: Any) -> None:
     run_loop(*args)
 
 
+def _entered(stack: ExitStack, resource: Any) -> Any:
+    """The resource, left with the stack; one that does not close in time fails no finished job."""
+
+    def leave(*error: Any) -> None:
+        with suppress(TimeoutError):
+            resource.__exit__(*error)
+
+    stack.push(leave)
+    return resource.__enter__()
+
+
 def _connect(
     devices: Sequence[str], scheduler: str | None, report: Report, stack: ExitStack
 ) -> Any:
@@ -228,7 +239,8 @@ def _connect(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if scheduler is None:
-            cluster = stack.enter_context(
+            cluster = _entered(
+                stack,
                 LocalCluster(
                     n_workers=len(devices),
                     threads_per_worker=max(1, cpus() // len(devices)),
@@ -237,7 +249,7 @@ def _connect(
                     dashboard_address=None,
                     memory_limit=0,  # what is too much the system says; dask would pause a worker
                     silence_logs=logging.CRITICAL,
-                )
+                ),
             )
             where: dict[str, Any] = {"address": cluster}
         elif Path(scheduler).is_file():
@@ -249,7 +261,7 @@ def _connect(
         except (OSError, ValueError, TypeError) as error:
             why = str(error).split("\n", 1)[0]
             raise UsageError(f"no dask scheduler at {scheduler}: {why}", _START) from None
-        stack.enter_context(client)
+        _entered(stack, client)
     for warning in said:
         if "Mismatched versions" in str(warning.message):
             lines = [line for line in str(warning.message).split("\n") if line.startswith("| ")]

@@ -27,6 +27,7 @@ def test_charts_of_few_and_many(slides: int, classes: int) -> None:
     names = [f"_a rather long name of diagnosis {c} 乳腺 $\\frac$ <b>" for c in range(classes)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among each other
         charts = [
             roc_chart(y, p, names),
             reliability_chart(y, p),
