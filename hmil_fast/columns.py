@@ -31,6 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "set|subset|part|partition|phase|group|usage|dataset|datasetsplit|cohort|mode",
         "(cv|k|test)?folds?(id|no|nr|num|number|index|idx)?|cv|crossvalidation(fold)?",
     ),
+    "share": ("share", "shares|prior|prevalence|frequency|count|counts|n"),
     "mpp": ("mpp", "(slide|level0)?mppx?|micronsperpixel|umperpx|umperpixel"),
 }  # fmt: skip
 # these are also names of other things: a column is one only if its cells say so

@@ -1,6 +1,5 @@
 """The prior of a run's answers: how frequent each leaf is where the answers are used."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +14,9 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, balanced_prior, shares_learnt, with_prior
 from hmil_fast.metrics.flat import Floats
+from hmil_fast.tables import read_table
 from hmil_fast.training.predictions import Prediction
 from hmil_fast.training.run_folder import Run
-
-WORDS = ("balanced", "cohort")
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,30 +58,28 @@ def read_prior(run: Run, name: str) -> Prior:
     if name == "cohort":
         counts = Counter(slide.label for slide in run.slides)
         return _prior(name, [counts.get(leaf, 0) for leaf in run.tree.leaves])
-    path = Path(name)
     fix = (
         "give --prior balanced, cohort, or a CSV file with the columns label,share; the labels are "
         f"nodes of the tree, for instance {run.tree.leaves[0]}"
     )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read(_MAX_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the prior {name!r}: {error}", fix) from None
-    rows = list(csv.DictReader(text.splitlines()))
-    if len(text) > _MAX_BYTES or not rows or not {"label", "share"} <= set(rows[0]):
+    path = Path(name)
+    if not path.exists():
+        raise UsageError(f"there is no prior {name!r}", fix)
+    table = read_table(path, ("label", "share"))
+    if not table.rows or not {"label", "share"} <= set(table.columns):
         raise UsageError(f"the prior {path} has no rows with the columns label,share", fix)
     even = balanced_prior(run.tree)
     shares = np.zeros(len(run.tree.leaves))
-    for line, row in enumerate(rows, start=2):
+    for line, row in table.rows:
+        text = table.cell(row, "share")
         try:
-            share = float(row["share"])
-        except (TypeError, ValueError):
+            share = float(text)
+        except ValueError:
             share = -1.0
         if not 0 <= share < float("inf"):
-            raise UsageError(f"{path} line {line}: the share is {row['share']!r}", "give 0 or more")
+            raise UsageError(f"{path} line {line}: the share is {text!r}", "give 0 or more")
         try:
-            below = run.tree.below((row["label"] or "").strip())
+            below = run.tree.below(table.cell(row, "label"))
         except UsageError as error:
             raise UsageError(f"{path} line {line}: {error.what}", fix) from None
         chosen = np.isin(run.tree.leaves, below)

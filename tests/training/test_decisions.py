@@ -107,7 +107,7 @@ def test_the_prior_and_the_risk_of_the_last_evaluation_stay(
         ("label,share\nN,many\n", "the share is 'many'"),
         ("label,share\nN,0\n", "are 0"),
         ("label;share\n", "no rows with the columns label,share"),
-        (None, "cannot read the prior"),
+        (None, "there is no prior"),
     ],
 )
 def test_a_prior_that_cannot_be_used_is_refused(
