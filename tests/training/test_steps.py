@@ -69,7 +69,9 @@ def test_killed_at_any_step_it_ends_bit_for_bit_the_same(
     settings: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # as the processes below have it
     command = ["train", *cohort.arguments, *settings, *SETTINGS, "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     whole = capsys.readouterr().out
