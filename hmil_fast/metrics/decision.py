@@ -163,15 +163,17 @@ def decide(tree: LabelTree, p_leaf: Floats) -> TreePath:
 
 
 def likelier_elsewhere(tree: LabelTree, p_leaf: Floats) -> list[list[str]]:
-    """Per slide the names of nodes that are likelier than its path's node of their level."""
+    """Per slide the names of nodes that are likelier than its path's node of their level.
+
+    A chain of only children is one node and named once, by its deepest.
+    """
     levels, path = all_levels(tree, p_leaf), decide(tree, p_leaf)
     found: list[list[str]] = []
     for i in range(len(levels[0])):
-        names = [
-            tree.names[level][k]
+        nodes = [
+            tree.node(level, int(p[i].argmax()))
             for level, p in enumerate(levels)
-            for k in [int(p[i].argmax())]
-            if p[i, k] > path.masses[level, i]
+            if p[i].max() > path.masses[level, i]
         ]
-        found.append(list(dict.fromkeys(names)))
+        found.append([tree.names[level][k] for level, k in dict.fromkeys(nodes)])
     return found

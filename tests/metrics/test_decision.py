@@ -111,6 +111,8 @@ def test_the_answer_is_one_path_and_what_is_likelier_elsewhere_is_named() -> Non
     assert path.nodes.tolist() == [[1, 0], [1, 0]]
     assert path.masses == pytest.approx(np.array([[0.6, 0.6], [0.14, 0.6]]))
     assert likelier_elsewhere(ONE_AND_FIVE, p) == [["neg"], []]
+    chain = LabelTree.from_nested({"a": {"x": ["n"]}, "b": {"y": ["c", "d"], "z": ["e"]}})
+    assert likelier_elsewhere(chain, np.array([[0.45, 0.2, 0.15, 0.2]])) == [["n"]]
 
 
 @pytest.mark.parametrize("tree", [ONE_AND_FIVE, DEEP])
