@@ -59,6 +59,7 @@ def test_pictures_of_a_run(
 ) -> None:
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among each other
         for first, second in PAIRS:
             assert draw(first).tobytes() != draw(second).tobytes()
     assert caplog.records == []
