@@ -18,9 +18,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from hmil_fast.extraction.encoders import Encoder, find_card, load_encoder
-from hmil_fast.extraction.feed import Decoded
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.pipeline.feed import Decoded
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
@@ -32,7 +32,7 @@ SPEC = TileSpec(mpp=0.5, min_tissue=0)
 # each size needs a process of its own, which looks at itself: ru_maxrss would be the parent's too
 CHILD = """
 import json, os, sys, threading, time
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 peak = 0
 def look():
     global peak

@@ -3,6 +3,8 @@
 Exit codes of the command line: 0 all good, 1 some slides failed (listed), 2 bad usage or input.
 """
 
+from collections.abc import Sequence
+
 
 class HmilError(Exception):
     """A mistake or a bad input that the user can mend.
@@ -50,3 +52,8 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal_number: int) -> None:
         super().__init__()
         self.exit_code = 128 + signal_number
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five names, for people."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

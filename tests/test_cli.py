@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hmil_fast import __version__
-from hmil_fast.arguments import path
-from hmil_fast.cli import _parser, main
-from hmil_fast.extraction.leases import Leases
-from hmil_fast.io.slide.choose import READERS
+from hmil_fast.cli.main import _parser, main
+from hmil_fast.cli.options import path
+from hmil_fast.extraction.jobs.leases import Leases
+from hmil_fast.io.slide.opening import READERS
 from hmil_fast.io.store import StoreSpec, create_store, open_store
 
 SlideFile = Callable[[str], Path]
@@ -39,7 +39,7 @@ def own_process() -> Iterator[None]:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from hmil_fast.cli import main\n"
+        "from hmil_fast.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         f"print([name for name in {HEAVY} if name in sys.modules])\n"

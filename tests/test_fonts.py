@@ -11,13 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hmil_fast.extraction.pictures import save_overlay
-from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.fonts import drawn, picture_font
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.io.tiles.grid import TileSpec
-from hmil_fast.training.pictures import Node, heatmap_sheet
-from hmil_fast.training.tile_sheet import TileRow, tile_sheet
+from hmil_fast.report.drawing import Node, heatmap_sheet
+from hmil_fast.report.tile_sheet import TileRow, tile_sheet
 
 # pairs of letters of one width: drawn as boxes, they look the same
 PAIRS = [("ä", "ö"), ("µ", "ß"), ("Ж", "Ш"), ("患", "者"), ("か", "カ"), ("한", "글")]

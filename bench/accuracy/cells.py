@@ -21,8 +21,8 @@ from bench.accuracy.statistics import Run
 SOURCES = (
     "hmil_fast/models", "hmil_fast/losses", "hmil_fast/labels.py", "kernels",
     "hmil_fast/metrics/decision.py",
-    "hmil_fast/bags/dropout.py", "hmil_fast/training/average.py", "hmil_fast/training/rate.py",
-    "hmil_fast/training/attention.py", "bench/accuracy/cohorts.py", "bench/accuracy/fit.py",
+    "hmil_fast/bags/dropout.py", "hmil_fast/training/ema.py", "hmil_fast/training/lr_schedule.py",
+    "hmil_fast/report/attention.py", "bench/accuracy/cohorts.py", "bench/accuracy/fit.py",
     "bench/accuracy/sources.py", "bench/accuracy/tiles.py",
 )  # fmt: skip
 

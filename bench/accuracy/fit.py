@@ -92,7 +92,7 @@ class _Trainer:
 
         from hmil_fast.losses import HmilLoss
         from hmil_fast.models import build_model
-        from hmil_fast.training.average import WeightAverage
+        from hmil_fast.training.ema import WeightAverage
 
         torch.manual_seed(seed)
         self.method, self.cohort, self.epochs, self.seed = method, cohort, epochs, seed
@@ -138,7 +138,7 @@ class _Trainer:
         import torch
 
         from hmil_fast.bags.dropout import drop_instances
-        from hmil_fast.training.rate import rate_factor
+        from hmil_fast.training.lr_schedule import rate_factor
 
         self.model.train()
         order = np.random.default_rng((self.seed, epoch)).permutation(self.train)

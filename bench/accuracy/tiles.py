@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 from bench.accuracy.sources import Ints
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import decide
-from hmil_fast.training.attention import node_maps
+from hmil_fast.report.attention import node_maps
 
 Floats = NDArray[np.float64]
 ANSWER, OVER_ALL = "the answer", "the answer, over all slides"

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmil_fast.bags.cache_placement import choose_tier, gb
 from hmil_fast.bags.stored import StoredBag
-from hmil_fast.bags.tiers import choose_tier, gb
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, at_view, files
-from hmil_fast.kernels.gated_attention_pool.parts import Chunks
+from hmil_fast.io.store import FeatureStore, at_view, backend
+from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
 
 _CPU = torch.device("cpu")
 _AHEAD = 2  # batches that are made ready while one is worked on
@@ -67,10 +67,10 @@ class FeatureCache:
         self._stores = [at_view(store, view) for view in range(1 + views)]
         self._dtype: torch.dtype = getattr(torch, store.spec.dtype)
         self._good: dict[int, NDArray[np.intp]] = {}
-        records = files.each(store.path, store.record, self.slide_ids)
+        records = backend.each(store.path, store.record, self.slide_ids)
         self._tiles = [record.num_tiles for record in records]
         self.lengths = np.array(self._tiles, np.int64)
-        for i, status in enumerate(files.each(store.path, store.status, self.slide_ids)):
+        for i, status in enumerate(backend.each(store.path, store.status, self.slide_ids)):
             if status.any():
                 self._good[i] = np.flatnonzero(status == 0)
                 self.lengths[i] = len(self._good[i])

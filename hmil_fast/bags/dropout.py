@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hmil_fast.kernels.gated_attention_pool.parts import Chunks
+from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
 
 
 def drop_instances(

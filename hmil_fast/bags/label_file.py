@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hmil_fast.bags.match import alike, plain
+from hmil_fast.bags.match_names import alike, plain
 from hmil_fast.columns import MISSING, PARTS, find_columns, part_of
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree

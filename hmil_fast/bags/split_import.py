@@ -8,7 +8,7 @@ from pathlib import Path
 from hmil_fast.bags.fold import Fold
 from hmil_fast.bags.label_file import Slide
 from hmil_fast.bags.manifest import Manifest
-from hmil_fast.bags.match import plain
+from hmil_fast.bags.match_names import plain
 from hmil_fast.bags.split_pickle import read_plain_pickle
 from hmil_fast.columns import MISSING, PARTS, part_of
 from hmil_fast.errors import UsageError

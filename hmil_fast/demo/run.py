@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
+from hmil_fast.api.extract import run_job
+from hmil_fast.api.runs import print_table, train_and_evaluate
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, write_cohort
 from hmil_fast.device import pick_device
-from hmil_fast.extraction.command import run_job
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
-from hmil_fast.extraction.plan import collect_slides
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.slides import collect_slides
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.commands import print_table, train_and_evaluate
-from hmil_fast.training.report.page import write_report
-from hmil_fast.training.views import make_views
+from hmil_fast.report.html.page import write_report
+from hmil_fast.report.viewer_data import make_views
 
 # for 40 slides to train on: a quarter of the published width, larger steps, and dropout
 # no decay: so short a training of the baseline does not get over one

@@ -26,7 +26,7 @@ from hmil_fast.extraction.encoders import (
     load_encoder,
     plugins,
 )
-from hmil_fast.extraction.plan import SlideTask, collect_slides
+from hmil_fast.extraction.jobs.progress import searching
 from hmil_fast.extraction.preflight import (
     estimate,
     nbytes,
@@ -36,7 +36,7 @@ from hmil_fast.extraction.preflight import (
     tile_seconds,
 )
 from hmil_fast.extraction.prepare import each_tenth, prepare_slide
-from hmil_fast.extraction.progress import searching
+from hmil_fast.extraction.slides import SlideTask, collect_slides
 from hmil_fast.io.slide import Progress
 from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.tiles.decode import decode_tiles

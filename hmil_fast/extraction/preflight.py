@@ -11,10 +11,10 @@ import torch
 
 from hmil_fast.errors import StoreError
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.jobs.worklist import size
 from hmil_fast.extraction.prepare import prepare_slide
-from hmil_fast.extraction.worklist import size
-from hmil_fast.io.store import disk
+from hmil_fast.extraction.slides import SlideTask
+from hmil_fast.io.store import local
 from hmil_fast.io.store.location import Location, ObjectUrl
 from hmil_fast.io.tiles.grid import TileSpec
 
@@ -167,7 +167,7 @@ def require_space(expected: Estimate, store: Location) -> str:
     Raises:
         StoreError: The disk is too small.
     """
-    free = None if isinstance(store, ObjectUrl) else disk.free_bytes(store.absolute())
+    free = None if isinstance(store, ObjectUrl) else local.free_bytes(store.absolute())
     if free is None:
         return ""
     if expected.bytes * _ROOM > free:

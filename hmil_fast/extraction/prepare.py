@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.errors import SlideError
-from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Note, Progress, SlideReader, open_slide, require_mpp
 from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grids
 from hmil_fast.io.tiles.stain import StainFit, fit_macenko

@@ -12,8 +12,8 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.losses import hierarchy
 from hmil_fast.losses.alignment import instance_alignment
 from hmil_fast.losses.contrastive import contrastive, contrastive_released
+from hmil_fast.losses.curriculum import curriculum, tau_released
 from hmil_fast.losses.memory import Memory
-from hmil_fast.losses.schedule import curriculum, tau_released
 from hmil_fast.presets import PRESETS, LossSettings
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hmil_fast.kernels.bags import as_bags, check_bags
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
-from hmil_fast.kernels.gated_attention_pool.parts import Chunks, Pooled, pool_in_parts
+from hmil_fast.kernels.gated_attention_pool.chunked import Chunks, Pooled, pool_in_parts
 from hmil_fast.models.output import HmilOutput
 
 _GATE_WIDTHS = (256, 64)  # first level, deeper levels

@@ -18,12 +18,11 @@ from hmil_fast.bags.sampler import draw_views, epoch_batches, split_batch
 from hmil_fast.config import loss_settings
 from hmil_fast.device import amp, is_bf16
 from hmil_fast.errors import Stopped, UsageError
-from hmil_fast.kernels.gated_attention_pool.parts import Chunks
+from hmil_fast.evaluation.predict import build_for_run, chunk_rows, fold_predictions, forward
+from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
 from hmil_fast.losses import HmilLoss
-from hmil_fast.models.scale import NAME, scaled
-from hmil_fast.training import ranks
-from hmil_fast.training.average import WeightAverage
-from hmil_fast.training.checkpoint import (
+from hmil_fast.models.feature_scale import NAME, scaled
+from hmil_fast.runs.checkpoint import (
     group_of,
     load_module,
     read_checkpoint,
@@ -31,10 +30,11 @@ from hmil_fast.training.checkpoint import (
     save_checkpoint,
     sweep_partials,
 )
-from hmil_fast.training.predict import build_for_run, chunk_rows, fold_predictions, forward
-from hmil_fast.training.predictions import write_predictions
-from hmil_fast.training.rate import rate_factor
-from hmil_fast.training.run_folder import Run
+from hmil_fast.runs.predictions import write_predictions
+from hmil_fast.runs.run import Run
+from hmil_fast.training import distributed
+from hmil_fast.training.ema import WeightAverage
+from hmil_fast.training.lr_schedule import rate_factor
 from hmil_fast.training.standardise import APART, fit_scale
 from hmil_fast.training.validation import leaf_targets, validate
 
@@ -112,7 +112,9 @@ class FoldTrainer:
         self._waited = 0.0
         self._saved = time.monotonic()
         self.path = run.fold_path(fold)
-        self._resume(*ranks.from_first(*(self._left() if ranks.rank() == 0 else (None, None))))
+        self._resume(
+            *distributed.from_first(*(self._left() if distributed.rank() == 0 else (None, None)))
+        )
         if log is not None:  # nothing changes before all processes have what was left
             self.path.mkdir(exist_ok=True)
             sweep_partials(self.path)
@@ -121,7 +123,7 @@ class FoldTrainer:
         self._note(
             "fold",
             step=self.step,
-            processes=ranks.world_size(),
+            processes=distributed.world_size(),
             device=str(device),
             precision="bf16" if is_bf16(device, config.precision) else "fp32",
             columns={"apart": self.apart, "standardised": hasattr(self.model, NAME)},
@@ -199,7 +201,10 @@ class FoldTrainer:
         views = draw_views(batches, config.views, seed)[self.step :]
         first = self.step
         batches = batches[first:]
-        deals = [split_batch(lengths[batch], ranks.world_size())[ranks.rank()] for batch in batches]
+        deals = [
+            split_batch(lengths[batch], distributed.world_size())[distributed.rank()]
+            for batch in batches
+        ]
         slides = len(self.cache.slide_ids)
         own = [
             (self.train_bags[batch] + slides * view)[deal].tolist()
@@ -219,7 +224,7 @@ class FoldTrainer:
                 x, bags = next(features)
                 self._waited += time.perf_counter() - start
                 # a step's randomness is a function of its number: there is no state to keep
-                draw = np.random.default_rng((*seed, self.step, ranks.rank()))
+                draw = np.random.default_rng((*seed, self.step, distributed.rank()))
                 torch.manual_seed(int(draw.integers(2**31)))
                 self._set_rate((self.step + 0.5) / (first + len(batches)))
                 self._train_step(x, bags, y, len(chosen) / len(batch))
@@ -249,11 +254,11 @@ class FoldTrainer:
         x = drop_features(scaled(self.model, x), self.preset.feature_dropout)
         with amp(self.device, config.precision):
             output = forward(self.model, x, bags, targets)
-        output = ranks.weigh(output, share)
+        output = distributed.weigh(output, share)
         terms = self.loss(output, bags, targets, self.epoch, config.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
-        ranks.average_gradients(self.model.parameters())
+        distributed.average_gradients(self.model.parameters())
         self.optimizer.step()
         self.average.update()
         for name, value in {"total": terms.total.detach(), **terms.terms}.items():
@@ -262,7 +267,7 @@ class FoldTrainer:
 
     def _means(self) -> dict[str, float]:
         """The terms of the epoch, means over its steps."""
-        means = {k: float(v) / self.step for k, v in ranks.add_up(self._sums).items()}
+        means = {k: float(v) / self.step for k, v in distributed.add_up(self._sums).items()}
         if not math.isfinite(means["total"]):
             raise UsageError(
                 f"the loss of fold {self.fold} is {means['total']} in epoch {self.epoch}",
@@ -273,7 +278,7 @@ class FoldTrainer:
     def _save_or_stop(self, stopped: list[int]) -> None:
         """Save from time to time, and stop if a process was asked to; all do it at one step."""
         due = self.log is not None and time.monotonic() - self._saved > SAVE_EVERY_S
-        signal_number, save = ranks.agree([stopped[0] if stopped else 0, int(due)])
+        signal_number, save = distributed.agree([stopped[0] if stopped else 0, int(due)])
         if signal_number or save:
             self._save("last.safetensors", resumable=True)
             self._saved = time.monotonic()
@@ -281,7 +286,7 @@ class FoldTrainer:
             raise Stopped(signal_number)
 
     def _save(self, name: str, *, resumable: bool = False) -> None:
-        sums = ranks.add_up(self._sums) if resumable else {}
+        sums = distributed.add_up(self._sums) if resumable else {}
         if self.log is None:
             return
         state = {"epoch": self.epoch, "best": self.best, "fingerprint": self._fingerprint()}
@@ -316,7 +321,7 @@ class FoldTrainer:
         self.average.steps = state["steps"]
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         for name, value in group_of(tensors, "sums").items():
-            self._sums[name] = value.to(self.device) * (ranks.rank() == 0)
+            self._sums[name] = value.to(self.device) * (distributed.rank() == 0)
 
     def _fingerprint(self) -> str:
         return self.run.config.fingerprint()

@@ -8,12 +8,13 @@ import torch
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.device import pick_device
 from hmil_fast.errors import Stopped
-from hmil_fast.training import ranks
-from hmil_fast.training.checkpoint import sweep_partials
+from hmil_fast.runs.checkpoint import sweep_partials
+from hmil_fast.runs.lock import own_log
+from hmil_fast.runs.predictions import run_predictions, write_predictions
+from hmil_fast.runs.run import Run
+from hmil_fast.training import distributed
 from hmil_fast.training.fold import EpochReport, FoldTrainer
-from hmil_fast.training.predictions import run_predictions, write_predictions
-from hmil_fast.training.run_folder import Run
-from hmil_fast.training.stopping import own_log, stop_flag
+from hmil_fast.training.signals import stop_flag
 
 __all__ = ["EpochReport", "FoldTrainer", "train_run"]
 
@@ -23,7 +24,7 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
 
     A fold is done when `Run.is_done` says so. Ctrl-C or SIGTERM ends the running step, saves and
     raises `Stopped`; a kill loses at most the steps since the last save. On one process a resumed
-    run ends bit for bit as one that was never stopped. Under torchrun (`ranks.process_group`)
+    run ends bit for bit as one that was never stopped. Under torchrun (`distributed.process_group`)
     every process calls this; the first one reads, decides, writes and reports.
 
     Raises:
@@ -32,12 +33,12 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
             damaged.
     """
     device = pick_device(run.config.device)
-    if ranks.rank():
+    if distributed.rank():
         with stop_flag(patient=True) as stopped:
             _train_folds(run, cache, device, None, (stopped, report))
         return
     with (
-        stop_flag(patient=ranks.world_size() > 1) as stopped,
+        stop_flag(patient=distributed.world_size() > 1) as stopped,
         own_log(run.path / "log.jsonl") as log,
     ):
         sweep_partials(run.path)
@@ -53,9 +54,9 @@ def _train_folds(
     ways: tuple[list[int], Callable[[EpochReport], None]],
 ) -> None:
     for fold in range(len(run.folds)):
-        done, _ = ranks.from_first(run.is_done(fold))
+        done, _ = distributed.from_first(run.is_done(fold))
         if not done:
             FoldTrainer(run, fold, cache, device, log).train(*ways)
-    (signal_number,) = ranks.agree(ways[0][:1] or [0])
+    (signal_number,) = distributed.agree(ways[0][:1] or [0])
     if signal_number:  # in the last moments of the last fold
         raise Stopped(signal_number)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.models.scale import FeatureScale
+from hmil_fast.models.feature_scale import FeatureScale
 
 APART = 100.0  # columns of pathology encoders are 10 to 20 apart, areas beside ratios 10,000
 _MOST_BAGS, _MOST_ROWS = 512, 512  # enough for means; a pass over all could take minutes

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import split_batch
+from hmil_fast.evaluation.predict import forward_bags
+from hmil_fast.evaluation.prior import trained_shares
 from hmil_fast.metrics import all_levels, decide, flat_metrics, leaf_probabilities
-from hmil_fast.training import ranks
-from hmil_fast.training.predict import forward_bags
-from hmil_fast.training.prior import trained_shares
-from hmil_fast.training.run_folder import Run
+from hmil_fast.runs.run import Run
+from hmil_fast.training import distributed
 
 
 def leaf_targets(run: Run, cache: FeatureCache) -> Tensor:
@@ -36,7 +36,7 @@ def validate(
         bags: The validation slides' places in the cache.
         targets: int64 [B, L] for all slides of the cache.
     """
-    own = split_batch(cache.lengths[bags], ranks.world_size())[ranks.rank()]
+    own = split_batch(cache.lengths[bags], distributed.world_size())[distributed.rank()]
     place = {index: i for i, index in enumerate(bags)}
     sizes = list(run.tree.num_classes)
     chosen: list[int] = []
@@ -44,7 +44,7 @@ def validate(
     for part, output, _ in forward_bags(run, model, cache, [bags[i] for i in own]):
         chosen += [place[index] for index in part]
         found.append(torch.cat([level.double() for level in output.logits], 1).cpu().numpy())
-    rows = ranks.collect(np.concatenate(found), chosen, len(bags))
+    rows = distributed.collect(np.concatenate(found), chosen, len(bags))
     logits = torch.split(torch.from_numpy(rows).float(), sizes, 1)
     y = targets[bags]
     loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")

@@ -1,9 +1,9 @@
 """Feature files of other tools, into a store and out of one."""
 
 from hmil_fast.io.interchange.bag import Bag, Hints
+from hmil_fast.io.interchange.exporter import export_slide
 from hmil_fast.io.interchange.formats import FORMATS, Format, find_files
-from hmil_fast.io.interchange.put import export_slide
-from hmil_fast.io.interchange.take import Taken, import_file, likely_spec
+from hmil_fast.io.interchange.importer import Taken, import_file, likely_spec
 
 __all__ = [
     "FORMATS",

@@ -1,6 +1,6 @@
 """Slide files: levels, scale, and the pixels of tiles."""
 
-from hmil_fast.io.slide.choose import open_slide
+from hmil_fast.io.slide.opening import open_slide
 from hmil_fast.io.slide.protocol import (
     Note,
     Progress,

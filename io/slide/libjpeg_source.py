@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hmil_fast.io.slide.codestream import full_jpeg
+from hmil_fast.io.slide.jpeg_check import full_jpeg
 from hmil_fast.io.slide.sources import JPEG, Decoded, Unsuited, tiled_rgb
 from hmil_fast.io.slide.tiff_facts import TiffFacts
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hmil_fast.io.slide.band import MAX_BAND_BYTES
 from hmil_fast.io.slide.base import WHITE, BaseReader
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileBand, TileStatus, UInt8
-from hmil_fast.io.slide.scale import Scale, mean_mpp, number
+from hmil_fast.io.slide.source_tile_cache import MAX_BAND_BYTES
 from hmil_fast.io.slide.tiff_facts import TiffFacts
+from hmil_fast.io.slide.tiff_mpp import Scale, mean_mpp, number
 
 OPENSLIDE_CACHE_BYTES = 32 * 2**20  # what it takes unless told otherwise
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hmil_fast.io.slide.codestream import full_jpeg, jpeg_tables
+from hmil_fast.io.slide.jpeg_check import full_jpeg, jpeg_tables
 from hmil_fast.io.slide.protocol import UInt8
 from hmil_fast.io.slide.tiff_facts import CODECS, TiffFacts
 

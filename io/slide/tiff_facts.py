@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.io.slide.protocol import Note
-from hmil_fast.io.slide.scale import Scale, likeliest, ome_scale, tag_scale, text_scale
+from hmil_fast.io.slide.tiff_mpp import Scale, likeliest, ome_scale, tag_scale, text_scale
 from hmil_fast.io.slide.tiff_walk import Malformed, check_directories, damaged, is_tiff
 
 CODECS = {

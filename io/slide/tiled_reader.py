@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hmil_fast.io.slide.band import Band, SourceTile
 from hmil_fast.io.slide.base import WHITE, BaseReader
-from hmil_fast.io.slide.codestream import Look, jpeg_tables, look_at_jpeg, whole_jpeg2000
+from hmil_fast.io.slide.jpeg_check import Look, jpeg_tables, look_at_jpeg, whole_jpeg2000
 from hmil_fast.io.slide.protocol import Int64, SlideInfo, TileStatus, UInt8
+from hmil_fast.io.slide.source_tile_cache import Band, SourceTile
 from hmil_fast.io.slide.sources import JPEG, UNCOMPRESSED, Source
 from hmil_fast.io.slide.tiff_facts import TiffFacts, TiffLevel
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import files
+from hmil_fast.io.store import backend
 from hmil_fast.io.store.layout import COMMIT_FILE, MAX_FILE_BYTES
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
@@ -29,11 +29,11 @@ def read_record(slide_dir: Location) -> SlideRecord | None:
     """
     path = slide_dir / COMMIT_FILE
     try:
-        return parse_record(files.read_bytes(path, MAX_FILE_BYTES), path)
+        return parse_record(backend.read_bytes(path, MAX_FILE_BYTES), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise files.failed(error, "reading the commit", path) from error
+        raise backend.failed(error, "reading the commit", path) from error
 
 
 def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
@@ -45,16 +45,16 @@ def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
     """
     path = slide_dir / COMMIT_FILE
     attempt = slide_dir / record.attempt
-    if files.create_exclusive(path, record.to_json().encode()):
-        if files.tree(attempt) == {stored.key: stored.bytes for stored in record.objects}:
+    if backend.create_exclusive(path, record.to_json().encode()):
+        if backend.tree(attempt) == {stored.key: stored.bytes for stored in record.objects}:
             return record
-        files.unlink(path)
+        backend.unlink(path)
         raise StoreError(
             f"slide {record.slide_id!r}: files of {attempt} vanished while it was committed",
             "Extract this slide again; run `store sweep` only on attempts older than any job.",
         )
     winner = read_record(slide_dir)
-    files.remove(attempt)
+    backend.remove(attempt)
     if winner is None or winner.config_hash != record.config_hash:
         raise other_config(record.slide_id, winner, record.config_hash, slide_dir)
     return winner

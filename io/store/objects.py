@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store.disk import Run, Stamp
+from hmil_fast.io.store.local import Run, Stamp
 from hmil_fast.io.store.location import ObjectUrl
 from hmil_fast.io.store.object_errors import explained, failed
 

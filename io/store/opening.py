@@ -4,7 +4,7 @@ import uuid
 from dataclasses import asdict
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import files
+from hmil_fast.io.store import backend
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
     MAX_FILE_BYTES,
@@ -43,17 +43,17 @@ def create_store(path: str | Location, spec: StoreSpec) -> FeatureStore:
             conditional.
     """
     path = location(path)
-    files.check(path, writing=True)
-    if not files.exists(path / STORE_FILE):
+    backend.check(path, writing=True)
+    if not backend.exists(path / STORE_FILE):
         try:
             # its slides may be of any spec; another process may have made the store meanwhile
-            orphans = files.holders(path / SLIDES, COMMIT_FILE)
-            if orphans and not files.exists(path / STORE_FILE):
+            orphans = backend.holders(path / SLIDES, COMMIT_FILE)
+            if orphans and not backend.exists(path / STORE_FILE):
                 raise _no_store(path, slides=True)
-            files.make_folder(path / SLIDES)
+            backend.make_folder(path / SLIDES)
             write_about(path, spec, str(uuid.uuid4()))
         except OSError as error:
-            raise files.failed(error, "creating the store", path) from error
+            raise backend.failed(error, "creating the store", path) from error
     store = open_store(path)
     parts = differences(asdict(store.spec), asdict(spec))
     if parts:
@@ -71,13 +71,13 @@ def open_store(path: str | Location) -> FeatureStore:
         StoreError: there is none, it is malformed, or a newer release wrote it.
     """
     path = location(path)
-    files.check(path, writing=False)
+    backend.check(path, writing=False)
     try:
         return FeatureStore(path, *read_about(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_store(path, slides=bool(files.names(path / SLIDES))) from error
+        raise _no_store(path, slides=bool(backend.names(path / SLIDES))) from error
     except OSError as error:
-        raise files.failed(error, "opening the store", path) from error
+        raise backend.failed(error, "opening the store", path) from error
 
 
 def _no_store(path: Location, *, slides: bool) -> StoreError:
@@ -93,7 +93,7 @@ def write_about(path: Location, spec: StoreSpec, store_uuid: str) -> bool:
     """Write store.json; False when it is there already."""
     about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": store_uuid}
     text = canonical_json(about | {"crc32c": checksum(about)}, "spec")
-    return files.create_exclusive(path / STORE_FILE, text.encode())
+    return backend.create_exclusive(path / STORE_FILE, text.encode())
 
 
 def read_about(path: Location) -> tuple[StoreSpec, str]:
@@ -104,7 +104,7 @@ def read_about(path: Location) -> tuple[StoreSpec, str]:
         StoreError: it is malformed, or a newer release wrote it.
     """
     file = path / STORE_FILE
-    value = parse_json(files.read_bytes(file, MAX_FILE_BYTES), file)
+    value = parse_json(backend.read_bytes(file, MAX_FILE_BYTES), file)
     if "crc32c" in value:
         check_checksum(value, file)
     check_version(value, file)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import DamagedError, StoreError
-from hmil_fast.io.store import files
-from hmil_fast.io.store.files import OpenFile, OpenObject, Run
+from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import OpenFile, OpenObject, Run
 from hmil_fast.io.store.layout import CRC_BYTES, MAX_FILE_BYTES
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.schema import SlideRecord, features_name, parse_json
@@ -133,7 +133,7 @@ class AttemptReader:
         if name not in self._layouts:
             path = self.folder / name / "zarr.json"
             try:
-                layout = parse_layout(parse_json(files.read_bytes(path, MAX_FILE_BYTES), path))
+                layout = parse_layout(parse_json(backend.read_bytes(path, MAX_FILE_BYTES), path))
             except OSError as error:
                 raise self.failed(error, f"{name}/zarr.json") from error
             except StoreError as error:
@@ -147,7 +147,7 @@ class AttemptReader:
     def _check_sizes(self, name: str, layout: ArrayLayout) -> None:
         keys = [key for key in self._sizes if key.startswith(f"{name}/c/")]
         try:
-            found = files.sizes(self.folder, keys)
+            found = backend.sizes(self.folder, keys)
         except OSError as error:
             raise self.failed(error, error.filename) from error
         for key, size in found.items():
@@ -224,7 +224,7 @@ class AttemptReader:
         flat = out.view(np.uint8).reshape(len(out), layout.row_bytes)
         chunks = slice(skip // layout.chunk, math.ceil((skip + len(out)) / layout.chunk))
         try:
-            with files.open_read(self.folder / key, self._sizes.get(key)) as file:
+            with backend.open_read(self.folder / key, self._sizes.get(key)) as file:
                 where = _chunk_offsets(file, layout, chunks.stop)
                 _read_chunks(file, where, chunks, layout, flat)
         except OSError as error:
@@ -236,7 +236,7 @@ class AttemptReader:
 
     def _by_zarr(self, name: str, rows: slice) -> npt.NDArray[Any]:
         try:
-            return files.read_zarr(self.folder, name, rows)
+            return backend.read_zarr(self.folder, name, rows)
         except OSError as error:
             raise self.failed(error, name) from error
         except (ValueError, KeyError, RuntimeError) as error:

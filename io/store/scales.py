@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store.part import StorePart
 from hmil_fast.io.store.reader import AttemptReader
 from hmil_fast.io.store.store import FeatureStore
+from hmil_fast.io.store.store_view import StorePart
 
 _SAME_MPP = 0.01
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import files
+from hmil_fast.io.store import backend
 from hmil_fast.io.store.commit import read_record
 from hmil_fast.io.store.layout import ASIDE, ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
 from hmil_fast.io.store.location import Location
@@ -21,19 +21,19 @@ def litter(store: Location) -> Iterator[tuple[Location, float]]:
     def look(at: tuple[Location, str]) -> list[tuple[Location, float]]:
         return list(_litter(*at))
 
-    slides = [(store / SLIDES / name, COMMIT_FILE) for name in files.names(store / SLIDES)]
-    for found in files.each(store, look, [(store, STORE_FILE), *slides]):
+    slides = [(store / SLIDES / name, COMMIT_FILE) for name in backend.names(store / SLIDES)]
+    for found in backend.each(store, look, [(store, STORE_FILE), *slides]):
         yield from found
 
 
 def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
-    names = files.names(folder)
+    names = backend.names(folder)
     aside = [name for name in names if name.startswith(f"{file}{ASIDE}")]
-    stamps = files.stamps(folder) if aside else {}
+    stamps = backend.stamps(folder) if aside else {}
     youngest = math.inf
     for name in aside:
         stamp = stamps.get(name)  # a folder in the place of a file has none
-        changed = stamp.time if stamp else files.newest_change(folder / name)
+        changed = stamp.time if stamp else backend.newest_change(folder / name)
         youngest = min(youngest, time.time() - changed)
         yield folder / name, time.time() - changed
     for name in names:
@@ -42,7 +42,7 @@ def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
             continue
         path = folder / name
         with suppress(FileNotFoundError):  # its own writer was quicker
-            age = time.time() - files.newest_change(path)
+            age = time.time() - backend.newest_change(path)
             if temporary or _abandoned(folder, name):
                 yield path, min(age, youngest)  # a commit that was set aside may mean this one
 
@@ -72,7 +72,7 @@ def sweep(store: Location, older_than_s: float, *, delete: bool) -> tuple[list[L
         found.append(path)
         if delete:
             try:
-                files.remove(path)
+                backend.remove(path)
             except OSError as error:
-                raise files.failed(error, "sweeping", path) from error
+                raise backend.failed(error, "sweeping", path) from error
     return found, younger

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import disk, files
+from hmil_fast.io.store import backend, local
 from hmil_fast.io.store.arrays import Group
 from hmil_fast.io.store.commit import publish, read_record, scan
 from hmil_fast.io.store.layout import (
@@ -91,10 +91,10 @@ class SlideWriter:
         self._slide_dir = store / SLIDES / slide_dirname(slide_id)
         self._attempt = self._slide_dir / f"a-{uuid.uuid4().hex}.zarr"
         self._prefixes = ["", *(scale_prefix(float(mpp or 0)) for mpp in spec.scales[1:])]
-        self._folder = files.workplace(self._attempt)
+        self._folder = backend.workplace(self._attempt)
         self._open = True
         try:
-            files.make_workplace(self._folder, self._attempt)
+            backend.make_workplace(self._folder, self._attempt)
             self._group = self._create()
             if spec.views:
                 most = MAX_SHARD_BYTES // (spec.row_bytes * (1 + spec.views))
@@ -154,7 +154,7 @@ class SlideWriter:
                 "Announce the true number of tiles to writer().",
             )
         try:
-            disk.touch(self._folder)
+            local.touch(self._folder)
             rows.append(features)
         except OSError as error:
             raise self._fail(error, "writing") from error
@@ -231,7 +231,7 @@ class SlideWriter:
         return np.ascontiguousarray(array, dtype)
 
     def _write_rest(self, small: dict[str, npt.NDArray[Any]], files: dict[str, bytes]) -> None:
-        disk.touch(self._folder)
+        local.touch(self._folder)
         extra: dict[str, npt.NDArray[Any]] = {}
         start = 0
         for prefix, *views in zip(self._prefixes, self._rows, *self._views, strict=True):
@@ -255,7 +255,7 @@ class SlideWriter:
             self._group.small(name, array)
 
     def _publish(self) -> SlideRecord:
-        found = disk.objects(self._folder)
+        found = local.objects(self._folder)
         record = SlideRecord(
             slide_id=self.slide_id,
             num_tiles=self._rows[0].num_tiles,
@@ -263,7 +263,7 @@ class SlideWriter:
             dtype=self.spec.dtype,
             attempt=self._attempt.name,
             objects=tuple(
-                StoredObject(key, size, disk.crc32c_of(self._folder / key))
+                StoredObject(key, size, local.crc32c_of(self._folder / key))
                 for key, size in sorted(found.items())
             ),
             attrs=self.attrs,
@@ -285,7 +285,7 @@ class SlideWriter:
             features_digest=features,
             scales=tuple(replace(scale, content_digest=found) for scale, (found, _) in scales),
         )
-        files.settle(self._folder, self._attempt)
+        backend.settle(self._folder, self._attempt)
         self._open = False
         return publish(self._slide_dir, record)
 
@@ -308,14 +308,14 @@ class SlideWriter:
             found = read_record(self._slide_dir)
         if found is None or found.attempt != self._attempt.name:
             with suppress(OSError):
-                files.give_up(self._folder, self._attempt)
+                backend.give_up(self._folder, self._attempt)
 
     def _check_open(self) -> None:
         if not self._open:
             raise self._misuse("its writer is closed", "Ask for a new writer.")
 
     def _fail(self, error: OSError, doing: str) -> StoreError:
-        explained = files.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
+        explained = backend.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
         self.abort()
         return explained
 

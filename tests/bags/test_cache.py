@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hmil_fast.bags import cache as module
-from hmil_fast.bags import tiers
+from hmil_fast.bags import cache_placement
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.bags.tiers import choose_tier
+from hmil_fast.bags.cache_placement import choose_tier
 from hmil_fast.config import CACHES
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
@@ -156,9 +156,9 @@ def test_the_tier_follows_from_what_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"cuda": 80, "cpu": 200}
-    monkeypatch.setattr(tiers, "free_memory", lambda device: free[device.type] * 10**9)
+    monkeypatch.setattr(cache_placement, "free_memory", lambda device: free[device.type] * 10**9)
     disk = type("Usage", (), {"free": 1000 * 10**9})
-    monkeypatch.setattr(tiers, "disk_usage", lambda path: disk)
+    monkeypatch.setattr(cache_placement, "disk_usage", lambda path: disk)
     gpu = torch.device("cuda")
     for size, wanted in ((40, "device"), (41, "host"), (101, "map"), (501, "stream")):
         assert choose_tier("auto", size * 10**9, gpu, tmp_path).name == wanted

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hmil_fast.bags.manifest import read_manifest
-from hmil_fast.bags.match import match_slides
+from hmil_fast.bags.match_names import match_slides
 from hmil_fast.bags.split_import import import_splits
 from hmil_fast.bags.splits import Slide, make_folds, read_labels, write_splits
 from hmil_fast.errors import UsageError

@@ -11,7 +11,7 @@ from hmil_fast.bags.fold import Fold
 from hmil_fast.bags.manifest import read_manifest
 from hmil_fast.bags.split_import import import_splits
 from hmil_fast.bags.split_pickle import read_plain_pickle
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import UsageError
 
 

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from hmil_fast.api.extract import run_job
+from hmil_fast.api.runs import train_and_evaluate
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort
 from hmil_fast.demo.run import SETTINGS as DEMO
-from hmil_fast.extraction.command import run_job
+from hmil_fast.evaluation.evaluate import read_metrics
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
-from hmil_fast.extraction.plan import collect_slides
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.slides import collect_slides
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.attention import likeliest_first, slide_maps
-from hmil_fast.training.commands import train_and_evaluate
-from hmil_fast.training.evaluate import read_metrics
-from hmil_fast.training.predictions import read_predictions
+from hmil_fast.report.attention import likeliest_first, slide_maps
+from hmil_fast.runs.predictions import read_predictions
 
 SETTINGS = TrainConfig(
     baseline="none",

@@ -10,9 +10,9 @@ import tifffile
 import torch
 
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.result import SlideResult
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.pipeline.result import SlideResult
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.io.tiles.grid import TileSpec
 

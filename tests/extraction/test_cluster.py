@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import pytest
 
-from hmil_fast.cli import main
-from hmil_fast.extraction.status import read_status
+from hmil_fast.cli.main import main
+from hmil_fast.extraction.jobs.status import read_status
 
 pytest.importorskip("distributed")
 
@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said_in_two_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args = list(map(str, command(slides, tmp_path / "store")))
-    monkeypatch.setattr("hmil_fast.extraction.cluster.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("hmil_fast.extraction.engines.dask.CONNECT_SECONDS", 0.5)
     for scheduler, said in (
         (f"{tmp_path}/none.json", "there is no file"),
         (f"{tmp_path}/none", "there is no file"),

@@ -11,10 +11,10 @@ import torch
 
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.pipeline.result import SlideResult
 from hmil_fast.extraction.prepare import prepare_slide
-from hmil_fast.extraction.result import SlideResult
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import open_slide
 from hmil_fast.io.store import FeatureStore, at_scale, at_view, create_store, open_store
 from hmil_fast.io.tiles.augment import Augmentation

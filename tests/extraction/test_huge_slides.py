@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hmil_fast.errors import SlideError
-from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import open_slide
 from hmil_fast.io.tiles.grid import TileSpec
 

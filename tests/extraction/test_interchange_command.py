@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.io.store import StoreSpec, create_store, open_store
 
 Cli = Callable[..., "CompletedProcess[str]"]

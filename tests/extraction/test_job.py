@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SlideFile = Callable[[str], Path]

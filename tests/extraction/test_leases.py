@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from hmil_fast.errors import SlideError
-from hmil_fast.extraction.leases import MAX_DEATHS, Leases, held_by
+from hmil_fast.extraction.jobs.leases import MAX_DEATHS, Leases, held_by
 
 Child = Callable[..., "subprocess.Popen[str]"]
 
 HOLDER = """
 import sys
 from pathlib import Path
-from hmil_fast.extraction.leases import Leases
+from hmil_fast.extraction.jobs.leases import Leases
 leases = Leases(Path(sys.argv[1]), float(sys.argv[2]), lambda: None)
 print(*[slide for slide in sys.argv[3:] if leases.take(slide)], flush=True)
 sys.stdin.readline()
@@ -28,7 +28,7 @@ leases.close()
 RACER = """
 import sys
 from pathlib import Path
-from hmil_fast.extraction.leases import Leases
+from hmil_fast.extraction.jobs.leases import Leases
 leases = Leases(Path(sys.argv[1]), 60.0, lambda: None)
 print("ready", flush=True)
 sys.stdin.readline()

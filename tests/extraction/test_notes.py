@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hmil_fast.cli import main
-from hmil_fast.extraction.status import read_status
+from hmil_fast.cli.main import main
+from hmil_fast.extraction.jobs.status import read_status
 from hmil_fast.io.store import open_store
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -9,9 +9,9 @@ from PIL import Image
 
 from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.pictures import SHEET_TILES, ContactSheet, save_overlay
-from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
 from hmil_fast.extraction.prepare import prepare_slide
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import TileStatus
 from hmil_fast.io.store import create_store
 from hmil_fast.io.tiles.augment import PixelParams

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hmil_fast.cli import main
-from hmil_fast.extraction.plan import SlideTask
+from hmil_fast.cli.main import main
 from hmil_fast.extraction.preflight import SAMPLE, estimate, look, preflight, sample
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.tiles.grid import TileSpec
 
 SlideFile = Callable[[str], Path]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.run import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import FeatureStore, at_scale, create_store, open_store
 from hmil_fast.io.tiles.grid import TileSpec
 

@@ -14,23 +14,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import HmilError
-from hmil_fast.extraction.events import EVENTS, Failures, save_job
-from hmil_fast.extraction.leases import LEASES, MAX_DEATHS, Leases
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.report import Report
-from hmil_fast.extraction.result import SlideResult
-from hmil_fast.extraction.retry import forget_deaths
-from hmil_fast.extraction.status import read_status
+from hmil_fast.extraction.jobs.events import EVENTS, Failures, save_job
+from hmil_fast.extraction.jobs.leases import LEASES, MAX_DEATHS, Leases
+from hmil_fast.extraction.jobs.report import Report
+from hmil_fast.extraction.jobs.retry import forget_deaths
+from hmil_fast.extraction.jobs.status import read_status
+from hmil_fast.extraction.pipeline.result import SlideResult
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
 
 # takes slides, says so, and waits to be killed
 WORKER = """
 import sys, time
 from pathlib import Path
-from hmil_fast.extraction.events import EventLog
-from hmil_fast.extraction.leases import Leases
+from hmil_fast.extraction.jobs.events import EventLog
+from hmil_fast.extraction.jobs.leases import Leases
 store, *slides = sys.argv[1:]
 log, leases = EventLog(Path(store)), Leases(Path(store), 60.0, lambda: None)
 log.alive("job start", 60.0)

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 
 Cli = Callable[..., "CompletedProcess[str]"]
 pytestmark = pytest.mark.usefixtures("own_signals")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from hmil_fast.cli import main
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.status import read_status
-from hmil_fast.extraction.worklist import in_order
+from hmil_fast.cli.main import main
+from hmil_fast.extraction.jobs.status import read_status
+from hmil_fast.extraction.jobs.worklist import in_order
+from hmil_fast.extraction.slides import SlideTask
 
 Start = Callable[..., "subprocess.Popen[str]"]
 CheckStore = Callable[[Path], dict[str, bytes]]

@@ -17,8 +17,8 @@ import openslide
 import tifffile
 
 from hmil_fast.errors import HmilError
-from hmil_fast.extraction.plan import SlideTask
 from hmil_fast.extraction.prepare import prepare_slide
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from hmil_fast.api.interchange import import_features
 from hmil_fast.errors import SlideError, StoreError
-from hmil_fast.extraction.interchange_command import import_features
 from hmil_fast.io.interchange import (
     FORMATS,
     Hints,

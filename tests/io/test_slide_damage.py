@@ -19,7 +19,7 @@ from PIL import Image
 
 from hmil_fast.errors import SlideError
 from hmil_fast.io.slide import TileStatus, open_slide
-from hmil_fast.io.slide.codestream import Look, jpeg_tables, look_at_jpeg
+from hmil_fast.io.slide.jpeg_check import Look, jpeg_tables, look_at_jpeg
 
 SlideFile = Callable[[str], Path]
 

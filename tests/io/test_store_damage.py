@@ -15,7 +15,7 @@ import zarr
 
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import FeatureStore, StoredObject, StoreSpec, create_store, open_store
-from hmil_fast.io.store.disk import crc32c_of
+from hmil_fast.io.store.local import crc32c_of
 
 DIM = 16
 N = 1100

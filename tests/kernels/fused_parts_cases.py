@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmil_fast.kernels.dispatch import choose
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
-from hmil_fast.kernels.gated_attention_pool.parts import pool_in_parts
+from hmil_fast.kernels.gated_attention_pool.chunked import pool_in_parts
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.losses import HmilLoss
+from hmil_fast.losses.curriculum import curriculum, tau_released
 from hmil_fast.losses.hierarchy import bag_alignment, bag_alignment_released
-from hmil_fast.losses.schedule import curriculum, tau_released
 
 BRACS = LabelTree.from_nested({"b": ["N", "PB", "UDH"], "a": ["FEA", "ADH"], "m": ["DCIS", "IC"]})
 DEEP = LabelTree.from_nested({"x": {"p": ["1", "2"], "q": ["3"]}, "y": {"r": ["4", "5"]}})

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.attention import NodeMap, node_maps
+from hmil_fast.report.attention import NodeMap, node_maps
 
 TREE = LabelTree.from_nested({"neg": ["neg"], "low": {"grade": ["a"]}, "pos": {"big": ["b", "c"]}})
 P = np.array([0.1, 0.2, 0.1, 0.6])

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from hmil_fast.training.report.charts import (
+from hmil_fast.report.html.charts import (
     curves_chart,
     reliability_chart,
     roc_chart,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
+from hmil_fast.evaluation.prior import current_prior, read_prior, under_prior
 from hmil_fast.io.store import create_store
-from hmil_fast.training.predictions import read_predictions
-from hmil_fast.training.prior import current_prior, read_prior, under_prior
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.runs.predictions import read_predictions
+from hmil_fast.runs.run import open_run
 
 PARENT = {"N": "benign", "PB": "benign", "DCIS": "malignant", "IC": "malignant"}
 NODES = {"0": ("benign", "malignant"), "1": tuple(PARENT)}

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 
 from hmil_fast.bags.splits import Fold, Slide
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
+from hmil_fast.evaluation.compare import compare_runs
+from hmil_fast.evaluation.evaluate import Asked, evaluate_run, in_order, table_rows
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
-from hmil_fast.training.compare import compare_runs
-from hmil_fast.training.evaluate import Asked, evaluate_run, in_order, table_rows
-from hmil_fast.training.predictions import (
+from hmil_fast.runs.predictions import (
     Prediction,
     read_predictions,
     run_predictions,
     stack_leaves,
     write_predictions,
 )
-from hmil_fast.training.run_folder import Run, create_run
+from hmil_fast.runs.run import Run, create_run
 
 TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
 SPEC = StoreSpec(4, "float16", {"name": "none"}, {"tile_px": 64})

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import UsageError
+from hmil_fast.evaluation import export
+from hmil_fast.evaluation.model_card import fold_card, markdown, write_card
+from hmil_fast.evaluation.predict import load_fold
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models import MODELS, build_model
-from hmil_fast.models.plain import PlainHead
-from hmil_fast.training import export
-from hmil_fast.training.card import fold_card, markdown, write_card
-from hmil_fast.training.predict import load_fold
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.models.export_form import PlainHead
+from hmil_fast.runs.run import open_run
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")

@@ -9,18 +9,18 @@ import pytest
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.fold import Fold
+from hmil_fast.bags.labelled import with_features
 from hmil_fast.bags.manifest import read_manifest, sources, versions, write_splits
 from hmil_fast.bags.splits import Slide, make_folds, read_labels
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import summed
-from hmil_fast.training.folds import choose_folds, warn_of_near_duplicates
-from hmil_fast.training.labelled import with_features
-from hmil_fast.training.predictions import read_predictions, stack_heads, stack_leaves
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.runs.predictions import read_predictions, stack_heads, stack_leaves
+from hmil_fast.runs.run import open_run
+from hmil_fast.training.choose_folds import choose_folds, warn_of_near_duplicates
 
 TREE = LabelTree.from_nested({"benign": ["N", "PB"], "malignant": ["DCIS", "IC"]})
 CONFIG = TrainConfig(folds=2, val_fraction=0.25)

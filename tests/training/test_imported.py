@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.io.store import open_store
-from hmil_fast.training.canvas import draw_on
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.report.canvas import draw_on
+from hmil_fast.runs.run import open_run
 
 
 @pytest.fixture(scope="module")

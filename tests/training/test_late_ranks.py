@@ -17,9 +17,10 @@ import pytest
 NURSERY = """
 import json, os, signal, socket, sys, time
 import torch.utils.tensorboard
-from hmil_fast import cli
-from hmil_fast.training import commands, fold
-from hmil_fast.training.run_folder import (Run)
+from hmil_fast.cli.main import main
+from hmil_fast.training import fold
+from hmil_fast.api import runs
+from hmil_fast.runs.run import (Run)
 
 def wrap(owner, name, rank, told):
     whole, calls = getattr(owner, name), []
@@ -50,7 +51,7 @@ def child(rank, port, told):
     ):
         for name in names:
             wrap(owner, name, rank, told)
-    return cli.main(told["argv"])
+    return main.main(told["argv"])
 
 for line in sys.stdin:
     told = json.loads(line)
@@ -157,25 +158,25 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 from hmil_fast.errors import HmilError
-from hmil_fast.training import ranks
+from hmil_fast.training import distributed
 
-with ranks.process_group(torch.device("cpu")):
-    got = ranks.from_first({"rank": ranks.rank(), "inf": float("inf")}, {
+with distributed.process_group(torch.device("cpu")):
+    got = distributed.from_first({"rank": distributed.rank(), "inf": float("inf")}, {
         "a.b": torch.arange(6).reshape(2, 3).to(torch.bfloat16), "step": torch.tensor(7.0),
         "none": torch.empty(0, 3)})
     assert got[0] == {"rank": 0, "inf": float("inf")}, got
     assert got[1]["a.b"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert (got[1]["step"].shape, got[1]["none"].shape) == ((), (0, 3))
-ranks.PATIENCE = timedelta(seconds=5)
+distributed.PATIENCE = timedelta(seconds=5)
 try:
-    with ranks._together():
-        if ranks.rank() != 1:
-            ranks.wait_for_all()
+    with distributed._together():
+        if distributed.rank() != 1:
+            distributed.wait_for_all()
         while not Path(sys.argv[1]).exists():
             time.sleep(0.1)
 except HmilError as error:
     print(error, flush=True)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         Path(sys.argv[1]).write_text(str(error))
 import os
 os._exit(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.io.store import create_store, open_store
 
 LEAVES = ("N", "PB", "DCIS", "IC")

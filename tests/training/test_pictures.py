@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmil_fast.training.pictures import (
+from hmil_fast.report.drawing import (
     Node,
     heatmap_sheet,
     paint,
     round_length,
 )
-from hmil_fast.training.tile_sheet import TileRow, stacked, tile_sheet
+from hmil_fast.report.tile_sheet import TileRow, stacked, tile_sheet
 
 WHITE = np.full((100, 80, 3), 255, np.uint8)
 

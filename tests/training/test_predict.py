@@ -16,15 +16,15 @@ from PIL import Image
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.splits import Slide, write_splits
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import StoreError, UsageError
+from hmil_fast.evaluation.evaluate import evaluate_cohort
+from hmil_fast.evaluation.predict import load_fold, predict_slides, slide_attention
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.metrics.conformal import answer_nodes, node_scores, threshold
-from hmil_fast.training.evaluate import evaluate_cohort
-from hmil_fast.training.heatmap import draw_heatmap
-from hmil_fast.training.predict import load_fold, predict_slides, slide_attention
-from hmil_fast.training.predictions import read_predictions
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.report.heatmap import draw_heatmap
+from hmil_fast.runs.predictions import read_predictions
+from hmil_fast.runs.run import open_run
 
 NODES = ["p0_benign", "p0_malignant", "p1_N", "p1_PB", "p1_DCIS", "p1_IC"]
 

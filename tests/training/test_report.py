@@ -16,10 +16,10 @@ from PIL import Image
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide, evaluate_predictions
-from hmil_fast.training.report.data import read_run, read_view, view_file
-from hmil_fast.training.report.levels import confusion_table
-from hmil_fast.training.report.page import write_report
-from hmil_fast.training.report.trust import trust_section
+from hmil_fast.report.html.data import read_run, read_view, view_file
+from hmil_fast.report.html.levels import confusion_table
+from hmil_fast.report.html.page import write_report
+from hmil_fast.report.html.trust import trust_section
 
 TREE = LabelTree.from_nested({"benign": ["N", r"_$\frac$"], "<i>malignant": ["IC", "{{title}}"]})
 HOSTILE = "</script><img src=x onerror=document.title='owned'>\"'&{{title}}"

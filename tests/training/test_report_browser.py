@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import Stopped, UsageError
+from hmil_fast.evaluation.predict import load_fold
 from hmil_fast.io.store import create_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.checkpoint import save_checkpoint
+from hmil_fast.runs.checkpoint import save_checkpoint
+from hmil_fast.runs.run import create_run, open_run
 from hmil_fast.training.loop import EpochReport, train_run
-from hmil_fast.training.predict import load_fold
-from hmil_fast.training.run_folder import create_run, open_run
 
 
 def wait_for_epoch(process: Any, log: Path, count: int) -> None:

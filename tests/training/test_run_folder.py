@@ -13,16 +13,16 @@ from hmil_fast.config import PRESETS, load_config, loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide
-from hmil_fast.training.checkpoint import load_module
-from hmil_fast.training.predictions import (
+from hmil_fast.runs.archive import set_aside
+from hmil_fast.runs.checkpoint import load_module
+from hmil_fast.runs.lock import own_log
+from hmil_fast.runs.predictions import (
     Prediction,
     read_predictions,
     stack_heads,
     write_predictions,
 )
-from hmil_fast.training.run_folder import create_run, open_run
-from hmil_fast.training.set_aside import set_aside
-from hmil_fast.training.stopping import own_log
+from hmil_fast.runs.run import create_run, open_run
 
 TREE = LabelTree.from_nested({"n": None, "t": {"b": None, "m": ["low", "high"]}})
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hmil_fast.training.scale import (
+from hmil_fast.report.colour_scale import (
     LIMIT,
     colour_places,
     concentration,

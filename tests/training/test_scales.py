@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hmil_fast.api.runs import train_and_evaluate
 from hmil_fast.bags.splits import read_labels
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.config import load_config
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.commands import train_and_evaluate
-from hmil_fast.training.predictions import read_predictions
+from hmil_fast.runs.predictions import read_predictions
 
 DRAWN = {"level0_size": [512, 512], "mpp": {"level0": 0.5}}
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hmil_fast.errors import UsageError
-from hmil_fast.training.predictions import read_predictions
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.runs.predictions import read_predictions
+from hmil_fast.runs.run import open_run
 
 
 def official(cohort: Any, path: Path, change: str = "", shift: int = 1) -> Path:
@@ -71,7 +71,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_words(
 
 
 def test_epochs_trained_twice_after_a_kill_are_reported_once(tmp_path: Path) -> None:
-    from hmil_fast.training.report.data import _epochs
+    from hmil_fast.report.html.data import _epochs
 
     log = tmp_path / "log.jsonl"
     epochs = [0, 1, 2, 3, 2, 3, 4]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
+from hmil_fast.evaluation.predict import load_fold
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store
-from hmil_fast.training.predict import load_fold
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.runs.run import open_run
 from hmil_fast.training.standardise import fit_scale
 
 SIZES = np.array([1e-3, 1e-3, 1e-3, 1e-3, *[1.0] * 6, *[3e3] * 4, 1.0, 0.0])

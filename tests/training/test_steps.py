@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.models.hmil import HMIL
+from hmil_fast.runs.predictions import read_predictions
+from hmil_fast.runs.run import open_run
 from hmil_fast.training import fold as module
 from hmil_fast.training.fold import FoldTrainer
 from hmil_fast.training.loop import train_run
-from hmil_fast.training.predictions import read_predictions
-from hmil_fast.training.run_folder import open_run
 
 SETTINGS = ("folds=2", "epochs=5", "batch_bags=3", "baseline=none", "dropout=0.25", "balance=leaf")
 # saves after every step, as a large cohort does every few
@@ -32,7 +32,7 @@ DRIVER = """
 import sys
 import hmil_fast.io.slide
 from hmil_fast.training import fold
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 fold.SAVE_EVERY_S = 0.0
 sys.exit(main(sys.argv[1:]))
 """

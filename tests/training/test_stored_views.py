@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hmil_fast.api.runs import train_and_evaluate
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import draw_views, epoch_batches
 from hmil_fast.bags.splits import read_labels
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.config import load_config
 from hmil_fast.errors import Stopped, StoreError, UsageError
 from hmil_fast.io.store import FeatureStore, at_view, create_store, open_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.commands import train_and_evaluate
 from hmil_fast.training.loop import EpochReport, FoldTrainer, train_run
 
 

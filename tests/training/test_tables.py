@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hmil_fast.cli import main
-from hmil_fast.extraction.plan import SlideTask
-from hmil_fast.extraction.progress import JobProgress
-from hmil_fast.extraction.worklist import TilesDone
+from hmil_fast.cli.main import main
+from hmil_fast.extraction.jobs.progress import JobProgress
+from hmil_fast.extraction.jobs.worklist import TilesDone
+from hmil_fast.extraction.slides import SlideTask
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -14,9 +14,9 @@ import yaml
 from safetensors import safe_open
 
 from hmil_fast.bags.splits import read_splits
-from hmil_fast.cli import main
-from hmil_fast.training.predictions import read_predictions
-from hmil_fast.training.run_folder import open_run
+from hmil_fast.cli.main import main
+from hmil_fast.runs.predictions import read_predictions
+from hmil_fast.runs.run import open_run
 
 
 def test_a_run_holds_all_that_is_promised(run: Any) -> None:

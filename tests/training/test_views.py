@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.cli import main
+from hmil_fast.cli.main import main
 from hmil_fast.errors import SlideError
+from hmil_fast.evaluation.predict import slide_attention
 from hmil_fast.io.store import StoreSpec, create_store
-from hmil_fast.training.attention import slide_maps, top_tiles
-from hmil_fast.training.canvas import cut_tiles, draw_on
-from hmil_fast.training.predict import slide_attention
-from hmil_fast.training.report.data import view_file
-from hmil_fast.training.run_folder import open_run
-from hmil_fast.training.scale import LIMIT, colour_places, concentration, tile_values
-from hmil_fast.training.views import MOST_CELLS, _cells, write_view
+from hmil_fast.report.attention import slide_maps, top_tiles
+from hmil_fast.report.canvas import cut_tiles, draw_on
+from hmil_fast.report.colour_scale import LIMIT, colour_places, concentration, tile_values
+from hmil_fast.report.html.data import view_file
+from hmil_fast.report.viewer_data import MOST_CELLS, _cells, write_view
+from hmil_fast.runs.run import open_run
 
 
 def numbers(text: str, dtype: str) -> NDArray:

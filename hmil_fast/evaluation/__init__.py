@@ -1,0 +1,1 @@
+"""Predictions of a trained run, and what is measured and made from them."""

@@ -1,0 +1,1 @@
+"""One job over many processes: who does which slide, and what is known of it."""

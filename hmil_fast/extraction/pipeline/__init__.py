@@ -1,0 +1,1 @@
+"""One process: slides in, features in the store."""

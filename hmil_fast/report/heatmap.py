@@ -1,0 +1,121 @@
+"""A PNG of the attention per node of the label tree over the thumbnail, and the top tiles."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmil_fast.errors import UsageError
+from hmil_fast.io.store import FeatureStore
+from hmil_fast.labels import LabelTree
+from hmil_fast.report.attention import (
+    NodeMap,
+    answer_nodes,
+    likeliest_first,
+    slide_maps,
+    top_tiles,
+)
+from hmil_fast.report.canvas import cut_tiles, draw_on
+from hmil_fast.report.drawing import Node, heatmap_sheet
+from hmil_fast.report.tile_sheet import TileRow, stacked, tile_sheet
+from hmil_fast.runs.predictions import Prediction
+from hmil_fast.runs.run import Run
+
+MOST_PANELS = 11
+
+
+def draw_heatmap(
+    run: Run,
+    store: FeatureStore,
+    slide_id: str,
+    out: Path,
+    nodes: Sequence[str] = (),
+    slide: Path | None = None,
+    top_k: int | None = None,
+    scale: str = "share",
+) -> tuple[Prediction, tuple[str, ...]]:
+    """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
+
+    Args:
+        run: A trained run of a model with attention.
+        store: Holds the slide's features.
+        slide_id: The slide.
+        out: The PNG.
+        nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
+        slide: The slide's file, for tiles, and for the thumbnail where the store has none.
+        top_k: How many of its tiles to draw per node, the highest first; needs `slide`.
+        scale: What the colours mean, one of `hmil_fast.report.colour_scale.SCALES`.
+
+    Returns:
+        The prediction, and what was guessed to draw it.
+
+    Raises:
+        UsageError: No such node, the model has no attention, or the PNG cannot be written.
+        StoreError: The slide is not in the store, or has no tiles or no coordinates.
+        SlideError: The slide's file is another one, or cannot be opened.
+    """
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"the picture {out} would be a PNG", "end its name in .png")
+    store = run.fitting(store)
+    canvas = draw_on(store, slide_id, slide)
+    prediction, maps = slide_maps(run, store, slide_id)
+    if not maps:
+        raise UsageError(
+            f"the model {run.config.model!r} of {run.path} has no attention to draw",
+            "use a run of a model that has, hmil for instance",
+        )
+    chosen = _chosen(run.tree, prediction, maps, nodes)
+    panels = [_panel(run.tree, prediction, m) for m in chosen]
+    picture = heatmap_sheet(
+        canvas.picture,
+        canvas.coords,
+        canvas.side,
+        panels,
+        downsample=canvas.downsample,
+        mpp=canvas.mpp,
+        title=slide_id,
+        scale=scale,
+    )
+    if slide is not None and top_k is not None:
+        record, rows = store.record(slide_id), []
+        for m, panel in zip(chosen, panels, strict=True):
+            top = top_tiles(m.weights, top_k)
+            pixels = cut_tiles(slide, record, canvas, top)
+            rows.append(TileRow(panel.title, pixels, m.weights[top], canvas.coords[top]))
+        picture = stacked(picture, tile_sheet(rows, picture.width))
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, "PNG")
+        partial.replace(out)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {out}: {error.strerror}", "name a place you can write to"
+        ) from None
+    return prediction, canvas.notes
+
+
+def _chosen(
+    tree: LabelTree, prediction: Prediction, maps: Sequence[NodeMap], names: Sequence[str]
+) -> list[NodeMap]:
+    for name in names:
+        if not any(name in level for level in tree.names):
+            every = sorted({n for level in tree.names for n in level})
+            raise UsageError(f"no node is called {name!r}", f"name some of {', '.join(every)}")
+    if names:
+        asked = {
+            tree.node(level, k)
+            for level, nodes in enumerate(tree.names)
+            for k, node in enumerate(nodes)
+            if node in names
+        }
+        # a map that all nodes share is also that of the node asked for
+        return [m for m in maps if m.node is None or (m.level, m.node) in asked]
+    likely = likeliest_first(tree, prediction, maps)
+    return [maps[place] for place in sorted(likely[:MOST_PANELS])]
+
+
+def _panel(tree: LabelTree, prediction: Prediction, m: NodeMap) -> Node:
+    """The map with its title; the nodes of the prediction are marked."""
+    if m.node is None:
+        return Node("attention", m.weights)
+    title = f"{tree.title(m.level, m.node)} · {prediction.probabilities[m.level][m.node]:.2f}"
+    return Node(title, m.weights, (m.level, m.node) in answer_nodes(tree, prediction))

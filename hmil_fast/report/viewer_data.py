@@ -1,0 +1,242 @@
+"""What the report's viewer shows of a slide, as one small JSON file in RUN/views.
+
+The thumbnail once, per cell and node one byte a colour scale, the highest tiles of every node, and
+of these the pixels where the slide's file is at hand. The browser paints the overlay.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.io.store import FeatureStore, SlideRecord
+from hmil_fast.report.attention import NodeMap, likeliest_first, slide_maps, top_tiles
+from hmil_fast.report.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
+from hmil_fast.report.colour_scale import LIMIT, SCALES, colour_places, spread, tile_values
+from hmil_fast.report.drawing import paint
+from hmil_fast.report.html.data import read_view, view_file
+from hmil_fast.runs.predictions import Prediction, read_predictions
+from hmil_fast.runs.run import Run, write_text
+
+TOP_TILES = 6
+MOST_CELLS = 6000  # a slide of more tiles is shown in larger cells
+MOST_MAPS = 24
+_CUT_NODES = 6  # likeliest nodes whose highest tiles are cut from the slide
+_CUT_PX = 256
+_SMALL = (240, 96)
+_NO_PLACE = 255  # places among the colours are 0..254
+_SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut tiles
+
+
+def make_views(
+    run: Run, store: FeatureStore, most: int, slides: Mapping[str, Path] | None = None
+) -> None:
+    """Make the views that the report lacks, at most so many; what cannot be shown is named.
+
+    Args:
+        run: A trained run.
+        store: Holds the slides' features and thumbnails.
+        most: Views to make.
+        slides: Files by slide id, to cut the tiles of the highest attention from.
+
+    Raises:
+        UsageError: The store is of another kind than the run's.
+    """
+    store = run.fitting(store)
+    err, slides = Console(stderr=True, soft_wrap=True), slides or {}
+    said: dict[str, list[Prediction]] = {}
+    for p in read_predictions(run.path / "predictions.csv", run.tree):
+        said.setdefault(p.slide_id, []).append(p)
+    missing, notes = [], dict[str, list[str]]()
+    for slide_id, of_folds in said.items():
+        try:
+            lacks = why_not_drawn(store.record(slide_id))
+            why = None if lacks is None else f"not shown, with {lacks}"
+        except StoreError as error:
+            why = f"not shown: {error.what}"
+        if why is not None:
+            notes.setdefault(why, []).append(slide_id)
+            continue
+        levels = zip(*(p.probabilities for p in of_folds), strict=True)
+        view = read_view(view_file(run.path, slide_id), [np.mean(p, axis=0) for p in levels])
+        if view is None or (slide_id in slides and not view["cut"]):
+            missing.append(slide_id)
+    columns = (TextColumn("slides"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    made = 0
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("", total=min(most, len(missing)))
+        for slide_id in missing:
+            if made == most:
+                break
+            try:
+                found = write_view(run, store, slide_id, slides.get(slide_id), err)
+            except StoreError as error:
+                err.print(f"[yellow]not shown:[/] {escape(error.what)}")
+                continue
+            for note in found:
+                notes.setdefault(note, []).append(slide_id)
+            made += 1
+            bar.advance(task)
+    for note, of in notes.items():
+        names = ", ".join(of[:5]) + (f", … ({len(of)} slides)" if len(of) > 5 else "")
+        err.print(f"[yellow]{escape(note)}:[/] {escape(names)}")
+
+
+def write_view(
+    run: Run,
+    store: FeatureStore,
+    slide_id: str,
+    slide: Path | None = None,
+    err: Console | None = None,
+) -> tuple[str, ...]:
+    """Predict a slide and write down what the viewer shows of that very forward.
+
+    Args:
+        run: A trained run.
+        store: Holds the slide's features.
+        slide_id: The slide.
+        slide: The slide's file, to cut the highest tiles from at their own resolution; else they
+            are cut from the thumbnail. It is drawn on where the store has no thumbnail.
+        err: Told why a file could not be used.
+
+    Returns:
+        What was guessed to draw it.
+
+    Raises:
+        StoreError: The slide is not in the store, or has no tiles or no coordinates.
+    """
+    record = store.record(slide_id)
+    try:
+        canvas = draw_on(store, slide_id, slide)
+    except SlideError as error:
+        (err or Console(stderr=True)).print(f"[yellow]file not used:[/] {escape(error.what)}")
+        slide, canvas = None, draw_on(store, slide_id)
+    prediction, maps = slide_maps(run, store, slide_id)
+    likely = likeliest_first(run.tree, prediction, maps)
+    maps, likely = _first(maps, likely, MOST_MAPS)
+    coords = canvas.coords
+    tops = [top_tiles(m.weights, TOP_TILES) for m in maps]
+    cuts: dict[int, str] = {}
+    sharp = thumbnail_is_sharp(canvas, record)
+    if slide is not None and not sharp:
+        wanted = sorted({int(tile) for i in likely[:_CUT_NODES] for tile in tops[i]})
+        try:
+            pixels = cut_tiles(slide, record, canvas, wanted)
+            cuts = {
+                tile: _webp(Image.fromarray(cut), (_CUT_PX, _CUT_PX), 70)
+                for tile, cut in zip(wanted, pixels, strict=True)
+            }
+        except SlideError as error:
+            (err or Console(stderr=True)).print(f"[yellow]no tiles cut:[/] {escape(error.what)}")
+    cells, cell_side, places = _cells(coords, canvas.side, [m.weights for m in maps])
+    unit = max(1.0, max(canvas.size) / 65535)
+    view = {
+        "slide_id": slide_id,
+        "probabilities": [
+            [round(float(v), 5) for v in level] for level in prediction.probabilities
+        ],
+        "size": list(canvas.size),
+        "mpp": canvas.mpp,
+        "side": canvas.side,
+        "tiles": record.num_tiles,
+        "picture": _webp(Image.fromarray(canvas.picture), canvas.picture.shape[1::-1], 40),
+        "small": _webp(
+            Image.fromarray(_best_painted(canvas, [maps[i] for i in likely])),
+            _SMALL,
+            70,
+        ),
+        "limit": LIMIT,
+        "unit": unit,
+        "cells": _base64(np.rint(np.maximum(cells, 0) / unit).astype("<u2")),
+        "cell_side": cell_side,
+        "cut": bool(cuts) or sharp or (canvas.real and not maps),
+        "cuts": {str(tile): cut for tile, cut in cuts.items()},
+        "maps": [
+            {
+                "level": m.level,
+                "node": m.node,
+                "spread": spread(m.weights),
+                "places": {scale: _base64(of_map[scale]) for scale in SCALES},
+                "top": [[int(t), *coords[t].tolist(), float(f"{m.weights[t]:.4g}")] for t in top],
+            }
+            for m, of_map, top in zip(maps, places, tops, strict=True)
+        ],
+    }
+    path = view_file(run.path, slide_id)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(view, separators=(",", ":"), allow_nan=False))
+    return canvas.notes
+
+
+def thumbnail_is_sharp(canvas: Canvas, record: SlideRecord) -> bool:
+    """Whether a tile on the thumbnail is about as sharp as it was when it was encoded."""
+    sharp = canvas.side / canvas.downsample >= _SHARP * record.attrs.get("read_px", np.inf)
+    return canvas.real and bool(sharp)
+
+
+def _first(maps: list[NodeMap], likely: list[int], most: int) -> tuple[list[NodeMap], list[int]]:
+    """The likeliest maps in the tree's order, and their places by likelihood."""
+    kept = sorted(likely[:most])
+    return [maps[i] for i in kept], [kept.index(i) for i in likely[:most]]
+
+
+def _best_painted(canvas: Canvas, likely: list[NodeMap]) -> NDArray[np.uint8]:
+    """The picture under the attention of the leaf that the run answers."""
+    if not likely:
+        return canvas.picture
+    return paint(canvas.picture, canvas.coords, canvas.side, likely[0].weights, canvas.downsample)
+
+
+def _cells(
+    coords: NDArray[np.int64], side: float, weights: list[NDArray[np.float64]]
+) -> tuple[NDArray[np.int64], float, list[dict[str, NDArray[np.uint8]]]]:
+    """Corners, side and colours of what is painted: the tiles, or cells of many tiles.
+
+    Returns:
+        Corners in level-0 px [n, 2], the side in level-0 px, and per map and scale uint8 [n]: the
+        place among the colours of the mean of the cell's tiles × 254, 255 where none has one.
+    """
+    corners, inverse = coords, np.arange(len(coords))
+    times = 1
+    while len(corners) > MOST_CELLS:
+        times += 1
+        origin = coords.min(axis=0)
+        places, inverse = np.unique(
+            np.floor((coords - origin) / (side * times)), axis=0, return_inverse=True
+        )
+        inverse = inverse.reshape(-1)
+        corners = np.rint(origin + places * side * times).astype(np.int64)
+    found = []
+    for of_map in weights:
+        known = np.isfinite(of_map)
+        count = np.bincount(inverse[known], minlength=len(corners))
+        painted = {}
+        for scale in SCALES:
+            values = tile_values(of_map, scale)[known]
+            mean = np.bincount(inverse[known], values, len(corners)) / np.maximum(count, 1)
+            place = np.rint(254 * colour_places(mean, scale))
+            painted[scale] = np.where(count > 0, place, _NO_PLACE).astype(np.uint8)
+        found.append(painted)
+    return corners, side * times, found
+
+
+def _webp(picture: Image.Image, most: tuple[int, ...], quality: int) -> str:
+    picture = picture.copy()
+    picture.thumbnail((most[0], most[1]), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="WEBP", quality=quality, method=4)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _base64(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()

@@ -1,0 +1,147 @@
+"""Predictions of a run: what predictions.csv holds, and how it is written and read."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmil_fast.errors import UsageError
+from hmil_fast.labels import LabelTree
+from hmil_fast.metrics import all_levels, decide, likelier_elsewhere
+from hmil_fast.runs.run import Run, write_csv
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of one slide.
+
+    Attributes:
+        fold: The fold whose model predicts, or -1 for the mean over all folds.
+        probabilities: Per level, coarse first, float64 [K_l]; a parent is the sum of its children.
+            Under the balanced prior, unless `hmil_fast.evaluation.prior.under_prior` changed it.
+        heads: Per level above the leaves the softmax of its own head.
+    """
+
+    slide_id: str
+    patient_id: str
+    fold: int
+    label: str
+    num_tiles: int
+    probabilities: tuple[NDArray[np.float64], ...]
+    heads: tuple[NDArray[np.float64], ...] = ()
+
+
+def write_predictions(
+    to: Path | TextIO,
+    tree: LabelTree,
+    predictions: Iterable[Prediction],
+    more: Mapping[str, Sequence[object]] | None = None,
+    *,
+    heads: bool = False,
+) -> None:
+    """Write predictions as CSV, one row a slide.
+
+    ``prediction`` is the leaf that `hmil_fast.metrics.decide` answers, ``prediction_<level>`` the
+    node above it, ``likelier_elsewhere`` the nodes off this path that are likelier than the path's
+    node of their level, ``p<level>_<node>`` a probability; a chain of only children has one column.
+
+    Args:
+        to: A file, or an open stream.
+        tree: The label tree.
+        predictions: The predictions.
+        more: Further columns, for people.
+        heads: Whether to write ``h<level>_<node>``, the softmax of the heads above the leaves.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    predictions, more = list(predictions), more or {}
+    above = range(tree.num_levels - 1)
+    head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
+    head += [*(f"prediction_{level}" for level in above), "likelier_elsewhere"]
+    head += [f"p{level}_{tree.names[level][k]}" for level, k in sorted(tree.nodes)]
+    if heads:
+        head += [f"h{level}_{name}" for level in above for name in tree.names[level]]
+    rows: list[list[object]] = [[*head, *more]]
+    p_leaf = stack_leaves(predictions, tree)
+    path, elsewhere = decide(tree, p_leaf), likelier_elsewhere(tree, p_leaf)
+    for i, p in enumerate(predictions):
+        *coarse, leaf = (tree.names[level][k] for level, k in enumerate(path.nodes[:, i]))
+        values = [p.probabilities[level][k] for level, k in sorted(tree.nodes)]
+        if heads:
+            values += [value for level in p.heads for value in level]
+        rows.append(
+            [p.slide_id, p.patient_id, p.fold, p.label, leaf, p.num_tiles]
+            + [*coarse, "|".join(elsewhere[i]), *(f"{value:.9g}" for value in values)]
+            + [str(column[i]) for column in more.values()]
+        )
+    write_csv(to, rows)
+
+
+def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    leaves = [f"p{tree.num_levels - 1}_{name}" for name in tree.leaves]
+    heads = [[f"h{l}_{name}" for name in names] for l, names in enumerate(tree.names[:-1])]
+    found = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                p_leaf = np.array([[float(row[name]) for name in leaves]])
+                said = (
+                    [np.array([float(row[name]) for name in level]) for level in heads]
+                    if heads and heads[0][0] in row
+                    else []
+                )
+                found.append(
+                    Prediction(
+                        row["slide_id"],
+                        row["patient_id"],
+                        int(row["fold"]),
+                        row["label"],
+                        int(row["num_tiles"]),
+                        tuple(level[0] for level in all_levels(tree, p_leaf)),
+                        tuple(said),
+                    )
+                )
+    except FileNotFoundError:
+        raise UsageError(
+            f"there are no predictions {path}: the run is not trained to its end",
+            "run the same `hmil-fast train` again, it resumes",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UsageError(
+            f"cannot read the predictions {path}: {error!r}",
+            "delete it and run the same `hmil-fast train` again, it makes what is missing",
+        ) from None
+    return found
+
+
+def run_predictions(run: Run) -> list[Prediction]:
+    """The predictions of all tested slides, fold by fold, under the balanced prior.
+
+    Raises:
+        UsageError: A fold is not trained to its end, or its predictions are damaged.
+    """
+    return [
+        prediction
+        for fold in range(len(run.folds))
+        for prediction in read_predictions(run.fold_path(fold) / "predictions.csv", run.tree)
+    ]
+
+
+def stack_leaves(predictions: Sequence[Prediction], tree: LabelTree) -> NDArray[np.float64]:
+    """Leaf probabilities of all slides, float64 [n, leaves]."""
+    return np.array([p.probabilities[-1] for p in predictions]).reshape(-1, len(tree.leaves))
+
+
+def stack_heads(predictions: Sequence[Prediction]) -> list[NDArray[np.float64]]:
+    """Per level above the leaves the softmax of its head for all slides, float64 [n, K_l]."""
+    return [np.stack(level) for level in zip(*(p.heads for p in predictions), strict=True)]
