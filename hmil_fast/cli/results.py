@@ -1,4 +1,4 @@
-"""The commands over splits and finished runs, as `hmil_fast.cli.main` shows them."""
+"""The commands over finished runs, as `hmil_fast.cli.main` shows them."""
 
 import argparse
 
@@ -14,36 +14,14 @@ from hmil_fast.cli.options import (
 )
 
 
-def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
-    """Add `splits import`."""
-
-    def run(args: argparse.Namespace) -> int:
-        from hmil_fast.training.choose_folds import splits
-
-        return splits(args)
-
-    text = "Turn split files of others into a manifest for `train --splits`."
-    parser = add_command(commands, "splits", text, run)
-    parser.add_argument("action", choices=("import",), help="import: read split files")
-    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="or a folder of them")
-    parser.add_argument(
-        "--format",
-        choices=("csv", "clam", "hmil"),
-        required=True,
-        help="csv: slide_id,split[,label][,patient_id], a file a fold; clam: splits_<i>.csv; "
-        "hmil: {train,val,test}_splits_<i>.pkl",
-    )
-    parser.add_argument("--out", type=path, required=True, metavar="JSON")
-
-
 def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `evaluate`, `predict`, `heatmap`, `report`."""
 
     def command(name: str) -> Command:
         def run(args: argparse.Namespace) -> int:
-            from hmil_fast.api import runs as training
+            from hmil_fast.api import results
 
-            return int(getattr(training, name)(args))
+            return int(getattr(results, name)(args))
 
         return run
 

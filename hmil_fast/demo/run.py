@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hmil_fast.api.extract import run_job
-from hmil_fast.api.runs import print_table, train_and_evaluate
+from hmil_fast.api.results import print_table
+from hmil_fast.api.train import train_and_evaluate
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, write_cohort

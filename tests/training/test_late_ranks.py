@@ -19,7 +19,7 @@ import json, os, signal, socket, sys, time
 import torch.utils.tensorboard
 from hmil_fast.cli.main import main
 from hmil_fast.training import fold
-from hmil_fast.api import runs
+from hmil_fast.api import train as command
 from hmil_fast.runs.run import (Run)
 
 def wrap(owner, name, rank, told):
@@ -47,7 +47,7 @@ def child(rank, port, told):
         (Run, ("is_done",)),
         (fold.FoldTrainer, ("__init__", "_resume", "_train_epoch", "train")),
         (fold, ("read_checkpoint", "write_predictions")),
-        (commands, ("create_run", "train_run")),
+        (command, ("create_run", "train_run")),
     ):
         for name in names:
             wrap(owner, name, rank, told)
