@@ -51,7 +51,7 @@ def child(rank, port, told):
     ):
         for name in names:
             wrap(owner, name, rank, told)
-    return main.main(told["argv"])
+    return main(told["argv"])
 
 for line in sys.stdin:
     told = json.loads(line)
