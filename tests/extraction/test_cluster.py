@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said_in_two_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     args = list(map(str, command(slides, tmp_path / "store")))
-    monkeypatch.setattr("hmil_fast.extraction.engines.dask.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("hmil_fast.extraction.engines.dask_cluster.CONNECT_SECONDS", 0.5)
     for scheduler, said in (
         (f"{tmp_path}/none.json", "there is no file"),
         (f"{tmp_path}/none", "there is no file"),
