@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +13,11 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide, likelier_elsewhere
 from hmil_fast.runs.run import Run, write_csv
+
+_FIX = (
+    "delete it, and run again the command that makes it: `hmil-fast train` for a run, "
+    "`hmil-fast evaluate` for another cohort"
+)
 
 
 @dataclass(frozen=True)
@@ -83,45 +88,58 @@ def write_predictions(
 
 
 def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:
-    """Read what `write_predictions` wrote.
+    """Read what `write_predictions` wrote, in the order of its rows.
+
+    The probabilities above the leaves are summed from those of the leaves. `heads` is empty where
+    the file holds none, and a label may be "".
 
     Raises:
-        UsageError: The file is missing or damaged.
+        UsageError: The file is missing or damaged, or is of another label tree; names the line.
     """
     leaves = [f"p{tree.num_levels - 1}_{name}" for name in tree.leaves]
     heads = [[f"h{l}_{name}" for name in names] for l, names in enumerate(tree.names[:-1])]
-    found = []
+    rows: list[dict[str, str]] = []
+    lines: list[int] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                p_leaf = np.array([[float(row[name]) for name in leaves]])
-                said = (
-                    [np.array([float(row[name]) for name in level]) for level in heads]
-                    if heads and heads[0][0] in row
-                    else []
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or ()
+            for row in reader:
+                rows.append(row)
+                lines.append(reader.line_num)
+    except OSError as error:
+        raise UsageError(f"cannot read the predictions {path}: {error.strerror}", _FIX) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a CSV table: {error}", _FIX) from None
+    for name in ("slide_id", "patient_id", "fold", "label", "num_tiles", *leaves):
+        if name not in header:
+            raise UsageError(f"{path} has no column {name}", _FIX)
+    if any(name not in header for level in heads for name in level):
+        heads = []
+    p_leaf = np.zeros((len(rows), len(leaves)))
+    predictions = []
+    for i, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        try:
+            p_leaf[i] = [float(row[name]) for name in leaves]
+            predictions.append(
+                Prediction(
+                    row["slide_id"],
+                    row["patient_id"],
+                    int(row["fold"]),
+                    row["label"],
+                    int(row["num_tiles"]),
+                    (),
+                    tuple(np.array([float(row[name]) for name in level]) for level in heads),
                 )
-                found.append(
-                    Prediction(
-                        row["slide_id"],
-                        row["patient_id"],
-                        int(row["fold"]),
-                        row["label"],
-                        int(row["num_tiles"]),
-                        tuple(level[0] for level in all_levels(tree, p_leaf)),
-                        tuple(said),
-                    )
-                )
-    except FileNotFoundError:
-        raise UsageError(
-            f"there are no predictions {path}: the run is not trained to its end",
-            "run the same `hmil-fast train` again, it resumes",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UsageError(
-            f"cannot read the predictions {path}: {error!r}",
-            "delete it and run the same `hmil-fast train` again, it makes what is missing",
-        ) from None
-    return found
+            )
+            if row["label"]:
+                tree.path(row["label"])
+        except UsageError as error:
+            raise UsageError(f"{path} line {line}: {error.what}", _FIX) from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{path} line {line}: {error}", _FIX) from None
+    levels = zip(*all_levels(tree, p_leaf), strict=True)
+    return [replace(p, probabilities=level) for p, level in zip(predictions, levels, strict=True)]
 
 
 def run_predictions(run: Run) -> list[Prediction]:

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide
+from hmil_fast.runs.predictions import Prediction, read_predictions, stack_leaves
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder in memory; `rows` are the lines of predictions.csv.
+class ReportData:
+    """What the report shows of a run, or of another cohort, read from its folder.
 
     Attributes:
         name: Name of the folder.
         tree: The label tree.
         metrics: metrics.json.
-        rows: Per tested slide the columns of predictions.csv.
+        rows: The prediction of every tested slide.
         truths: True node per level and row, int [L, n]; −1 where the label is a coarser node.
         probabilities: Per level float [n, K_l].
         answers: Answered node per level and row, int [L, n].
@@ -40,7 +41,7 @@ class Run:
     name: str
     tree: LabelTree
     metrics: dict[str, Any]
-    rows: Sequence[dict[str, str]]
+    rows: Sequence[Prediction]
     truths: NDArray[np.int64]
     probabilities: Sequence[NDArray[np.float64]]
     answers: NDArray[np.int64]
@@ -49,10 +50,10 @@ class Run:
     config: str | None
     views: dict[str, dict[str, Any]]
     left_out: int
-    sure: dict[tuple[str, str], str]
+    sure: dict[tuple[str, int], str]
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path) -> ReportData:
     """Read a run folder.
 
     Raises:
@@ -64,18 +65,20 @@ def read_run(run: Path) -> Run:
         metrics.get("pooled") or ()
     ):
         raise UsageError(f"{run / 'metrics.json'} has no pooled metrics", _AGAIN)
-    rows, truths, probabilities, folds = _predictions(run / "predictions.csv", tree)
+    rows = read_predictions(run / "predictions.csv", tree)
+    probabilities = all_levels(tree, stack_leaves(rows, tree))
+    truths = [tree.path(row.label) for row in rows]
     views, left_out = _views(run, rows, probabilities)
     config = run / "config.yaml"
-    return Run(
+    return ReportData(
         name=run.resolve().name,
         tree=tree,
         metrics=metrics,
         rows=rows,
-        truths=truths,
+        truths=np.array(truths, dtype=np.int64).reshape(-1, tree.num_levels).T,
         probabilities=probabilities,
         answers=decide(tree, probabilities[-1]).nodes,
-        folds=folds,
+        folds=np.array([row.fold for row in rows], dtype=np.int64),
         epochs=_epochs(run / "log.jsonl"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
         views=views,
@@ -90,12 +93,12 @@ def view_file(run: Path, slide_id: str) -> Path:
 
 
 def _views(
-    run: Path, rows: Sequence[dict[str, str]], probabilities: Sequence[NDArray[np.float64]]
+    run: Path, rows: Sequence[Prediction], probabilities: Sequence[NDArray[np.float64]]
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """The views that fit into a page, by slide id, and how many do not."""
     numbers: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        numbers.setdefault(row["slide_id"], []).append(number)
+        numbers.setdefault(row.slide_id, []).append(number)
     views, left_out, room = {}, 0, _VIEW_BYTES
     for slide_id, mine in numbers.items():
         path = view_file(run, slide_id)
@@ -155,49 +158,13 @@ def _tree(path: Path) -> LabelTree:
     return tree
 
 
-def _predictions(
-    path: Path, tree: LabelTree
-) -> tuple[list[dict[str, str]], NDArray[np.int64], list[NDArray[np.float64]], NDArray[np.int64]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            header = reader.fieldnames or ()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", _AGAIN) from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no CSV table: {error}", _AGAIN) from None
-    leaves = [f"p{tree.num_levels - 1}_{name}" for name in tree.leaves]
-    for name in ("slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"):
-        if name not in header:
-            raise UsageError(f"{path} has no column {name}", _AGAIN)
-    for name in leaves:
-        if name not in header:
-            raise UsageError(f"{path} has no column {name}, which the tree asks for", _AGAIN)
-    p_leaf = np.zeros((len(rows), len(leaves)))
-    folds = np.zeros(len(rows), dtype=np.int64)
-    truths = np.zeros((tree.num_levels, len(rows)), dtype=np.int64)
-    for number, row in enumerate(rows):
-        try:
-            folds[number] = int(row["fold"])
-            p_leaf[number] = [float(row[name]) for name in leaves]
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{path} line {number + 2}: {error}", _AGAIN) from None
-        try:
-            truths[:, number] = tree.path(row["label"])
-            tree.leaf(row["prediction"])
-        except UsageError as error:
-            raise UsageError(f"{path} line {number + 2}: {error.what}", _AGAIN) from None
-    return rows, truths, all_levels(tree, p_leaf), folds
-
-
-def _answers(path: Path) -> dict[tuple[str, str], str]:
+def _answers(path: Path) -> dict[tuple[str, int], str]:
     """Nodes by slide id and fold; none where the file is missing or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {(row["slide_id"], row["fold"]): row["node"] or "" for row in rows}
-    except (OSError, csv.Error, UnicodeDecodeError, KeyError):
+        return {(row["slide_id"], int(row["fold"])): row["node"] or "" for row in rows}
+    except (OSError, csv.Error, ValueError, KeyError):
         return {}
 
 

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from hmil_fast.report.html.data import Run
+from hmil_fast.report.html.data import ReportData
 from hmil_fast.report.html.tables import value_text
 
 Ints = NDArray[np.int64]
@@ -61,7 +61,7 @@ def confusion_table(
     )
 
 
-def classes_table(data: Run, level: int) -> str:
+def classes_table(data: ReportData, level: int) -> str:
     """What is known of every node of a level; empty where metrics.json does not say."""
     nodes = (data.metrics["pooled"].get("classes") or {}).get(str(level)) or {}
     if not any(key in cells for cells in nodes.values() for key in _CLASS_METRICS):

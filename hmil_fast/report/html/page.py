@@ -15,7 +15,7 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import level_name
 from hmil_fast.report.colour_scale import KEYS, heat_colours
 from hmil_fast.report.html.charts import curves_chart, reliability_chart, roc_chart
-from hmil_fast.report.html.data import Run, read_run
+from hmil_fast.report.html.data import ReportData, read_run
 from hmil_fast.report.html.levels import classes_table, confusion_table
 from hmil_fast.report.html.slides import slides_table
 from hmil_fast.report.html.tables import (
@@ -68,7 +68,7 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _levels(data: Run) -> str:
+def _levels(data: ReportData) -> str:
     """ROC, confusion and reliability of every level, over all tested slides."""
     note = (
         "All tested slides together; in cross-validation each slide is scored by the fold that "
@@ -103,7 +103,7 @@ def _json(name: str, value: object) -> str:
     return f'<script type="application/json" id="{name}">{text}</script>\n'
 
 
-def _data(data: Run) -> str:
+def _data(data: ReportData) -> str:
     """The tree and the slides' views; the views that find no room are left out."""
     tree = {
         "names": data.tree.names,
@@ -127,7 +127,7 @@ def _nodes(tree: LabelTree) -> list[dict[str, Any]]:
     return found
 
 
-def _page(data: Run, sections: Sequence[tuple[str, str, str]]) -> str:
+def _page(data: ReportData, sections: Sequence[tuple[str, str, str]]) -> str:
     template, style, script = (
         Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8")
         for kind in ("html", "css", "js")

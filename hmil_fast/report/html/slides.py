@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from hmil_fast.report.html.data import Run
+from hmil_fast.report.html.data import ReportData
 from hmil_fast.report.html.tables import count
 
 
-def slides_table(data: Run) -> str:
+def slides_table(data: ReportData) -> str:
     """Every tested slide; the head of a column sorts by it, a picture opens the viewer."""
     shown = {slide_id: number for number, slide_id in enumerate(data.views)}
     columns = [
@@ -25,30 +25,31 @@ def slides_table(data: Run) -> str:
     )
     lines = []
     for number, row in enumerate(data.rows):
-        leaf = data.tree.leaf(row["prediction"])
+        leaf = data.answers[-1, number]
+        answer = data.tree.leaves[leaf]
         wrong = _wrong(data, number)
         p = [level[number] for level in data.probabilities]
         cells = [
-            f'<td class="id">{escape(row["slide_id"])}</td>',
-            f'<td class="id">{escape(row["patient_id"])}</td>',
+            f'<td class="id">{escape(row.slide_id)}</td>',
+            f'<td class="id">{escape(row.patient_id)}</td>',
             f'<td class="n">{data.folds[number]}</td>',
-            f"<td>{escape(row['label'])}</td>",
-            f'<td class="answer">{escape(row["prediction"])}</td>',
+            f"<td>{escape(row.label)}</td>",
+            f'<td class="answer">{escape(answer)}</td>',
             f'<td class="n">{p[-1][leaf]:.3f}</td>',
-            f'<td class="n">{escape(row["num_tiles"] or "")}</td>',
+            f'<td class="n">{row.num_tiles}</td>',
         ]
         if data.sure:
-            answer = data.sure.get((row["slide_id"], row["fold"]))
-            cells.append(f"<td>{escape(answer or '–')}</td>")
+            sure = data.sure.get((row.slide_id, row.fold))
+            cells.append(f"<td>{escape(sure or '–')}</td>")
         if shown:
-            look = _look(data.views.get(row["slide_id"]), row["slide_id"])
+            look = _look(data.views.get(row.slide_id), row.slide_id)
             cells.insert(0, f"<td>{look}</td>")
         facts = {
             "row": number,
-            "view": shown.get(row["slide_id"], ""),
-            "slide": row["slide_id"],
-            "label": row["label"],
-            "answer": row["prediction"],
+            "view": shown.get(row.slide_id, ""),
+            "slide": row.slide_id,
+            "label": row.label,
+            "answer": answer,
             "true": ",".join(str(k) for k in data.truths[:, number]),
             "said": ",".join(str(k) for k in data.answers[:, number]),
             "p": json.dumps([[round(float(v), 4) for v in level] for level in p]),
@@ -76,7 +77,7 @@ def slides_table(data: Run) -> str:
     )
 
 
-def _wrong(data: Run, number: int) -> bool:
+def _wrong(data: ReportData, number: int) -> bool:
     """Whether the answer differs from the label on a level that the label names."""
     true, answer = data.truths[:, number], data.answers[:, number]
     return bool(((true >= 0) & (true != answer)).any())

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from hmil_fast.metrics import level_name, rates
-from hmil_fast.report.html.data import Run
+from hmil_fast.report.html.data import ReportData
 
 Range = tuple[float, float] | None
 _UNIT = (0.0, 1.0)
@@ -38,7 +38,7 @@ def count(n: int, noun: str, many: str | None = None) -> str:
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"
 
 
-def headline_table(data: Run) -> str:
+def headline_table(data: ReportData) -> str:
     """Every metric with its interval, the baseline's beside it where there is one."""
     runs = [(str(data.metrics.get("model", "model")), data.metrics["pooled"], _COLOURS[0])]
     baseline = data.metrics.get("baseline")
@@ -105,7 +105,7 @@ def _cards(runs: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
     return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
 
 
-def folds_table(data: Run) -> str:
+def folds_table(data: ReportData) -> str:
     """The chief metrics of every fold, their mean and standard deviation."""
     folds: Sequence[Mapping[str, Any]] = data.metrics["folds"]
     columns: list[tuple[str, tuple[str, ...]]] = [
@@ -150,7 +150,7 @@ def folds_table(data: Run) -> str:
 Group = tuple[str, dict[str, tuple[str, Range]], list[Mapping[str, Any]], dict[str, float]]
 
 
-def _groups(data: Run, runs: Sequence[Mapping[str, Any]]) -> list[Group]:
+def _groups(data: ReportData, runs: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Of every level and the tree: heading, metrics, per run the cells, what guessing scores."""
     groups: list[Group] = []
     levels = data.tree.num_levels

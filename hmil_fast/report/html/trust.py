@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from hmil_fast.metrics import level_name
-from hmil_fast.report.html.data import Run
+from hmil_fast.report.html.data import ReportData
 from hmil_fast.report.html.tables import count, number_text, value_text
 
 _SCORES = {
@@ -19,12 +19,12 @@ _KINDS = {
 }
 
 
-def trust_section(data: Run) -> str:
+def trust_section(data: ReportData) -> str:
     """Operating point, calibration and conformal answers, as far as metrics.json has them."""
     return _operating(data) + _calibration(data) + _conformal(data)
 
 
-def _operating(data: Run) -> str:
+def _operating(data: ReportData) -> str:
     """Sensitivity and specificity at the threshold that was chosen on other slides."""
     found = data.metrics.get("operating") or {}
     if "sensitivity" not in found and "specificity" not in found:
@@ -43,7 +43,7 @@ def _operating(data: Run) -> str:
     )
 
 
-def _calibration(data: Run) -> str:
+def _calibration(data: ReportData) -> str:
     found = data.metrics.get("calibration") or {}
     levels = found.get("levels") or {}
     heads = "".join(f'<th scope="col" class="n">{name}</th>' for name in _SCORES.values())
@@ -77,7 +77,7 @@ def _calibration(data: Run) -> str:
     )
 
 
-def _conformal(data: Run) -> str:
+def _conformal(data: ReportData) -> str:
     found = data.metrics.get("conformal") or {}
     lines = []
     for kind, name in _KINDS.items():
@@ -109,7 +109,7 @@ def _conformal(data: Run) -> str:
     )
 
 
-def _depths(data: Run, found: Mapping[str, Any]) -> str:
+def _depths(data: ReportData, found: Mapping[str, Any]) -> str:
     """How deep the nodes lie that were answered."""
     depths = (found.get("node") or {}).get("depths") or {}
     named = [
