@@ -1,11 +1,19 @@
 """Where a model runs, in what precision, and how much memory is free there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from hmil_fast.errors import UsageError
+
+# controllers of a line in /proc/self/cgroup: the mount of their groups; the files of a group's
+# limit and use, and the number in memory.stat of what is used but can be freed
+_GROUPS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,19 +63,41 @@ def computes_in_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be used: of the GPU, or of main memory within the process's limits."""
+def free_memory(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes that may still be used: of the GPU, or of main memory within the process's limits.
+
+    Args:
+        device: A GPU or the CPU.
+        root: The folder that holds proc/ and sys/.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    facts = _numbers(Path("/proc/meminfo"))
-    free = facts.get("MemAvailable:", 2**23) * 1024
-    group = Path("/sys/fs/cgroup")
+    available = _numbers(root / "proc/meminfo").get("MemAvailable:", 2**23) * 1024
+    return max(0, min([available, *_free_in_groups(root)]))
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Bytes free below the limit of each control group that holds this process, version 1 and 2.
+
+    Groups are nested: Slurm limits a job, a step in it and a task in that. In a container the path
+    may be the host's: groups that cannot be seen are passed over, up to the one that is mounted.
+    """
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no group, or no limit
-        return free
-    return min(free, limit - used + _numbers(group / "memory.stat").get("inactive_file", 0))
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers not in _GROUPS:
+            continue
+        mount, limit, used, unused = _GROUPS[controllers]
+        steps = Path(path.lstrip("/"))
+        for step in (steps, *steps.parents):
+            group = root / "sys/fs/cgroup" / mount / step
+            try:
+                free = int((group / limit).read_text()) - int((group / used).read_text())
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            yield free + _numbers(group / "memory.stat").get(unused, 0)
 
 
 def local_ranks() -> int:

@@ -112,6 +112,5 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         raise UsageError(
             f"a checkpoint does not fit the run's model: {error}",
-            "use the version of hmil-fast that trained it (model_card.json names it), or train "
-            "anew with another --out",
+            "restore config.yaml if it was edited; else train again, with another --out",
         ) from None
