@@ -67,6 +67,11 @@ def test_near_duplicates_stand_out_from_the_cohorts_mean(tmp_path: Path) -> None
     means = 30 + rng.normal(size=(1500, 32)) * 0.5
     means[1400] = means[3] + rng.normal(size=32) * 0.002
     means[700] = means[701]
+    # moved by 0.06 of its distance to the mean: a centred cosine of 0.998 is another slide
+    across = rng.normal(size=32)
+    away = means[9] - 30
+    across -= away * (across @ away) / (away @ away)
+    means[1300] = means[9] + across * 0.06 * np.linalg.norm(away) / np.linalg.norm(across)
     ids = [f"s{i}" for i in range(1500)]
     assert near_duplicates(means.astype(np.float32), ids) == [("s3", "s1400"), ("s700", "s701")]
     assert near_duplicates(np.ones((5, 8)), ids[:5]) == []
