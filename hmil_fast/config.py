@@ -13,12 +13,41 @@ from typing import Any
 from hmil_fast.errors import UsageError
 from hmil_fast.presets import PRESETS, LossSettings
 
-__all__ = ["MODELS", "PRESETS", "TrainConfig", "load_config", "loss_settings"]
+__all__ = ["MODELS", "PRESETS", "Runtime", "TrainConfig", "load_config", "loss_settings"]
 
 MODELS = ("hmil", "flat", "abmil", "clam", "dsmil", "mean", "max")
 CACHES = ("auto", "device", "host", "map", "stream")
 PRECISIONS = ("auto", "fp32", "bf16")
 STANDARDISE = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes. It is not part of a run's identity.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda[:i]".
+        cache: Where features are kept, one of `CACHES`; "auto" takes the first they fit in.
+        precision: Of products, one of `PRECISIONS`; "auto" is bf16 where the hardware has it.
+            Weights, sums and losses are fp32 in any case.
+        threads: Threads of a CPU's products; 0 leaves the number to torch.
+    """
+
+    device: str = "auto"
+    cache: str = "auto"
+    precision: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use."""
+        checks = {
+            "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
+            "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
+            "threads": (0 <= self.threads <= 4096, "give 0 to 4096"),
+        }
+        for name, (good, fix) in checks.items():
+            if not good:
+                raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
 
 
 @dataclass(frozen=True)
