@@ -1,4 +1,4 @@
-"""Fonts of all pictures: DejaVu Sans, and Noto Sans CJK for Chinese, Japanese and Korean."""
+"""Fonts for all pictures: DejaVu Sans, and Noto Sans CJK for Chinese, Japanese and Korean."""
 
 import unicodedata
 from dataclasses import replace

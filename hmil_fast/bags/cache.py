@@ -1,4 +1,4 @@
-"""Features of a run's slides where a step finds them soonest; batches without padding."""
+"""Cache the features of a run's slides, and pack them into batches without padding."""
 
 import os
 from collections import deque
@@ -85,7 +85,7 @@ class FeatureCache:
                 list(pool.map(self._load, range(len(self.lengths))))
 
     def describe(self) -> str:
-        """One line for people: how much, where, and why there."""
+        """Say in one line how many features are cached, where and why."""
         places = {
             "device": "in the memory of the device",
             "host": "in pinned main memory"
@@ -101,7 +101,7 @@ class FeatureCache:
         return f"{count}, {gb(self.bytes)}, {places[self.tier.name]} ({self.tier.why})"
 
     def good_tiles(self, index: int) -> NDArray[np.intp] | None:
-        """Which tiles of the slide are in its bag, or None for all."""
+        """Return the tiles of the slide that are in its bag, or None for all."""
         return self._good.get(index % len(self.slide_ids))
 
     def _source(self, index: int) -> tuple[FeatureStore, str]:
@@ -114,7 +114,7 @@ class FeatureCache:
         return self.batch([index], _CPU if self._rows is None else self._rows.device)[0]
 
     def batch(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Put bags one behind the other.
+        """Pack bags into one tensor.
 
         Returns:
             Features [N, D] on the device, in the dtype of the store: a slice of the cache where
@@ -126,9 +126,9 @@ class FeatureCache:
     def batches(
         self, chosen: Sequence[Sequence[int]], device: torch.device, whole: int | None = None
     ) -> Generator[tuple[Tensor | Chunks, Tensor], None, None]:
-        """`batch` of each; a thread makes them ready where that takes more than a copy in memory.
+        """Yield `batch` of each; a thread prepares them unless all features are in memory.
 
-        A batch may be written over as soon as the next is asked for.
+        The memory of a batch is reused once the next is taken.
 
         Args:
             chosen: The bags of each batch.
@@ -257,7 +257,7 @@ class FeatureCache:
 
 
 class _Buffers:
-    """Memory for batches, used again in turn: new pages cost more than the copy into them.
+    """Buffers for batches, reused in turn: fresh pages cost more than the copy into them.
 
     Args:
         count: Buffers in turn; 0 for new memory every time.
@@ -279,7 +279,7 @@ class _Buffers:
 
 
 def _runs(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(start, stop) of the slices, those that follow one another as one."""
+    """Merge adjacent slices: (start, stop) of each."""
     runs: list[tuple[int, int]] = []
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         if runs and runs[-1][1] == start:

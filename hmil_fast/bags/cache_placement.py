@@ -1,4 +1,4 @@
-"""Where features may lie, and which place is chosen."""
+"""Choose where features are cached: GPU memory, main memory, a mapped file, or not at all."""
 
 from pathlib import Path
 from shutil import disk_usage
@@ -12,7 +12,7 @@ from hmil_fast.errors import UsageError
 
 
 class Tier(NamedTuple):
-    """Where features lie, and the reason in few words.
+    """A place for features, and the reason for it in few words.
 
     ``device``: the device's memory; ``host``: main memory, pinned beside a GPU; ``map``: a scratch
     file that is mapped; ``stream``: the store alone, read anew for every batch.
@@ -23,7 +23,7 @@ class Tier(NamedTuple):
 
 
 def choose_tier(wish: str, size: int, device: torch.device, scratch: Path) -> Tier:
-    """The first tier of which the features take at most half of what is free.
+    """Choose the first tier whose free space is at least twice the size of the features.
 
     Args:
         wish: One of `config.CACHES`.
@@ -35,7 +35,7 @@ def choose_tier(wish: str, size: int, device: torch.device, scratch: Path) -> Ti
         UsageError: No such tier.
     """
     if wish not in CACHES:
-        raise UsageError(f"there is no cache {wish!r}", f"choose one of {', '.join(CACHES)}")
+        raise UsageError(f"setting cache is {wish!r}", f"choose one of {', '.join(CACHES)}")
     if wish != "auto":
         return Tier(wish, "asked for")
     ranks = local_ranks()  # each keeps its own
@@ -51,5 +51,5 @@ def choose_tier(wish: str, size: int, device: torch.device, scratch: Path) -> Ti
 
 
 def gb(size: int) -> str:
-    """Bytes for people."""
+    """Format bytes as GB."""
     return f"{size / 1e9:,.1f} GB"

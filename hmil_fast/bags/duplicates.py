@@ -1,4 +1,4 @@
-"""Slides that are one and the same under two ids."""
+"""Find slides that are in the cohort twice, by equal or nearly equal features."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ _BLOCK = 1024
 
 
 def same_features(store: FeatureStore, slide_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of slides whose features, coordinates and statuses are equal bit for bit.
+    """Find pairs of slides whose features, coordinates and statuses are equal bit for bit.
 
-    Slides without tiles are all equal and not named. Nothing is read but the commit records.
+    It reads commit records only. Slides without tiles are left out: all of them are equal.
     """
     alike: dict[str, list[str]] = defaultdict(list)
     for slide_id in slide_ids:
@@ -27,10 +27,9 @@ def same_features(store: FeatureStore, slide_ids: Sequence[str]) -> list[tuple[s
 
 
 def near_duplicates(means: NDArray[np.floating], slide_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of slides whose mean features are almost the same, seen from the cohort's mean.
+    """Find pairs of slides whose mean features, minus the cohort's mean, are almost equal.
 
-    Means of slides of one encoder are alike as they stand; what sets a slide apart is its distance
-    from the mean of all.
+    The cohort's mean is subtracted because raw means of one encoder are similar for all slides.
 
     Args:
         means: Mean feature of each slide, [n, D].
@@ -39,12 +38,12 @@ def near_duplicates(means: NDArray[np.floating], slide_ids: Sequence[str]) -> li
     x = np.asarray(means, dtype=np.float64)
     x = x - x.mean(axis=0)
     size = np.square(x).sum(axis=1)
-    found = []
+    pairs = []
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
         squared = size[rows, None] + size[None, :] - 2 * x[rows] @ x.T
         least = np.minimum(size[rows, None], size[None, :])
         for i, j in np.argwhere((squared < _NEAR**2 * least) & (least > 0)):
             if start + i < j:
-                found.append((slide_ids[start + i], slide_ids[j]))
-    return found
+                pairs.append((slide_ids[start + i], slide_ids[j]))
+    return pairs

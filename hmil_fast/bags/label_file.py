@@ -1,4 +1,4 @@
-"""The label file: which slide has which diagnosis and is whose."""
+"""Read the label file: slide id, label, patient and split of every slide."""
 
 import re
 from collections import Counter, defaultdict
@@ -21,8 +21,8 @@ class Slide:
 
     Attributes:
         slide_id: The slide.
-        label: A leaf of the tree; an inner node where `read_labels` was asked for such.
-        patient_id: Whose slide it is.
+        label: A leaf of the tree, or with `read_labels(inner=True)` any node.
+        patient_id: The patient.
         split: "train", "val" or "test" where the file has an official split, or the name of the
             fold that tests the slide where the file has folds.
     """

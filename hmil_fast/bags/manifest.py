@@ -44,8 +44,8 @@ class Manifest:
 
 def versions() -> dict[str, str]:
     """Versions of what folds depend on beside the labels and the seed."""
-    found = {name: metadata.version(name) for name in ("scikit-learn", "numpy")}
-    return found | {"hmil-fast": __version__}
+    libraries = {name: metadata.version(name) for name in ("scikit-learn", "numpy")}
+    return libraries | {"hmil-fast": __version__}
 
 
 def labels_digest(slides: Sequence[Slide]) -> str:

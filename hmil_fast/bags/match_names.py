@@ -1,4 +1,4 @@
-"""Names of slides, patients and labels in two files that spell them differently."""
+"""Match names of slides, patients and labels between files that spell them differently."""
 
 import re
 import unicodedata
@@ -17,13 +17,13 @@ _UUID = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECAS
 
 
 def plain(name: str) -> str:
-    """A name in NFC and without the ".0" that pandas gives a whole number."""
+    """Normalise a name to NFC, without the ".0" that pandas adds to a whole number."""
     name = unicodedata.normalize("NFC", name).strip()
     return re.sub(r"^(\d+)\.0+$", r"\1", name)
 
 
 def without_suffix(name: str) -> str:
-    """A slide's name without the suffixes of its file, in the form of `plain`."""
+    """Remove a slide file's suffixes from a name, and normalise it by `plain`."""
     name = plain(name.replace("\\", "/"))
     while (shorter := _SUFFIX.sub("", name)) not in ("", name):
         name = shorter
@@ -31,52 +31,52 @@ def without_suffix(name: str) -> str:
 
 
 def alike(name: str) -> str:
-    """What names that mean the same share: also without case and leading zeros."""
+    """Return a key that equal names share: `plain`, without case and leading zeros."""
     name = unicodedata.normalize("NFKC", plain(name)).casefold()
     return re.sub(r"^0+(?=\d+$)", "", " ".join(name.split()))
 
 
 def slide_like(name: str) -> str:
-    """`alike` of a slide's name, also without the UUID that GDC adds to it."""
+    """Return `alike` of a slide's name, without the UUID that GDC adds to it."""
     return alike(_UUID.sub("", without_suffix(name)))
 
 
 def match_slides(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Which known slide each name stands for, where there is one reading.
+    """Match each name with one known slide.
 
     A name stands for itself where it is known, else for the slide that has the same name without
     its suffix, else in other letters, without leading zeros, or with more or fewer folders in front
     ("/data/a/s1" is "s1" or "a/s1").
 
     Returns:
-        Known name by name; a name that nothing known resembles is left out.
+        Known name by given name; a name that matches nothing is left out.
 
     Raises:
         UsageError: A name may be one of several slides, or two names stand for one slide.
     """
     names, known = list(dict.fromkeys(names)), set(known)
-    found = {name: name for name in names if name in known}
-    _match(names, known, found, lambda name: [without_suffix(name)])
+    matches = {name: name for name in names if name in known}
+    _match(names, known, matches, lambda name: [without_suffix(name)])
     # a slide that is named in full is not also one that is named less well
-    _match(names, known - set(found.values()), found, lambda name: _ends(slide_like(name)))
+    _match(names, known - set(matches.values()), matches, lambda name: _ends(slide_like(name)))
     first: dict[str, str] = {}
-    for name, other in found.items():
+    for name, other in matches.items():
         if first.setdefault(other, name) != name:
             raise UsageError(
                 f"{first[other]!r} and {name!r} both name the slide {other!r}",
                 "keep one of the two lines",
             )
-    return found
+    return matches
 
 
 def _match(
     names: Sequence[str],
     known: Iterable[str],
-    found: dict[str, str],
+    matches: dict[str, str],
     forms: Callable[[str], list[str]],
 ) -> None:
-    """Add to `found` names that share a form with one known name; the first form is the whole."""
-    left = [name for name in names if name not in found]
+    """Add to `matches` names that share a form with one known name; the first form is the whole."""
+    left = [name for name in names if name not in matches]
     if not left:
         return
     wholes, parts = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
@@ -94,7 +94,7 @@ def _match(
                 "write its name as one of these, letter by letter",
             )
         if fits:
-            found[name] = fits.pop()
+            matches[name] = fits.pop()
 
 
 def _ends(path: str) -> list[str]:

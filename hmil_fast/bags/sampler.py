@@ -1,6 +1,6 @@
-"""Which bags make a step: batches within budgets, in an order that is known beforehand.
+"""Sample bags into batches within budgets of bags and instances, in a reproducible order.
 
-The order is a function of a few numbers (seed, fold, epoch), so a position in it is a number too.
+The order depends on (seed, fold, epoch) only, so a checkpoint stores a position as one number.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_VIEWS = 86  # sets the stream of views apart: a seed's trailing zeros would count for nothing
+_VIEWS = 86  # a stream of its own for views; numpy ignores trailing zeros of a seed
 
 
 def epoch_batches(
@@ -18,7 +18,7 @@ def epoch_batches(
     seed: Sequence[int] | None,
     leaves: NDArray[np.int64] | None = None,
 ) -> list[list[int]]:
-    """Positions of bags, grouped into batches within both budgets.
+    """Group positions of bags into batches within both budgets.
 
     Args:
         lengths: Instances per bag, int64 [B].
@@ -49,7 +49,7 @@ def epoch_batches(
 def draw_views(
     batches: Sequence[Sequence[int]], views: int, seed: Sequence[int]
 ) -> list[NDArray[np.int64]]:
-    """The view that each bag of each batch is seen in: 0 as it is, else 1 to `views`.
+    """Draw a view for each bag of each batch: 0 is the plain tiles, 1 to `views` are augmented.
 
     Args:
         batches: Of a whole epoch.
@@ -62,7 +62,7 @@ def draw_views(
 
 
 def _balanced(leaves: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Rounds of one bag of every leaf; a bag comes again when all of its leaf have come."""
+    """Draw rounds of one bag per leaf; a bag repeats only after all bags of its leaf were drawn."""
     members = [np.flatnonzero(leaves == leaf) for leaf in np.unique(leaves)]
     rounds = -(-len(leaves) // len(members))
     drawn = [
@@ -73,10 +73,10 @@ def _balanced(leaves: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
 
 
 def split_batch(lengths: NDArray[np.int64], parts: int) -> list[list[int]]:
-    """Positions of a batch's bags, dealt to ranks so that each has about as many instances.
+    """Divide a batch's bags among ranks so that instances are balanced.
 
-    The largest first, each to the rank that has the fewest; a rank may get none. Within a rank
-    they keep their order.
+    The largest bag goes first, each to the rank with the fewest instances. A rank may get none.
+    Within a rank the bags keep their order.
     """
     dealt: list[list[int]] = [[] for _ in range(parts)]
     load = [0] * parts

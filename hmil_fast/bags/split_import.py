@@ -1,4 +1,4 @@
-"""Split files of others as folds: official CSV files, CLAM's, and the pickles of HMIL."""
+"""Import split files as folds: CSV files, CLAM's splits, and pickles of the HMIL release."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -81,14 +81,14 @@ def import_splits(paths: Sequence[Path], kind: str, say: Say = quiet) -> Manifes
 
 def _files(paths: Sequence[Path], pattern: str) -> list[Path]:
     """The files meant, in the order of the last number in their names."""
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
-        found += path.glob(pattern) if path.is_dir() else [path]
-    if not found:
+        files += path.glob(pattern) if path.is_dir() else [path]
+    if not files:
         raise UsageError(
             f"no {pattern} in {', '.join(map(str, paths))}", "name split files, or their folder"
         )
-    return sorted(dict.fromkeys(found), key=_number)
+    return sorted(dict.fromkeys(files), key=_number)
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -176,7 +176,7 @@ def _hmil(files: Sequence[Path]) -> list[list[_Row]]:
                 "give files such as train_splits_0.pkl, val_splits_0.pkl and test_splits_0.pkl",
             )
         folds.setdefault(int(match[2]), {})[match[1]] = path
-    found = []
+    rows = []
     for number, parts in sorted(folds.items()):
         missing = {"train", "test"} - parts.keys()
         if missing:
@@ -184,8 +184,8 @@ def _hmil(files: Sequence[Path]) -> list[list[_Row]]:
                 f"fold {number} has no {' and no '.join(sorted(missing))} file",
                 f"add {', '.join(f'{part}_splits_{number}.pkl' for part in sorted(missing))}",
             )
-        found.append([row for part, path in parts.items() for row in _hmil_rows(path, part)])
-    return found
+        rows.append([row for part, path in parts.items() for row in _hmil_rows(path, part)])
+    return rows
 
 
 def _hmil_rows(path: Path, part: str) -> Iterable[_Row]:

@@ -1,4 +1,4 @@
-"""Reads pickled splits, the format of the published HMIL, without running what they hold."""
+"""Read the pickled splits of the HMIL release without unpickling: no code in them can run."""
 
 import io
 import pickle  # noqa: TID251 - only behind the unpickler below, which knows no names at all

@@ -1,4 +1,4 @@
-"""Which slide is trained on, validated on and tested on."""
+"""Make cross-validation folds: which slides train, validate and test."""
 
 import warnings
 from collections import defaultdict

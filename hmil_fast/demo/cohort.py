@@ -1,4 +1,4 @@
-"""Lay the demo's slides out of the labelled tiles that the package ships."""
+"""Assemble the demo's slides from labelled H&E tiles in the package."""
 
 import csv
 import io

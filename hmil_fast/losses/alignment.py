@@ -1,4 +1,4 @@
-"""HAM: the attentions of adjacent levels should look at the same instances."""
+"""HAM, the instance alignment of HMIL: attentions of adjacent levels agree on the instances."""
 
 from torch import Tensor
 
@@ -12,10 +12,10 @@ def instance_alignment(
     bags: Tensor,
     average: bool = False,
 ) -> list[Tensor]:
-    """Per pair of adjacent levels, 1 − cosine of the attentions, mean over bags.
+    """Compute, per pair of adjacent levels, 1 − cosine of the attentions, mean over bags.
 
-    Children's rows are summed, as published; with unequal numbers of children uniform attention
-    then gives a little more than 0 (0.0198 for 3, 2, 2), unless they are averaged.
+    The paper sums the children's rows. If numbers of children differ, uniform attention then gives
+    a little more than 0 (0.0198 for 3, 2, 2); with the mean it gives 0.
 
     Args:
         attention_logits: [N, K_l] per level, coarse first.

@@ -33,8 +33,8 @@ def contrastive(
         labels: int64 [B], leaf per bag.
         temperature: τ > 0.
         ancestors: int64 [L, K], the node of every leaf per level.
-        memory: With `ancestors`: rows that the batch is contrasted with too. In training it then
-            takes in the bags of all ranks, on every rank; of each the row of its own class.
+        memory: Earlier rows that the batch is contrasted with too; needs `ancestors`. In training
+            every rank adds the bags of all ranks to it, of each bag the row of its own class.
         gather: Whether other ranks have other bags.
     """
     if gather:

@@ -1,13 +1,13 @@
-"""Weights and temperatures over training, from progress e/E in [0, 1]."""
+"""Curriculum weights and temperature as functions of progress e/E in [0, 1]."""
 
 import math
 
 
 def curriculum(kind: str, progress: float) -> tuple[float, float]:
-    """Weights of the coarse terms, falling, and of the contrastive one, rising.
+    """Return the falling weight of the coarse terms and the rising weight of the contrastive term.
 
-    The falling one is β = 1 − e/E ("linear", the paper) or α = 1 − (e/E)² ("square", the authors'
-    code), the rising one what it lacks of 1; "constant" is 1 and 1.
+    The falling weight is β = 1 − e/E ("linear", the paper) or α = 1 − (e/E)² ("square", the
+    authors' code). The rising weight is 1 minus the falling one. With "constant" both are 1.
     """
     if kind == "constant":
         return 1.0, 1.0
@@ -16,5 +16,5 @@ def curriculum(kind: str, progress: float) -> tuple[float, float]:
 
 
 def tau_released(progress: float, lowest: float = 0.1) -> float:
-    """Temperature in the authors' code: 1 at the start, `lowest` half-way, 1 again at the end."""
+    """Return the temperature of the authors' code: 1 at start and end, `lowest` half-way."""
     return lowest + (1 - lowest) / 2 * (1 + math.cos(2 * math.pi * progress))

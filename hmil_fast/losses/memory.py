@@ -1,4 +1,4 @@
-"""Embeddings of earlier steps, so that a rare leaf has positives in every step."""
+"""Memory of embeddings from earlier steps: a rare leaf then has positives in every step."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Past(NamedTuple):
-    """What a memory holds: Q rows, of which some may be empty.
+    """Content of a memory: Q rows, some of which may be empty.
 
     Attributes:
         rows: [Q, E].
@@ -24,7 +24,7 @@ class Memory(nn.Module):
     """The latest slides of every leaf, a detached row each; per leaf a queue, first in, first out.
 
     The cross-batch memory of Wang et al. (CVPR 2020), kept per leaf so that frequent leaves do not
-    push out rare ones. It belongs to the state dict: a resumed run has the same past.
+    push out rare ones. It is part of the state dict, so a resumed run continues with the same rows.
 
     Args:
         leaves: Number of leaves K.
@@ -44,7 +44,7 @@ class Memory(nn.Module):
         self.register_buffer("count", torch.zeros(leaves, dtype=torch.int64))
 
     def recall(self, like: Tensor) -> Past:
-        """What is remembered, of the width of `like` [R, E]; Q = K·M, leaf by leaf."""
+        """Return all rows, as wide as `like` [R, E]; Q = K·M, leaf by leaf."""
         leaves, size, width = self.rows.shape
         if not width:
             self.rows = like.new_zeros(leaves, size, like.shape[1])

@@ -1,4 +1,4 @@
-"""Baselines without attention: what a hierarchical gain must be told from."""
+"""Baselines without attention: mean pooling and max pooling."""
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class MaxPool(nn.Module):
         """Predict packed bags; arguments as for `HMIL.forward`. An empty bag has maxima of 0."""
         x = cast(features(x, self.first.in_features), self.first.weight)
         parts = segments(bags, x.shape[0], x.device)
-        # ReLU grows with its argument, so of the maxima it is the maxima's
+        # ReLU is monotonic: ReLU of the maximum is the maximum of the ReLUs
         largest = parts.max(self.first(x))
         with torch.autocast(x.device.type, enabled=False):
             hidden = torch.relu(largest.to(self.first.weight.dtype))

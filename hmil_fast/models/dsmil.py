@@ -1,4 +1,4 @@
-"""Dual-stream MIL: the most telling instance, and attention by likeness to it."""
+"""DSMIL: max pooling of instance scores, and attention by similarity to the critical instance."""
 
 import torch
 from torch import Tensor, nn

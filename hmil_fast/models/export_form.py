@@ -1,6 +1,6 @@
-"""Trained models in plain torch operations, for one bag: what leaves this library.
+"""Export form of trained models: plain torch operations on one bag, for `torch.export` and ONNX.
 
-No custom op, no packed bags, nothing that reads a value: `torch.export` and ONNX can follow it.
+It has no custom op and no packed bags, and its control flow does not depend on values.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from hmil_fast.models.flat import FlatHMIL
 from hmil_fast.models.hmil import HMIL, Level
 
 Parents = Sequence[Sequence[int]]
-_Said = tuple[list[Tensor], list[Tensor]]  # logits [K_l] and attentions [n, K_l] per level
+_Outputs = tuple[list[Tensor], list[Tensor]]  # logits [K_l] and attentions [n, K_l] per level
 
 
 class PlainHead(nn.Module):
@@ -99,7 +99,9 @@ def _body(model: nn.Module, parents: Parents) -> nn.Module:
         return _Dsmil(model)
     if isinstance(model, MeanPool | MaxPool):
         return _Pooled(model)
-    raise ValueError(f"there are no plain formulas of a {type(model).__name__}")
+    raise ValueError(
+        f"a {type(model).__name__} has no export form; add one to hmil_fast/models/export_form.py"
+    )
 
 
 def _below(parents: Parents) -> list[Tensor]:
@@ -128,7 +130,7 @@ class _Hmil(nn.Module):
             self.register_buffer(f"A{l}", A.detach().clone())
             self.register_buffer(f"c{l}", c.detach().clone())
 
-    def forward(self, x: Tensor) -> _Said:
+    def forward(self, x: Tensor) -> _Outputs:
         V, bv, U, bu, w, b = (self.get_buffer(name) for name in ("V", "bv", "U", "bu", "w", "b"))
         r = torch.relu(self.reduce(x))
         gate = torch.tanh(F.linear(r, V, bv)) * torch.sigmoid(F.linear(r, U, bu))
@@ -157,7 +159,7 @@ class _Flat(nn.Module):
         for l, below in enumerate(_below(parents)):
             self.register_buffer(f"below{l}", below)
 
-    def forward(self, x: Tensor) -> _Said:
+    def forward(self, x: Tensor) -> _Outputs:
         (leaf,), (attention,) = self.leaves(x)
         log_p = torch.log_softmax(leaf, 0)
         logits, attentions = [], []
@@ -179,7 +181,7 @@ class _Attended(nn.Module):
         self.heads = model.heads if isinstance(model, ABMIL) else None
         self.classify = model.classify if isinstance(model, CLAM) else None
 
-    def forward(self, x: Tensor) -> _Said:
+    def forward(self, x: Tensor) -> _Outputs:
         h = torch.relu(self.attention.embed(x))
         attention = _gated(self.attention, h)
         pooled = attention.T @ h  # [C, hidden]
@@ -204,7 +206,7 @@ class _Dsmil(nn.Module):
         self.embed, self.score, self.heads = model.embed, model.score, model.heads
         self.query, self.value, self.sizes = model.query, model.value, list(model.num_classes)
 
-    def forward(self, x: Tensor) -> _Said:
+    def forward(self, x: Tensor) -> _Outputs:
         h = torch.relu(self.embed(x))
         scores = self.score(h)
         queries = self.query(h)  # [n, 128]
@@ -227,6 +229,6 @@ class _Pooled(nn.Module):
         self.first, self.heads = model.first, model.heads
         self.largest = isinstance(model, MaxPool)
 
-    def forward(self, x: Tensor) -> _Said:
+    def forward(self, x: Tensor) -> _Outputs:
         pooled = self.first(x).amax(0) if self.largest else self.first(x.mean(0))
         return [head(torch.relu(pooled)) for head in self.heads], []

@@ -1,4 +1,4 @@
-"""Features whose columns differ by orders of magnitude, brought to one scale before a model."""
+"""FeatureScale: standardise the columns of the features before a model."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ NAME = "feature_scale"
 class FeatureScale(nn.Module):
     """(x − mean) / deviation, per column; a column that never varied becomes 0.
 
-    It is kept in the model under `NAME`, and so in its checkpoint. Models know nothing of it: what
-    they are given goes through `scaled`.
+    A model holds it under `NAME`, so that a checkpoint has it. Callers pass features through
+    `scaled` before they call the model.
 
     Attributes:
         mean: float32 [D].
@@ -33,7 +33,7 @@ class FeatureScale(nn.Module):
 
 
 def scaled(model: nn.Module, x: Tensor | Chunks) -> Tensor | Chunks:
-    """Features [N, D], or chunks of them, as the model was trained on them."""
+    """Standardise features [N, D], or chunks of them, if the model has a `FeatureScale`."""
     scale = getattr(model, NAME, None)
     if scale is None:
         return x
@@ -49,5 +49,5 @@ class _Scaled:
 
     def __getitem__(self, k: int) -> Tensor:
         x = self._chunks[k].to(self._scale.mean.device, non_blocking=True)
-        found: Tensor = self._scale(x)
-        return found
+        scaled_rows: Tensor = self._scale(x)
+        return scaled_rows

@@ -1,4 +1,4 @@
-"""HMIL that knows the leaves only: what the levels above are worth."""
+"""FlatHMIL: HMIL on the leaves alone, to measure what the upper levels add."""
 
 import torch
 from torch import Tensor, nn

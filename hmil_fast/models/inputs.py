@@ -1,14 +1,14 @@
-"""What every model checks of its settings and features."""
+"""Checks that all models make of their settings and features."""
 
 import torch
 from torch import Tensor
 
 
 def check_sizes(dim: int, num_classes: tuple[int, ...], hidden: int, dropout: float = 0.0) -> None:
-    """Refuse sizes that no model can have.
+    """Check the sizes of a model.
 
     Raises:
-        ValueError: Which.
+        ValueError: A size is not positive, or dropout is not in [0, 1).
     """
     if dim < 1 or hidden < 1 or not num_classes or min(num_classes) < 1:
         raise ValueError(
@@ -20,16 +20,16 @@ def check_sizes(dim: int, num_classes: tuple[int, ...], hidden: int, dropout: fl
 
 
 def features(x: Tensor, dim: int) -> Tensor:
-    """`x` if it is [N, dim]; one row, in no bag, if it has none.
+    """Check that `x` is [N, dim] and return it; for N = 0 return one row of zeros, in no bag.
 
     Raises:
-        ValueError: It is not.
+        ValueError: `x` has another shape.
     """
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"x has shape {list(x.shape)}; give [N, {dim}]")
-    return x if x.shape[0] else x.new_zeros(1, dim)  # an empty matrix has no row to point at
+    return x if x.shape[0] else x.new_zeros(1, dim)  # kernels need the address of a row
 
 
 def cast(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` in the dtype of the weights it meets, unless autocast sees to that."""
+    """Convert `x` to the dtype of `weight`, unless autocast does that."""
     return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)

@@ -1,4 +1,4 @@
-"""What every model returns."""
+"""HmilOutput, the return value of all models, and sums of probabilities along the label tree."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,12 +13,12 @@ class HmilOutput(NamedTuple):
     Attributes:
         logits: [B, K_l] per level.
         attention_logits: [N, K_l] per level; the attention of instance i in bag b is
-            exp(attention_logits[l][i] − lse[l][b]). Empty for a model without attention, and while
-            training for one whose attentions no loss shall align.
+            exp(attention_logits[l][i] − lse[l][b]). Empty for a model without attention, and
+            in training for a model whose attentions no loss aligns.
         lse: [B, K_l] per level, −inf for an empty bag. Empty like attention_logits.
         embeddings: [B, K, E], one L2-normalised row per class of the finest level (a row of zeros
             stays zero), or None.
-        auxiliary: Scalar loss of the model's own, weighted, to add to the training loss; or None.
+        auxiliary: Scalar that the model adds to the training loss, weighted already; or None.
     """
 
     logits: tuple[Tensor, ...]
@@ -31,12 +31,12 @@ class HmilOutput(NamedTuple):
 def summed_logits(
     leaf: Tensor, parents: Sequence[Tensor | tuple[int, ...]], *, top: int | None = None
 ) -> tuple[Tensor, ...]:
-    """Log-probabilities of every level whose softmax is the sum of the children's probabilities.
+    """Compute log-probabilities of every level: a node has the sum of its children's probabilities.
 
     Args:
         leaf: [B, K], logits of the leaves.
         parents: Per level below the first, the parent of each of its nodes (`LabelTree.parents`).
-        top: Number of nodes on the first level; given it, no tensor's values are read.
+        top: Number of nodes on the first level; without it `parents` is read, which may wait.
 
     Returns:
         [B, K_l] per level, coarse first; the last is the log-softmax of `leaf`.
@@ -52,7 +52,7 @@ def summed_logits(
 
 
 def sum_children(values: Tensor, parent: Tensor, count: int) -> Tensor:
-    """Over the children of each node log Σ exp: [B, K] and int64 [K] → [B, count]."""
+    """Compute log Σ exp over the children of each node: [B, K] and int64 [K] → [B, count]."""
     # every node has a child, and its largest is shifted to 0, so no sum is below 1
     most = values.new_full((len(values), count), -torch.inf)
     most = most.scatter_reduce(1, parent.expand_as(values), values.detach(), "amax")

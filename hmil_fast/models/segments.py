@@ -1,4 +1,4 @@
-"""Operations per bag on packed rows, without a loop over bags and without reading the bags."""
+"""Sum, maximum, argmax and order per bag of packed rows, without a loop and without a GPU wait."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmil_fast.kernels.bags import as_bags, check_bags
 
-_TILE = 128  # rows; long enough for a matrix product, short beside most bags
+_TILE = 128  # rows: enough for a fast matrix product, few beside most bags
 
 
 class Segments(NamedTuple):
@@ -26,11 +26,11 @@ class Segments(NamedTuple):
 
     @property
     def filled(self) -> Tensor:
-        """Whether a bag has rows, bool [B, 1]."""
+        """Tell which bags have rows, bool [B, 1]."""
         return self.length[:, None] > 0
 
     def spread(self, per_bag: Tensor) -> Tensor:
-        """[B, C] → [N, C], to every row the value of its bag; 0 for rows in no bag."""
+        """Copy the value of each bag to its rows, [B, C] → [N, C]; 0 for rows in no bag."""
         return torch.cat([per_bag, per_bag.new_zeros(1, per_bag.shape[1])])[self.bag]
 
     def sum(self, rows: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Segments(NamedTuple):
     def argmax(self, rows: Tensor) -> Tensor:
         """First row of every bag's maximum, [N, C] → int64 [B, C]; 0 for an empty bag.
 
-        NaN counts as the largest, so a bag with NaNs finds a row of its own.
+        NaN counts as the largest value, so the row of a bag with NaNs lies in that bag.
         """
         scores = rows.detach().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         row = torch.arange(len(rows), device=rows.device)[:, None].expand_as(rows)
@@ -58,7 +58,7 @@ class Segments(NamedTuple):
         return torch.where(self.filled, first[:-1], 0)
 
     def order(self, rows: Tensor) -> Tensor:
-        """Rows bag by bag, in a bag from the largest down: int64 [N, C], rows in no bag last."""
+        """Sort rows by bag, then by falling value: int64 [N, C]; rows in no bag come last."""
         falling = rows.detach().argsort(dim=0, descending=True, stable=True)
         return falling.gather(0, self.bag[falling].argsort(dim=0, stable=True))
 
@@ -67,14 +67,14 @@ class Segments(NamedTuple):
 
         Returns:
             rows int64 [M, T], inside bool [M, T] (rows is 0 where it is False), and the bag of each
-            tile int64 [M], B for a tile that is not needed.
+            tile int64 [M], B for an unused tile.
         """
         counts = (self.length + _TILE - 1) // _TILE
         ends = counts.cumsum(0)
         most = len(self.bag) // _TILE + len(counts) if len(counts) else 0
         tile = torch.arange(most, device=self.bag.device)
         bag = torch.searchsorted(ends, tile, right=True)
-        known = bag.clamp(max=len(counts) - 1)  # a tile too many begins behind the last bag's rows
+        known = bag.clamp(max=len(counts) - 1)  # an unused tile begins behind the last bag's rows
         first = (tile - (ends - counts)[known]) * _TILE
         place = first[:, None] + torch.arange(_TILE, device=tile.device)
         inside = place < self.length[known, None]
@@ -86,7 +86,7 @@ def segments(bags: Tensor, rows: int, device: torch.device) -> Segments:
 
     Args:
         bags: As `as_bags` takes it, in any order; bags may leave rows out and be empty, not
-            overlap. On the CPU they are checked; elsewhere nobody waits for them.
+            overlap. They are checked on the CPU only: reading them from a GPU would wait for it.
         rows: Number of rows N.
         device: Where the rows are.
 

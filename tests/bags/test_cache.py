@@ -169,7 +169,7 @@ def test_the_tier_follows_from_what_is_free(
     assert choose_tier("map", 10**15, gpu, tmp_path).name == "map"
     why = choose_tier("auto", 10**15, CPU, tmp_path).why
     assert why == "nothing holds them: 50.0 GB, 250.0 GB were free"
-    with pytest.raises(UsageError, match="no cache 'ram'"):
+    with pytest.raises(UsageError, match="cache is 'ram'"):
         choose_tier("ram", 0, CPU, tmp_path)
 
 
