@@ -1,7 +1,5 @@
 """The fused kernels of hierarchy_alignment against float64, as fused_supcon_cases.py runs them."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,13 +24,7 @@ SOME = PACKED[torch.tensor([7, 1, 4, 2, 6])]  # in another order, rows in no bag
 PARENT = torch.tensor([0, 0, 0, 1, 1, 2, 2])
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are full of NaN: what a kernel leaves unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(8, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _operands(bags: Tensor, classes: tuple[int, int], std: float = 2.0) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Pooling in parts through the fused kernels; run by test_gated_attention_pool_parts.py.
+"""Pooling in parts through the fused kernels; run by test_gated_attention_pool_chunked.py.
 
 By hand: `TRITON_INTERPRET=1 HMIL_KERNELS=fused pytest tests/kernels/fused_parts_cases.py`.
 """

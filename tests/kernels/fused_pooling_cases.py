@@ -5,8 +5,6 @@ when it is imported whether it interprets; by hand:
 `TRITON_INTERPRET=1 HMIL_KERNELS=fused pytest tests/kernels/fused_pooling_cases.py`.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -30,13 +28,7 @@ TOLERANCE = {  # RMS of the error over RMS of the truth
 on_gpu = pytest.mark.skipif(interpreted(), reason="needs a CUDA device")
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are full of NaN: what a kernel leaves unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(8, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _rows(dtype: torch.dtype) -> int:

@@ -5,8 +5,6 @@ imported whether it interprets; by hand:
 `TRITON_INTERPRET=1 HMIL_KERNELS=fused pytest tests/kernels/fused_supcon_cases.py`.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,13 +22,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
 SIZES = [(2, 3), (15, 16), (16, 5), (17, 33), (31, 8), (33, 20), (101, 7), (9, 300)]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """New tensors are full of NaN: what a kernel leaves unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(8, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _rows(count: int, dim: int) -> tuple[Tensor, Tensor]:

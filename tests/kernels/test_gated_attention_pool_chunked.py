@@ -1,10 +1,6 @@
 """One bag in chunks against the same bag whole; tests/models has shards on several processes."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +11,6 @@ from torch.nn import functional as F
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
 from hmil_fast.kernels.gated_attention_pool.chunked import merge, pool_in_parts
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS, WIDTH, D, H, C = 300, 9, 6, 5, 3
 
 
@@ -168,21 +163,5 @@ def test_merge_of_far_apart_parts() -> None:
     assert merged_lse.isnan().all()
 
 
-def test_the_fused_kernels_pool_in_parts() -> None:
-    """Runs fused_parts_cases.py, which see."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
-    version = [
-        tuple(int(part) for part in module.__version__.split(".")[:2]) for module in (triton, np)
-    ]
-    if version[0] < (3, 7) and version[1] >= (2, 4):
-        pytest.skip("the interpreter of this Triton cannot loop with this numpy")
-    said = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/kernels/fused_parts_cases.py"],
-        cwd=ROOT,
-        env=os.environ | {"HMIL_KERNELS": "fused", "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert said.returncode == 0, said.stdout[-8000:] + said.stderr[-2000:]
+def test_the_fused_kernels_pool_in_parts(run_fused_cases: Callable[[str, str], None]) -> None:
+    run_fused_cases("parts", "interpreter")
