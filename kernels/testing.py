@@ -21,10 +21,10 @@ class Usage(NamedTuple):
 
     Attributes:
         registers: Per thread.
-        stack: Bytes per thread.
-        local: Instructions that load from or store to local memory.
+        stack: Bytes per thread; registers that spill lie there.
+        local: Bytes of local memory per thread beside the stack.
         shared: Bytes per block.
-        matrix: Instructions for the matrix units.
+        matrix: Instructions for the matrix units, in PTX.
         newest: Those of them that came with sm_90 or later.
     """
 
@@ -68,14 +68,14 @@ def compile_ahead(
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         said = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
-        code = _tool("nvdisasm", "-c", str(cubin))
-    newest = len(re.findall(r"\b(?:HGMMA|UTC\w*MMA)\b", code))
+    ptx = compiled.asm["ptx"]
+    newest = len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx))
     return Usage(
         registers=_number(r"REG:(\d+)", said),
         stack=_number(r"STACK:(\d+)", said),
-        local=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        local=_number(r"LOCAL:(\d+)", said),
         shared=compiled.metadata.shared,
-        matrix=newest + len(re.findall(r"\bHMMA\b", code)),
+        matrix=newest + len(re.findall(r"\bmma\.sync\b", ptx)),
         newest=newest,
     )
 
