@@ -1,16 +1,18 @@
-"""The command line as a child process, and folders of real slides for it."""
+"""The command line, in this process and as a child, and folders of real slides for it."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from hmil_fast.cli.main import main
 from hmil_fast.extraction.encoders import Encoder, load_encoder
 from hmil_fast.io.store import open_store, slide_dirname
 
@@ -28,6 +30,39 @@ def command(*args: object) -> list[str]:
 
 @pytest.fixture(scope="session")
 def cli() -> Cli:
+    """Runs a command in this process, which has torch and the encoder's library loaded."""
+
+    def run(*args: object) -> "subprocess.CompletedProcess[str]":
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+        ):
+            for name, value in ENV.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            try:
+                code = main(list(map(str, args)))
+            except SystemExit as end:  # argparse's usage errors
+                code = int(end.code or 0)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read())
+        return subprocess.CompletedProcess(args, code, *texts)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cli_process() -> Cli:
+    """Runs a command in a process of its own, with variables of its own."""
+
     def run(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             command(*args),

@@ -129,10 +129,10 @@ def test_broken_plugins_take_down_nothing_else() -> None:
 
 
 def test_the_commands_know_plugins(
-    site: Path, tmp_path: Path, cli: Callable[..., object], slide_file: SlideFile
+    site: Path, tmp_path: Path, cli_process: Callable[..., object], slide_file: SlideFile
 ) -> None:
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    said = cli("doctor", "--json", PYTHONPATH=path)
+    said = cli_process("doctor", "--json", PYTHONPATH=path)
     findings = json.loads(said.stdout)["machine"]  # type: ignore[attr-defined]
     whats = [finding["what"] for finding in findings]
     assert "encoders of plugins: mean, toy" in whats
@@ -140,7 +140,7 @@ def test_the_commands_know_plugins(
     assert len(broken) == 5
     assert {f["state"] for f in broken} == {"note"}
     slide = slide_file("cmu1_small_pyramid.tif")
-    done = cli(
+    done = cli_process(
         "extract", slide, "--store", tmp_path / "store", "--encoder", "mean", "--mpp", "1",
         "--batch", "16", "--precision", "bf16",
         PYTHONPATH=path,

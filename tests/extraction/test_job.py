@@ -1,4 +1,4 @@
-"""A folder of good, odd and broken slides through the real command line, in child processes."""
+"""A folder of good, odd and broken slides through the real command line."""
 
 import json
 import re
@@ -19,7 +19,7 @@ SlideFile = Callable[[str], Path]
 CheckStore = Callable[[Path], dict[str, bytes]]
 
 pytestmark = pytest.mark.usefixtures("own_signals")
-TILES = ("--mpp", 2)  # few tiles, so that the children are quick
+TILES = ("--mpp", 2)  # few tiles, so that the commands are quick
 
 
 @dataclass
@@ -187,14 +187,16 @@ def test_a_slide_replaced_under_its_name_is_noticed(
     assert main([*map(str, args)]) == 0
 
 
-def test_a_name_that_reads_like_markup(cli: Cli, slide_file: SlideFile, tmp_path: Path) -> None:
+def test_a_name_that_reads_like_markup(
+    cli_process: Cli, slide_file: SlideFile, tmp_path: Path
+) -> None:
     folder = tmp_path / "µ [red"
     folder.mkdir()
     shutil.copy(slide_file("cmu1_small_pyramid.tif"), folder / "].tif")
     (tmp_path / "[").mkdir()
     (tmp_path / "[" / "].tif").touch()
     store = tmp_path / "store"
-    done = cli("extract", tmp_path, "--store", store, *TILES, PYTHONIOENCODING="ascii")
+    done = cli_process("extract", tmp_path, "--store", store, *TILES, PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert r"\u2713 \xb5 [red/]: " in done.stderr
     assert r"\u2717 [/]: ].tif is empty" in done.stderr
