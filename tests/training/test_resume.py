@@ -280,7 +280,7 @@ def test_damaged_checkpoints_are_told_in_words_and_never_unpickled(
     copy = open_run(tmp_path / "run")
     with pytest.raises(UsageError, match="checkpoint") as error:
         load_fold(copy, 0, torch.device("cpu"))
-    other = "use the version of hmil-fast that trained it"  # whole, but of other parameters
+    other = "restore config.yaml if it was edited"  # whole, but of other parameters
     again = "delete it and run `hmil-fast train` again"
     assert (other if damage is damage_other_model else again) in error.value.fix
     assert not (tmp_path / "trap").exists()
