@@ -3,6 +3,9 @@ PYTHON ?= python3
 PYTHON312 ?= python3.12
 CUDA ?= cu13
 BIN := .venv/bin
+# the processes that run the tests; one that has none left takes some of another's
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist worksteal
 SOURCES := hmil_fast kernels io bench tests setup.py
 
 .PHONY: demo test test-oldest test-newest check bench evaluate wheel install clean
@@ -12,7 +15,7 @@ demo: install
 	$(BIN)/hmil-fast demo --out demo-out
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # the lowest releases that pyproject.toml allows
 test-oldest:
@@ -21,7 +24,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt torch torchvision
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[$(CUDA),bench,test]"
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
 
 # the newest releases that resolve today; a cap in pip's own configuration holds them back
 test-newest:
@@ -29,7 +32,7 @@ test-newest:
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --upgrade torch torchvision
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[$(CUDA),bench,test]"
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest $(PARALLEL)
 
 check: install
 	$(BIN)/ruff check $(SOURCES)

@@ -28,7 +28,7 @@ _HOMES = {
 
 _ROOT = Path(__file__).resolve().parent.parent
 if (_ROOT / "pyproject.toml").is_file():  # a checkout: kernels/ and io/ lie beside this folder
-    __path__.append(str(_ROOT))
+    __path__ += [str(_ROOT / "hmil_fast"), str(_ROOT)]  # the first: build/tree may lack new modules
 del _ROOT, Path
 
 

@@ -1,6 +1,7 @@
 """What is installed is what lies in the three folders, and it imports from anywhere."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from hmil_fast import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"hmil_fast": "hmil_fast", "kernels": "hmil_fast/kernels", "io": "hmil_fast/io"}
@@ -67,11 +71,34 @@ def test_the_wheel_holds_the_three_folders_and_nothing_else(wheel: Path) -> None
         assert all(archive.read(name) == wanted[name].read_bytes() for name in names)
     for name in (
         "demo/data/tiles.zip",
-        "training/report/page.html",
+        "report/html/page.html",
         "py.typed",
         "io/store/store.py",
     ):
         assert f"hmil_fast/{name}" in names
+
+
+def test_the_version_is_that_of_the_package_and_the_changelog_knows_it(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == __version__
+    headings = re.findall("^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert headings[0] == "Unreleased"
+    assert __version__ in headings
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert "version" not in citation
+
+
+def test_the_workflow_and_the_hooks_run_what_is_here() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    script = ROOT / job["steps"][-1]["run"]
+    assert os.access(script, os.X_OK)
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").iterdir():
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format"]
 
 
 def test_the_installed_command_answers_without_any_dependency(wheel: Path, tmp_path: Path) -> None:
