@@ -1,5 +1,6 @@
-"""The shape of the source: short files, and one tree for the linters."""
+"""The shape of the source: short files, no console below cli/, and one tree for the linters."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("hmil_fast", "kernels", "io", "bench", "tests")
+CALLS = ("print", "input", "exit", "sys.exit")
+# the modules below cli/ that still print or parse; remove a line when its module does neither
+STILL_TALKING = {
+    "hmil_fast/api/extract.py",
+    "hmil_fast/api/interchange.py",
+    "hmil_fast/api/results.py",
+    "hmil_fast/api/store.py",
+    "hmil_fast/api/train.py",
+    "hmil_fast/demo/run.py",
+    "hmil_fast/evaluation/compare.py",
+    "hmil_fast/evaluation/export.py",
+    "hmil_fast/extraction/doctor.py",
+    "hmil_fast/extraction/engines/dask_cluster.py",
+    "hmil_fast/extraction/engines/local.py",
+    "hmil_fast/extraction/jobs/progress.py",
+    "hmil_fast/extraction/jobs/report.py",
+    "hmil_fast/extraction/jobs/status.py",
+    "hmil_fast/report/viewer_data.py",
+    "hmil_fast/training/choose_folds.py",
+}
 
 
 def python_files() -> list[Path]:
@@ -19,6 +40,35 @@ def python_files() -> list[Path]:
 def test_no_file_is_longer_than_400_lines() -> None:
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in python_files()}
     assert {str(p): n for p, n in lengths.items() if n > 400} == {}
+
+
+def test_no_module_below_the_command_line_parses_prints_or_exits() -> None:
+    talking = {}
+    for folder in FOLDERS[:3]:
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            if not name.startswith("hmil_fast/cli/"):
+                talking[name] = console_uses(ast.parse(path.read_text(encoding="utf-8")))
+    assert {k: v for k, v in talking.items() if v and k not in STILL_TALKING} == {}
+
+
+def console_uses(module: ast.Module) -> list[str]:
+    """Lines that import argparse or rich, print, or end the process."""
+    uses = []
+    for node in ast.walk(module):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call):
+            names = [name for name in CALLS if ast.unparse(node.func) == name]
+        uses += [
+            f"line {node.lineno}: {name}"
+            for name in names
+            if name in CALLS or name.split(".")[0] in ("argparse", "rich")
+        ]
+    return uses
 
 
 def test_the_package_tree_shows_every_module_and_stays_whole_while_it_is_made_again(
