@@ -28,6 +28,8 @@ from hmil_fast.cli.store import add_store
 from hmil_fast.cli.train import add_splits, add_train
 from hmil_fast.errors import HmilError, Stopped, UsageError
 
+_BENCHES = ("start", "decode", "store", "extract", "train", "one_bag", "big_bag")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
-        cases = Path(__file__).resolve().parent.parent / "bench"
+        cases = Path(__file__).resolve().parent.parent.parent / "bench"
         if not cases.is_dir() or find_spec("pytest_benchmark") is None:
             raise UsageError(
                 "the benchmarks need a checkout of the repository and pytest-benchmark",
@@ -119,7 +121,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
         "what",
         nargs="?",
         default="all",
-        choices=("all", "decode", "store", "extract", "train", "one_bag", "big_bag", "kernels"),
+        choices=("all", *_BENCHES, "kernels"),
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="write the numbers as JSON")
 
