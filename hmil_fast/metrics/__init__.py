@@ -17,12 +17,12 @@ from hmil_fast.metrics.decision import (
     leaf_probabilities,
     likelier_elsewhere,
     shares_learnt,
-    summed,
     with_prior,
 )
 from hmil_fast.metrics.flat import flat_metrics
 from hmil_fast.metrics.paired import Paired, holm, paired_comparison
-from hmil_fast.metrics.summary import evaluate_predictions, level_name, rates
+from hmil_fast.metrics.summary import evaluate_predictions
+from hmil_fast.metrics.text import cell_text, level_name, metric_name, number_text, rates
 from hmil_fast.metrics.tree import tree_metrics
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "bootstrap",
     "calibration_error",
     "calibration_scores",
+    "cell_text",
     "decide",
     "evaluate_predictions",
     "fit_temperature",
@@ -43,11 +44,12 @@ __all__ = [
     "leaf_probabilities",
     "level_name",
     "likelier_elsewhere",
+    "metric_name",
+    "number_text",
     "paired_comparison",
     "rates",
     "reliability_bins",
     "shares_learnt",
-    "summed",
     "tree_metrics",
     "with_prior",
     "with_temperature",

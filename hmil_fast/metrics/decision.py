@@ -19,28 +19,19 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.metrics.flat import Floats, Ints
 
 
-def summed(tree: LabelTree, p_leaf: Floats) -> list[Floats]:
-    """Probabilities of the levels above the leaves as sums over the leaves below each node.
+def all_levels(tree: LabelTree, p_leaf: Floats) -> list[Floats]:
+    """Probabilities of every level, coarse first, float64 [n, K_l]; a parent sums its children.
 
     Args:
         tree: The label tree.
         p_leaf: Leaf probabilities, float [n, leaves].
-
-    Returns:
-        Per level above the leaves, coarse first, float64 [n, K_l]; consistent by construction.
     """
     levels = [np.asarray(p_leaf, dtype=np.float64)]
     for level in range(tree.num_levels - 1, 0, -1):
-        below = levels[0]
-        above = np.zeros((len(below), tree.num_classes[level - 1]))
-        np.add.at(above.T, np.asarray(tree.parents[level - 1], dtype=np.int64), below.T)
+        above = np.zeros((len(levels[0]), tree.num_classes[level - 1]))
+        np.add.at(above.T, np.asarray(tree.parents[level - 1], dtype=np.int64), levels[0].T)
         levels.insert(0, above)
-    return levels[:-1]
-
-
-def all_levels(tree: LabelTree, p_leaf: Floats) -> list[Floats]:
-    """Probabilities of every level, coarse first, float64 [n, K_l]; a parent sums its children."""
-    return [*summed(tree, p_leaf), np.asarray(p_leaf, dtype=np.float64)]
+    return levels
 
 
 def balanced_prior(tree: LabelTree) -> Floats:

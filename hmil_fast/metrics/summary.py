@@ -1,6 +1,6 @@
 """All metrics of a set of predictions, as metrics.json holds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,29 +17,6 @@ from hmil_fast.metrics.flat import (
     weighted_flat_metrics,
 )
 from hmil_fast.metrics.tree import weighted_tree_metrics
-
-
-def level_name(level: int, num_levels: int) -> str:
-    """What a level of the label tree is called in tables and in the report."""
-    if level == num_levels - 1:
-        return "leaf"
-    return "coarse" if num_levels == 2 else f"level {level}"
-
-
-def rates(pooled: Mapping[str, Any], level: str) -> list[tuple[str, ...]]:
-    """Sensitivity and specificity of a level of two nodes, taken for the second of them.
-
-    Returns:
-        Headings, each with the path of its cell in `pooled`; none for a level of more nodes.
-    """
-    names = list(pooled.get("classes", {}).get(level, ()))
-    if len(names) != 2:
-        return []
-    where = ("classes", level, names[1])
-    return [
-        (f"sensitivity ({names[1]})", *where, "recall"),
-        (f"specificity ({names[1]})", *where, "specificity"),
-    ]
 
 
 def evaluate_predictions(

@@ -17,7 +17,7 @@ from hmil_fast.evaluation.compare import compare_runs
 from hmil_fast.evaluation.evaluate import Asked, evaluate_run, in_order, table_rows
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import calibration_scores, fit_temperature, summed, with_temperature
+from hmil_fast.metrics import all_levels, calibration_scores, fit_temperature, with_temperature
 from hmil_fast.runs.predictions import (
     Prediction,
     read_predictions,
@@ -44,7 +44,7 @@ def answer(slide: Slide, fold: int, signal: float, seed: int, sharp: float = 1.0
     z = sharp * (rng.normal(size=4) + signal * np.eye(4)[TREE.leaf(slide.label)])
     p = np.exp(z - z.max())[None]
     p /= p.sum()
-    levels = (*(level[0] for level in summed(TREE, p)), p[0])
+    levels = tuple(level[0] for level in all_levels(TREE, p))
     head = rng.dirichlet([1.0, 1.0])
     return Prediction(slide.slide_id, slide.patient_id, fold, slide.label, 9, levels, (head,))
 
@@ -105,7 +105,7 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
     assert leaf["after"]["nll"] < leaf["before"]["nll"]
     p = np.concatenate(mended)
     assert leaf["after"] == pytest.approx(calibration_scores(np.array(truths), p))
-    coarse = calibration_scores(TREE.ancestors()[0][truths], summed(TREE, p)[0])
+    coarse = calibration_scores(TREE.ancestors()[0][truths], all_levels(TREE, p)[0])
     assert found["levels"]["0"]["after"] == pytest.approx(coarse)
     assert json.loads((run.path / "metrics.json").read_text()) == metrics
 

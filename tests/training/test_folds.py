@@ -17,7 +17,7 @@ from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, create_store
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import summed
+from hmil_fast.metrics import all_levels
 from hmil_fast.runs.predictions import read_predictions, stack_heads, stack_leaves
 from hmil_fast.runs.run import open_run
 from hmil_fast.training.choose_folds import choose_folds, warn_of_near_duplicates
@@ -290,7 +290,7 @@ def test_training_takes_the_folds_of_another_run_and_answers_with_sums(
     opened = open_run(out)
     for name in ("fold-2/predictions.csv", "fold-2/val_predictions.csv"):
         predictions = read_predictions(out / name, opened.tree)
-        coarse = summed(opened.tree, stack_leaves(predictions, opened.tree))[0]
+        coarse = all_levels(opened.tree, stack_leaves(predictions, opened.tree))[0]
         assert np.abs(stack_heads(predictions)[0] - coarse).max() > 1e-3
     assert main(["compare", str(run.path), str(out), "--draws", "50"]) == 0
     assert "36 slides of 30 patients" in capsys.readouterr().out
