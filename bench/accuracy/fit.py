@@ -11,7 +11,7 @@ from bench.accuracy.cohorts import Cohort
 from bench.accuracy.methods import STRENGTHS, YARDSTICK, Method
 from bench.accuracy.sources import Floats, Ints
 from bench.accuracy.tiles import tile_aucs
-from hmil_fast.metrics import decide, flat_metrics, leaf_probabilities, shares_learnt
+from hmil_fast.metrics import decide, flat_metrics, leaf_probabilities, training_shares
 
 Probabilities = NDArray[np.float64]
 
@@ -175,7 +175,7 @@ class _Trainer:
         levels = [level.double().softmax(1).numpy() for level in logits]
         counts = np.bincount(self.cohort.y[self.train], minlength=len(tree.leaves))
         balanced = self.method.loss.class_weights == "balanced"
-        shares = shares_learnt(tree, counts.tolist(), weighed_alike=balanced)
+        shares = training_shares(tree, counts.tolist(), balanced_loss=balanced)
         return leaf_probabilities(tree, levels, shares, heads=self.method.loss.coarse == "head")
 
     def tile_aucs(self, chosen: Ints, p: Probabilities) -> dict[str, float]:

@@ -36,7 +36,7 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
-def risk(text: str) -> float:
+def fraction(text: str) -> float:
     """A number between 0 and 1, neither of them."""
     return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
 

@@ -1,6 +1,11 @@
-"""The commands over finished runs, as `hmil_fast.cli.main` shows them."""
+"""The commands over trained runs: predict, evaluate, heatmap, report, compare, export."""
 
 import argparse
+import json
+import sys
+from argparse import SUPPRESS
+from collections.abc import Callable
+from typing import Any
 
 from hmil_fast.cli.options import (
     Command,
@@ -8,184 +13,294 @@ from hmil_fast.cli.options import (
     add_command,
     count,
     count_or_none,
+    fraction,
     path,
-    risk,
     store,
 )
+from hmil_fast.errors import UsageError
 
 
 def add_results(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `evaluate`, `predict`, `heatmap`, `report`."""
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_heatmap(commands)
+    _add_report(commands)
 
-    def command(name: str) -> Command:
-        def run(args: argparse.Namespace) -> int:
-            from hmil_fast.api import results
 
-            return int(getattr(results, name)(args))
+def _add_evaluate(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.api.evaluate import evaluate
+        from hmil_fast.cli.tables import print_metrics
+        from hmil_fast.evaluation.evaluate import EvaluationOptions
+        from hmil_fast.evaluation.operating_point import OperatingPoint
 
-        return run
+        if (args.sensitivity is None) != (args.of is None):
+            raise UsageError(
+                "an operating point needs --sensitivity and --of", "give both, or neither"
+            )
+        point = None if args.of is None else OperatingPoint(args.of, args.sensitivity)
+        metrics = evaluate(
+            args.run_path,
+            args.store,
+            args.labels,
+            out=args.out,
+            options=EvaluationOptions(args.alpha, args.prior, point),
+            say=_note(),
+        )
+        if args.json:
+            print(json.dumps(metrics, indent=1, allow_nan=False))
+        else:
+            print_metrics(metrics)
+        if args.out is not None:
+            print(f"report: {args.out / 'report.html'}", file=sys.stderr)
+        return 0
 
-    def with_files(name: str) -> Command:
-        def run(args: argparse.Namespace) -> int:
-            args.files = {}
-            if args.slides:
-                # on some kernels cuCIM must be loaded before torch
-                import hmil_fast.io.slide  # noqa: F401
-                from hmil_fast.extraction.slides import collect_slides
-
-                args.files = {task.slide_id: task.path for task in collect_slides(args.slides)}
-            return command(name)(args)
-
-        return run
-
-    evaluate = add_command(
-        commands, "evaluate", "Metrics of a run, or of it on another cohort.", command("evaluate")
-    )
-    evaluate.add_argument("run_path", type=path, metavar="RUN")
-    evaluate.add_argument(
+    text = "Measure a run on its own test slides, or on another cohort."
+    parser = _add_run_command(commands, "evaluate", text, run)
+    parser.add_argument(
         "--store",
         type=store,
         metavar="STORE",
-        help="features of the other cohort, or of the run's own",
+        help="features of the other cohort; or of the run's own slides, to predict validation "
+        "slides again whose predictions are missing",
     )
-    evaluate.add_argument("--labels", type=path, metavar="CSV", help="labels of the other cohort")
-    evaluate.add_argument(
-        "--risk",
-        type=risk,
-        metavar="SHARE",
-        help="accepted share of conformal answers that miss the true leaf (default: 0.1, or as "
-        "in the last evaluation)",
+    parser.add_argument(
+        "--labels",
+        type=path,
+        metavar="CSV",
+        help="labels of the other cohort (default: evaluate the run's own test slides)",
     )
-    evaluate.add_argument(
+    _add_alpha(parser, " (default: 0.1, or as in the last evaluation)")
+    parser.add_argument(
         "--sensitivity",
-        type=risk,
+        type=fraction,
         metavar="SHARE",
-        help="choose the threshold of one class (--of) on validation slides so that this share of "
-        "its slides is found, and report sensitivity and specificity on the test slides",
+        help="sensitivity that the threshold of one class (--of) reaches on validation slides; "
+        "adds sensitivity and specificity on the test slides (default: as in the last evaluation)",
     )
-    evaluate.add_argument("--of", metavar="NODE", help="node of the tree for --sensitivity")
-    evaluate.add_argument(
+    parser.add_argument("--of", metavar="NODE", help="node of the tree for --sensitivity")
+    parser.add_argument(
         "--out",
         type=path,
         metavar="DIR",
-        help="folder for metrics.json, predictions.csv and report.html of the other cohort",
+        help="folder for metrics.json, predictions.csv and report.html of the other cohort "
+        "(default: print the metrics only)",
     )
-    evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    predict = add_command(
-        commands, "predict", "Predict slides of a store; CSV on stdout.", command("predict")
+    _add_prior(parser)
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+
+def _add_predict(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.api.predict import predict
+
+        predictions = predict(
+            args.run_path, args.store, args.slides, prior=args.prior, alpha=args.alpha, say=_note()
+        )
+        predictions.write(args.out or sys.stdout)
+        return 0
+
+    text = "Predict slides of a store; CSV on stdout."
+    parser = _add_run_command(commands, "predict", text, run)
+    parser.add_argument("--store", type=store, required=True, metavar="STORE")
+    parser.add_argument(
+        "slides", nargs="*", metavar="SLIDE_ID", help="slides to predict (default: all)"
     )
-    predict.add_argument("run_path", type=path, metavar="RUN")
-    predict.add_argument("--store", type=store, required=True, metavar="STORE")
-    predict.add_argument(
-        "slides", nargs="*", metavar="SLIDE_ID", help="all of the store by default"
+    parser.set_defaults(words="slides")
+    parser.add_argument(
+        "--out", type=path, metavar="CSV", help="file for the predictions (default: stdout)"
     )
-    predict.set_defaults(words="slides")
-    predict.add_argument("--out", type=path, metavar="CSV", help="write there instead of stdout")
-    predict.add_argument(
-        "--risk",
-        type=risk,
-        metavar="SHARE",
-        help="add the deepest node, and a set of leaves, that misses no more than this share",
-    )
-    heatmap = add_command(
-        commands, "heatmap", "Attention per tree node over the slide.", with_files("heatmap")
-    )
-    heatmap.add_argument("run_path", type=path, metavar="RUN")
-    heatmap.add_argument("slide", metavar="SLIDE_ID")
-    heatmap.add_argument("--store", type=store, required=True, metavar="STORE")
-    heatmap.add_argument("--out", type=path, required=True, metavar="PNG")
-    heatmap.add_argument(
+    _add_alpha(parser, "; adds the deepest node and the set of leaves (default: neither)")
+    _add_prior(parser)
+
+
+def _add_heatmap(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.api.report import heatmap
+        from hmil_fast.report.heatmap import HeatmapOptions
+        from hmil_fast.runs.run import open_run
+
+        opened = open_run(args.run_path)
+        prediction = heatmap(
+            opened,
+            args.store,
+            args.slide,
+            args.out,
+            slides=args.slides,
+            options=HeatmapOptions(args.node, args.top_k, args.scale),
+            say=_note(),
+        )
+        for names, p in zip(opened.tree.names, prediction.probabilities, strict=True):
+            likeliest = ", ".join(f"{names[k]} {p[k]:.2f}" for k in (-p).argsort()[:4])
+            print(f"{args.slide}: {likeliest}")
+        print(f"heatmap: {args.out}")
+        return 0
+
+    text = "Draw the attention per node of the label tree over one slide."
+    parser = _add_run_command(commands, "heatmap", text, run)
+    parser.add_argument("slide", metavar="SLIDE_ID")
+    parser.add_argument("--store", type=store, required=True, metavar="STORE")
+    parser.add_argument("--out", type=path, required=True, metavar="PNG")
+    parser.add_argument(
         "--node",
         action="append",
         default=[],
         metavar="NAME",
-        help="a tree node to draw; may be repeated",
+        help="node of the tree to draw; repeatable (default: all, or the likeliest of many)",
     )
-    heatmap.add_argument(
+    parser.add_argument(
         "--top-k",
         type=count,
         metavar="K",
-        help="draw the K tiles of the highest attention of every node, too; needs --slides",
+        help="number of tiles to draw per node, those of the highest attention; needs --slides "
+        "(default: none)",
     )
-    heatmap.add_argument(
+    parser.add_argument(
         "--scale",
         choices=("share", "rank"),
         default="share",
-        help="colour by attention, times the even share (default), or by rank within the slide",
+        help="meaning of the colours: attention as a multiple of the even share, or its rank "
+        "within the slide (default: share)",
     )
-    report = add_command(
-        commands, "report", "Write the run's report, one HTML file.", with_files("report")
+    _add_slides(parser)
+
+
+def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
+    def run(args: argparse.Namespace) -> int:
+        from hmil_fast.api.report import report
+
+        written = report(
+            args.run_path,
+            args.store,
+            slides=args.slides,
+            most_heatmaps=args.heatmaps,
+            allow_missing=args.allow_missing,
+            prior=args.prior,
+            say=_note(),
+        )
+        print(f"report: {written}")
+        return 0
+
+    text = "Write the run's report, one HTML file."
+    parser = _add_run_command(commands, "report", text, run)
+    parser.add_argument(
+        "--store",
+        type=store,
+        metavar="STORE",
+        help="features of the run's slides, to show the slides under their attention "
+        "(default: a report without slides)",
     )
-    report.add_argument("run_path", type=path, metavar="RUN")
-    report.add_argument(
-        "--store", type=store, metavar="STORE", help="show the slides under their attention"
-    )
-    report.add_argument(
+    parser.add_argument(
         "--heatmaps",
         type=count_or_none,
         default=100,
         metavar="N",
-        help="show at most N more slides (100)",
+        help="at most N more slides: those drawn by an earlier report are kept (default: 100)",
     )
-    report.add_argument(
-        "--overwrite",
+    parser.add_argument(
+        "--allow-missing",
         action="store_true",
         help="write the report although the store lacks some of the run's slides",
     )
-    for parser in (evaluate, predict, report):
-        parser.add_argument(
-            "--prior",
-            metavar="PRIOR",
-            help="how frequent the leaves are: balanced (the children of every node alike), "
-            "cohort (as among the run's slides) or a CSV file label,share (default: balanced, or "
-            "as in the last evaluation)",
-        )
-    for parser in (heatmap, report):
-        parser.add_argument(
-            "--slides",
-            nargs="+",
-            default=[],
-            metavar="SLIDES",
-            help="slide files, folders or globs, as extracted: cut tiles from them",
-        )
+    _add_old_name(parser, "--overwrite", dest="allow_missing", action="store_true")
+    _add_prior(parser)
+    _add_slides(parser)
 
 
 def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `compare`."""
 
     def run(args: argparse.Namespace) -> int:
-        from hmil_fast.evaluation.compare import compare
+        from hmil_fast.api.evaluate import compare
+        from hmil_fast.cli.tables import print_comparison
 
-        return compare(args)
+        result = compare([args.run_path, *args.others], args.metric, args.resamples)
+        if args.json:
+            print(json.dumps(result, indent=1, allow_nan=False))
+        else:
+            print_comparison(result)
+            print("--json prints every metric, --metric chooses the tested ones", file=sys.stderr)
+        return 0
 
     text = "Test runs against the first one, on the same slides, paired by patient."
-    parser = add_command(commands, "compare", text, run)
-    parser.add_argument("run_path", type=path, metavar="RUN")
+    parser = _add_run_command(commands, "compare", text, run)
     parser.add_argument("others", nargs="+", type=path, metavar="RUN")
     parser.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
-        help="what the question is about, for instance balanced_accuracy; may be repeated. Their p "
-        "values are corrected for their number (AUC, balanced accuracy, F1, distance)",
+        help="metric to test, for instance balanced_accuracy; repeatable; Holm-corrected "
+        "(default: AUC, balanced accuracy, macro F1, hierarchical F1, mean tree distance)",
     )
     parser.add_argument(
-        "--draws", type=count, default=2000, metavar="N", help="resamples and permutations (2000)"
+        "--resamples",
+        type=count,
+        default=2000,
+        metavar="N",
+        help="number of bootstrap draws, and of permutations (default: 2000)",
     )
-    parser.add_argument("--json", action="store_true", help="the comparison as JSON on stdout")
+    _add_old_name(parser, "--draws", dest="resamples", type=count)
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def add_export(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `export`."""
 
     def run(args: argparse.Namespace) -> int:
-        from hmil_fast.evaluation.export import export
+        from hmil_fast.api.evaluate import export
 
-        return export(args)
+        for file, difference in export(args.run_path, args.out, args.fold).items():
+            print(f"{file}: onnxruntime differs by {difference:.1e} at most")
+        return 0
 
     text = "Export trained models as ONNX files, checked against onnxruntime."
-    parser = add_command(commands, "export", text, run)
-    parser.add_argument("run_path", type=path, metavar="RUN")
+    parser = _add_run_command(commands, "export", text, run)
     parser.add_argument("--out", type=path, required=True, metavar="DIR")
-    parser.add_argument("--fold", type=int, metavar="I", help="this fold only, from 0 (all)")
+    parser.add_argument("--fold", type=int, metavar="I", help="fold, from 0 (default: all)")
+
+
+def _add_run_command(
+    commands: "Commands[argparse.ArgumentParser]", name: str, text: str, run: Command
+) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, text, run)
+    parser.add_argument("run_path", type=path, metavar="RUN")
+    return parser
+
+
+def _add_old_name(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """Add the name that an option had in the version before, hidden."""
+    parser.add_argument(name, default=SUPPRESS, help=SUPPRESS, **settings)
+
+
+def _add_alpha(parser: argparse.ArgumentParser, default: str) -> None:
+    text = f"error rate allowed for conformal predictions{default}"
+    parser.add_argument("--alpha", type=fraction, metavar="RATE", help=text)
+    _add_old_name(parser, "--risk", dest="alpha", type=fraction)
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prior",
+        metavar="PRIOR",
+        help="frequency of each leaf: balanced (equal for the children of every node), cohort (as "
+        "among the run's slides) or a CSV file label,share (default: balanced, or as in the last "
+        "evaluation)",
+    )
+
+
+def _add_slides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--slides",
+        nargs="+",
+        default=[],
+        metavar="SLIDES",
+        help="slide files, folders or globs, as extracted, to cut tiles from (default: none)",
+    )
+
+
+def _note() -> Callable[[str], None]:
+    from hmil_fast.cli.console import notes, stderr
+
+    return notes(stderr())

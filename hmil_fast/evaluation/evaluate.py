@@ -1,11 +1,9 @@
-"""From predictions to metrics.json and the table that people read."""
+"""metrics.json and the files beside it: a run on its own test slides, or on another cohort."""
 
 import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.operating_point import OperatingPoint, at_operating_point
 from hmil_fast.evaluation.predict import predict_slides
-from hmil_fast.evaluation.prior import Prior, current_prior, last_evaluation, under_prior
+from hmil_fast.evaluation.prior import Prior, last_evaluation, resolve_prior, under_prior
 from hmil_fast.evaluation.uncertainty import (
     Groups,
     calibration,
@@ -25,7 +23,7 @@ from hmil_fast.evaluation.uncertainty import (
     fold_groups,
     write_answers,
 )
-from hmil_fast.metrics import evaluate_predictions, level_name, rates
+from hmil_fast.metrics import evaluate_predictions
 from hmil_fast.runs.predictions import (
     Prediction,
     run_predictions,
@@ -35,42 +33,41 @@ from hmil_fast.runs.predictions import (
 )
 from hmil_fast.runs.run import Run, make_folder, open_run, write_json
 
-RISK = 0.1
-
-COLUMNS = (  # (heading, metric)
-    ("AUC", "auc"),
-    ("balanced accuracy", "balanced_accuracy"),
-    ("macro F1", "macro_f1"),
-)
+ALPHA = 0.1
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an evaluation is asked for; None is as in the run's last evaluation.
+class EvaluationOptions:
+    """Settings of an evaluation; None keeps that of the run's last evaluation.
 
     Attributes:
-        risk: Accepted share of conformal answers that miss the true leaf, in (0, 1); 0.1 at first.
-        prior: How frequent the leaves are; balanced at first.
-        operating: A sensitivity to reach; none at first.
+        alpha: Error rate allowed for conformal predictions, in (0, 1); `ALPHA` at first.
+        prior: Leaf shares where the answers are used, or their name as in `read_prior`; balanced
+            at first.
+        operating_point: A class and the sensitivity that its threshold reaches; none at first.
     """
 
-    risk: float | None = None
-    prior: Prior | None = None
-    operating: OperatingPoint | None = None
+    alpha: float | None = None
+    prior: Prior | str | None = None
+    operating_point: OperatingPoint | None = None
 
-    def filled(self, run: Run) -> tuple[Prior, tuple[float, OperatingPoint | None]]:
-        """Prior, and risk and operating point, those of the last evaluation where None."""
+    def resolve(self, run: Run) -> tuple[Prior, float, OperatingPoint | None]:
+        """Prior, alpha and operating point, those of the last evaluation where None.
+
+        Raises:
+            UsageError: There is no such prior.
+        """
         last = last_evaluation(run)
-        risk, point = self.risk, self.operating
+        alpha, point = self.alpha, self.operating_point
         with suppress(KeyError, TypeError, ValueError):
-            risk = risk or float(last["conformal"]["risk"])
+            alpha = alpha or float(last["conformal"]["risk"])
         with suppress(KeyError, TypeError, ValueError):
-            there = last["operating"]
-            point = point or OperatingPoint(str(there["of"]), float(there["asked"]))
-        return self.prior or current_prior(run), (risk or RISK, point)
+            stored = last["operating"]
+            point = point or OperatingPoint(str(stored["of"]), float(stored["asked"]))
+        return resolve_prior(run, self.prior), alpha or ALPHA, point
 
 
-def evaluate_run(run: Run, asked: Asked | None = None) -> dict[str, Any]:
+def evaluate_run(run: Run, options: EvaluationOptions = EvaluationOptions()) -> dict[str, Any]:
     """Metrics of a trained run, pooled over its folds and per fold; writes metrics.json.
 
     Every slide is tested once, by the fold that neither trained on it nor chose its epoch by it.
@@ -80,53 +77,53 @@ def evaluate_run(run: Run, asked: Asked | None = None) -> dict[str, Any]:
 
     Args:
         run: A run that is trained to its end.
-        asked: Risk, prior and operating point.
+        options: Alpha, prior and operating point.
 
     Raises:
         UsageError: The run is not trained to its end, or the tree has no such node.
     """
-    prior, told = (asked or Asked()).filled(run)
+    prior, alpha, point = options.resolve(run)
     metrics: dict[str, Any] = {
         "model": run.config.model,
         "preset": run.config.preset,
-        "prior": prior.described(run.tree),
+        "prior": prior.to_dict(run.tree),
     }
     predictions = under_prior(run.tree, run_predictions(run), prior)
-    metrics |= _measured(run, predictions, fold_groups(run, predictions, prior), told, run.path)
+    groups = fold_groups(run, predictions, prior)
+    metrics |= _metrics_of(run, predictions, groups, alpha, point, run.path)
     metrics["folds"] = [
-        score(run, [p for p in predictions if p.fold == fold], draws=0)
+        score(run, [p for p in predictions if p.fold == fold], resamples=0)
         for fold in range(len(run.folds))
     ]
     if (run.path / "baseline" / "predictions.csv").exists():
         baseline = open_run(run.path / "baseline")
-        theirs = under_prior(run.tree, run_predictions(baseline), prior)
-        groups = fold_groups(baseline, theirs, prior)
+        predictions = under_prior(run.tree, run_predictions(baseline), prior)
+        groups = fold_groups(baseline, predictions, prior)
         metrics["baseline"] = {"model": baseline.config.model}
-        metrics["baseline"] |= _measured(baseline, theirs, groups, told, baseline.path)
+        metrics["baseline"] |= _metrics_of(
+            baseline, predictions, groups, alpha, point, baseline.path
+        )
     write_json(run.path / "metrics.json", metrics)
     return metrics
 
 
-def _measured(
+def _metrics_of(
     run: Run,
     predictions: Sequence[Prediction],
     groups: Groups,
-    told: tuple[float, OperatingPoint | None],
+    alpha: float,
+    point: OperatingPoint | None,
     out: Path | None,
 ) -> dict[str, Any]:
-    """Metrics of predictions under `told`, a risk and an operating point.
-
-    predictions.csv and conformal.csv go to `out`, if there is one.
-    """
-    risk, point = told
+    """Metrics of predictions; predictions.csv and conformal.csv go to `out`, if there is one."""
     if out is not None:
         write_predictions(out / "predictions.csv", run.tree, predictions)
     metrics: dict[str, Any] = {"pooled": score(run, predictions)}
     leaves = set(run.tree.leaves)
-    fine = [(chosen, [p for p in tested if p.label in leaves]) for chosen, tested in groups]
+    fine = [(fitted, [p for p in tested if p.label in leaves]) for fitted, tested in groups]
     if any(tested for _, tested in fine):
         metrics["calibration"] = calibration(run, fine)
-        metrics["conformal"], order, answers = conformal(run, fine, risk)
+        metrics["conformal"], order, answers = conformal(run, fine, alpha)
         if out is not None:
             write_answers(out / "conformal.csv", run, order, answers)
     elif out is not None:  # of an earlier evaluation
@@ -139,8 +136,8 @@ def _measured(
 def evaluate_cohort(
     run: Run,
     cache: FeatureCache,
-    slides: list[Slide],
-    asked: Asked | None = None,
+    slides: Sequence[Slide],
+    options: EvaluationOptions = EvaluationOptions(),
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run on another labelled cohort, predicted by the mean of its folds.
@@ -152,7 +149,7 @@ def evaluate_cohort(
         run: A run that is trained to its end.
         cache: The features of `slides`.
         slides: The cohort; a label is a leaf or an inner node of the run's tree.
-        asked: Risk, prior and operating point.
+        options: Alpha, prior and operating point.
         out: A folder to write metrics.json, predictions.csv, conformal.csv and tree.json into, from
             which `write_report` makes a report; None writes nothing.
 
@@ -165,20 +162,11 @@ def evaluate_cohort(
     """
     if out is not None and (out / "config.yaml").exists():
         raise UsageError(f"{out} is a run folder", "give another --out")
-    for kind, name in (("slides", "slide_id"), ("patients", "patient_id")):
-        known_to_run = {slide_like(getattr(slide, name)) for slide in run.slides}
-        here = {getattr(slide, name) for slide in slides}
-        used = {value for value in here if slide_like(value) in known_to_run}
-        if used:
-            raise UsageError(
-                f"{len(used)} {kind} were used to train {run.path}, {min(used)!r} among them",
-                "leave them out of --labels"
-                + (", or make the ids differ if they are other people" * (kind == "patients")),
-            )
-    prior, told = (asked or Asked()).filled(run)
-    known = {slide.slide_id: slide for slide in slides}
+    _refuse_slides_of_the_run(run, slides)
+    prior, alpha, point = options.resolve(run)
+    by_id = {slide.slide_id: slide for slide in slides}
     predictions = [
-        replace(p, patient_id=known[p.slide_id].patient_id, label=known[p.slide_id].label)
+        replace(p, patient_id=by_id[p.slide_id].patient_id, label=by_id[p.slide_id].label)
         for p in predict_slides(run, cache, prior)
     ]
     tested = under_prior(run.tree, run_predictions(run), prior)
@@ -188,8 +176,8 @@ def evaluate_cohort(
         "model": run.config.model,
         "preset": run.config.preset,
         "run": str(run.path.resolve()),
-        "prior": prior.described(run.tree),
-        **_measured(run, predictions, [(tested, predictions)], told, out),
+        "prior": prior.to_dict(run.tree),
+        **_metrics_of(run, predictions, [(tested, predictions)], alpha, point, out),
     }
     if out is not None:
         write_json(out / "tree.json", run.tree.to_dict())
@@ -197,8 +185,21 @@ def evaluate_cohort(
     return metrics
 
 
-def score(run: Run, predictions: Sequence[Prediction], draws: int = 1000) -> dict[str, Any]:
-    """All metrics of some predictions; `draws` bootstrap draws over patients."""
+def _refuse_slides_of_the_run(run: Run, slides: Sequence[Slide]) -> None:
+    for kind, name in (("slides", "slide_id"), ("patients", "patient_id")):
+        of_run = {slide_like(getattr(slide, name)) for slide in run.slides}
+        of_cohort = {getattr(slide, name) for slide in slides}
+        shared = {value for value in of_cohort if slide_like(value) in of_run}
+        if shared:
+            raise UsageError(
+                f"{len(shared)} {kind} were used to train {run.path}, {min(shared)!r} among them",
+                "leave them out of --labels"
+                + (", or make the ids differ if they are other people" * (kind == "patients")),
+            )
+
+
+def score(run: Run, predictions: Sequence[Prediction], resamples: int = 1000) -> dict[str, Any]:
+    """All metrics of some predictions, with intervals from resampled patients."""
     true = np.array([run.tree.path(p.label) for p in predictions], dtype=np.int64)
     return evaluate_predictions(
         run.tree,
@@ -206,79 +207,17 @@ def score(run: Run, predictions: Sequence[Prediction], draws: int = 1000) -> dic
         stack_leaves(predictions, run.tree),
         [p.patient_id for p in predictions],
         seed=run.config.seed,
-        draws=draws,
+        draws=resamples,
         heads=stack_heads(predictions),
     )
 
 
-def table_rows(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the result table: one row per metric and level, one column per model."""
-    models = [(metrics["model"], metrics)]
-    if "baseline" in metrics:
-        models.append((f"{metrics['baseline']['model']} (baseline)", metrics["baseline"]))
-    rows: list[list[str]] = []
-
-    def add(heading: str, *path: str) -> None:
-        """A row, if some model has the value."""
-        cells = [_dig(model, path) for _, model in models]
-        if any(c is not None for c in cells):
-            rows.append([heading, *map(_text, cells)])
-
-    levels = sorted(metrics["pooled"]["levels"], key=int)
-    for level in levels:
-        where = ("pooled", "levels", level)
-        for heading, metric in COLUMNS:
-            rows.append([f"{level_name(int(level), len(levels))} {heading}"])
-            rows[-1] += [_text(_dig(model, (*where, metric))) for _, model in models]
-        for heading, *path in rates(metrics["pooled"], level):
-            add(f"{level_name(int(level), len(levels))} {heading}", "pooled", *path)
-        if in_order(metrics["pooled"].get("classes", {}).get(level, ())):
-            add(f"{level_name(int(level), len(levels))} quadratic kappa", *where, "qwk")
-    rows.append(["hierarchical F1"])
-    rows[-1] += [_text(_dig(model, ("pooled", "tree", "hierarchical_f1"))) for _, model in models]
-    point = metrics.get("operating")
-    if point:
-        for name in ("sensitivity", "specificity"):
-            aim = f"{point['of']} {name}, threshold for {point['asked']:g}"
-            add(aim, "operating", name)
-    for level in levels:
-        for when in ("before", "after"):
-            heading = f"{level_name(int(level), len(levels))} calibration error"
-            heading += ", temperature set" * (when == "after")
-            add(heading, "calibration", "levels", level, when, "ece")
-    risk = metrics.get("conformal", {}).get("risk")
-    add(f"answers right at risk {risk}", "conformal", "node", "coverage")
-    add("  their mean depth", "conformal", "node", "mean_depth")
-    add("  leaves in a set (LAC)", "conformal", "lac", "mean_size")
-    return ["", *(name for name, _ in models)], rows
-
-
-def in_order(names: Sequence[str]) -> bool:
-    """Whether class names count up, as grades do; only then a quadratic kappa means something."""
-    found = [re.fullmatch(r"\D*(\d+)\D*", name) for name in names]
-    numbers = [int(match[1]) for match in found if match]
-    return len(numbers) == len(names) > 2 and all(a < b for a, b in pairwise(numbers))
-
-
-def _dig(values: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        values = values.get(name) if isinstance(values, dict) else None
-    return values
-
-
-def _text(value: Any) -> str:
-    """A cell with its interval, or a plain number."""
-    if value is None:
-        return "—"
-    if not isinstance(value, dict):
-        return f"{value:.3f}"
-    if value["low"] is None:
-        return f"{value['value']:.3f}"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def read_metrics(run: Run) -> dict[str, Any]:
-    """What `evaluate_run` wrote last, made anew where it is missing."""
+    """metrics.json of a run; evaluates the run where the file is missing.
+
+    Raises:
+        UsageError: The file is damaged, or the run is not trained to its end.
+    """
     path = run.path / "metrics.json"
     if not path.exists():
         return evaluate_run(run)

@@ -1,6 +1,5 @@
-"""`hmil-fast export`: trained heads as ONNX files that need nothing of this library."""
+"""Write a run's folds as ONNX files, each checked against its model by onnxruntime."""
 
-import argparse
 import json
 import logging
 import sys
@@ -22,35 +21,26 @@ from hmil_fast.evaluation.prior import trained_shares
 from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models.export_form import PlainHead
 from hmil_fast.models.feature_scale import NAME, scaled
-from hmil_fast.runs.run import Run, open_run, write_text
+from hmil_fast.runs.run import Run, write_text
 
 CHECK_SIZES = (1, 2, 37, 500, 5_000)
 TOLERANCE = 1e-3  # rounding of large scores is some 1e-5, another formula 1e-1
 
 
-def export(args: argparse.Namespace) -> int:
-    """Export one fold of a run, or all, and say how far onnxruntime is from the model."""
-    run = open_run(args.run_path)
-    folds = range(len(run.folds)) if args.fold is None else [args.fold]
-    for file, apart in export_run(run, args.out, folds).items():
-        print(f"{file}: onnxruntime differs by {apart:.1e} at most")
-    return 0
-
-
-def export_run(run: Run, out: Path, folds: Sequence[int]) -> dict[Path, float]:
+def export_run(run: Run, out: Path, folds: Sequence[int] | None = None) -> dict[Path, float]:
     """Export the best models of folds, each as one ONNX file with its model card beside it.
 
     A file takes one bag "x", float32 [n, D] with n ≥ 1, and gives for each level l "logits_<l>" and
     "probabilities_<l>" float32 [K_l], and "attention_<l>" float32 [n, K_l] if the model has
     attention. The probabilities are those of `predict` under the balanced prior. Its
     metadata holds the tree, encoder and tiling as JSON. A file is kept only if onnxruntime computes
-    from it what the run's own model says in float32, on random bags of `CHECK_SIZES` tiles.
+    from it what the run's own model computes in float32, on random bags of `CHECK_SIZES` tiles.
     (`predict` may compute in bfloat16, see the setting precision.)
 
     Args:
         run: A trained run.
         out: Folder for the files, made if missing.
-        folds: Which folds.
+        folds: Which folds, from 0; by default all.
 
     Returns:
         The files, and the largest difference of any output between onnxruntime and the model:
@@ -60,6 +50,7 @@ def export_run(run: Run, out: Path, folds: Sequence[int]) -> dict[Path, float]:
         UsageError: No such fold, one that is not trained, a package is missing, the folder cannot
             be written, or onnxruntime disagrees; a file that disagrees is not kept.
     """
+    folds = range(len(run.folds)) if folds is None else folds
     for fold in folds:
         if not 0 <= fold < len(run.folds):
             raise UsageError(
@@ -87,10 +78,10 @@ def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
     card = fold_card(run, fold)
     try:
         write_onnx(head, run.store["dim"], partial, card)
-        apart = largest_difference(run, fold, model, partial)
-        if not apart <= TOLERANCE:
+        difference = largest_difference(run, fold, model, partial)
+        if not difference <= TOLERANCE:
             raise UsageError(
-                f"onnxruntime differs from the model of fold {fold} by {apart:.1e}, more than "
+                f"onnxruntime differs from the model of fold {fold} by {difference:.1e}, more than "
                 f"{TOLERANCE:.0e}",
                 "update onnx, onnxscript and onnxruntime, and report it if that does not help",
             )
@@ -98,7 +89,7 @@ def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
     finally:
         partial.unlink(missing_ok=True)
     write_text(file.with_suffix(".md"), markdown(card))
-    return file, apart
+    return file, difference
 
 
 def level_shares(run: Run, fold: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -112,8 +103,8 @@ def level_shares(run: Run, fold: int) -> list[tuple[torch.Tensor, torch.Tensor]]
 
 def write_onnx(head: PlainHead, dim: int, path: Path, metadata: dict[str, Any]) -> None:
     """Write a head as one ONNX file; `metadata` goes into it as JSON under "hmil_fast"."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # speaks of its own optimiser
-    with redirect_stdout(sys.stderr):  # the exporter may speak of its work
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs the steps of its optimiser
+    with redirect_stdout(sys.stderr):  # the exporter prints its progress
         program = torch.onnx.export(
             head,
             (torch.zeros(7, dim),),
@@ -147,23 +138,23 @@ def largest_difference(run: Run, fold: int, model: nn.Module, file: Path) -> flo
     scale = getattr(model, NAME, None)
     if scale is not None:  # as features of the cohort lie
         x = torch.where(scale.factor > 0, x / scale.factor, 0.0) + scale.mean
-    # packed, so that the file is held against the path that trained it
+    # packed, so that the file is compared with the path that trained the model
     output = model(scaled(model, x), bags)
-    apart = []
+    differences = []
     for b, (start, end) in enumerate(pairwise(ends)):
         logits = [level[b] for level in output.logits]
         softmax = [torch.softmax(level, 0)[None].numpy() for level in logits]
         shares = trained_shares(run, fold)
         leaf = leaf_probabilities(run.tree, softmax, shares, heads=not run.sums)
-        said = [torch.from_numpy(p[0]) for p in all_levels(run.tree, leaf)]
+        probabilities = [torch.from_numpy(p[0]) for p in all_levels(run.tree, leaf)]
         maps = [
             (scores[start:end] - lse[b]).exp()
             for scores, lse in zip(output.attention_logits, output.lse, strict=True)
         ]
         names = [output.name for output in session.get_outputs()]
-        found = session.run(names, {"x": x[start:end].numpy()})
-        wanted = [*logits, *said, *maps]
-        for name, a, w in zip(names, found, wanted, strict=True):
-            size = 1.0 if name.startswith("prob") else float(w.abs().max())
-            apart.append(float((torch.from_numpy(a) - w).abs().max()) / size)
-    return float(np.max(apart))  # NaN if one is
+        outputs = session.run(names, {"x": x[start:end].numpy()})
+        expected = [*logits, *probabilities, *maps]
+        for name, value, expected_value in zip(names, outputs, expected, strict=True):
+            size = 1.0 if name.startswith("prob") else float(expected_value.abs().max())
+            differences.append(float((torch.from_numpy(value) - expected_value).abs().max()) / size)
+    return float(np.max(differences))  # NaN if one is

@@ -1,4 +1,4 @@
-"""The prior of a run's answers: how frequent each leaf is where the answers are used."""
+"""The prior: how frequent each leaf is where a run's predictions are used."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ import numpy as np
 from hmil_fast.config import loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import all_levels, balanced_prior, shares_learnt, with_prior
+from hmil_fast.metrics import all_levels, balanced_prior, training_shares, with_prior
 from hmil_fast.metrics.flat import Floats
 from hmil_fast.runs.predictions import Prediction
 from hmil_fast.runs.run import Run
@@ -31,27 +31,34 @@ class Prior:
     name: str
     leaves: tuple[float, ...]
 
-    def described(self, tree: LabelTree) -> dict[str, Any]:
+    def to_dict(self, tree: LabelTree) -> dict[str, Any]:
         """The prior as metrics.json holds it."""
         return {"name": self.name, "leaves": dict(zip(tree.leaves, self.leaves, strict=True))}
 
 
 def balanced(tree: LabelTree) -> Prior:
-    """The children of every node alike (`hmil_fast.metrics.balanced_prior`)."""
+    """The prior under which the children of every node are equally frequent."""
     return Prior("balanced", tuple(balanced_prior(tree).tolist()))
 
 
+def resolve_prior(run: Run, prior: Prior | str | None) -> Prior:
+    """A prior as it is, by its name as in `read_prior`, or that of the run's last evaluation."""
+    if prior is None:
+        return current_prior(run)
+    return read_prior(run, prior) if isinstance(prior, str) else prior
+
+
 def read_prior(run: Run, name: str) -> Prior:
-    """The prior of that name.
+    """Read a prior by its name.
 
     Args:
-        run: The run whose answers it is for.
+        run: The run whose predictions it is for.
         name: "balanced"; "cohort", the leaf shares of the run's slides; or a CSV file with the
             columns ``label,share``. Shares may be counts. A leaf that is not in the file has share
-            0; the share of an inner node is spread evenly over the children of every node below.
+            0. The share of an inner node is spread evenly over the children of every node below it.
 
     Raises:
-        UsageError: The file cannot be read, names no node of the tree, or a share is negative.
+        UsageError: The file cannot be read, names a label outside the tree, or a share is negative.
     """
     if name == "balanced":
         return balanced(run.tree)
@@ -64,7 +71,7 @@ def read_prior(run: Run, name: str) -> Prior:
     )
     path = Path(name)
     if not path.exists():
-        raise UsageError(f"there is no prior {name!r}", fix)
+        raise UsageError(f"there is no prior {name!r}, and no such file", fix)
     table = read_table(path, ("label", "share"))
     if not table.rows or not {"label", "share"} <= set(table.columns):
         raise UsageError(f"the prior {path} has no rows with the columns label,share", fix)
@@ -77,7 +84,9 @@ def read_prior(run: Run, name: str) -> Prior:
         except ValueError:
             share = -1.0
         if not 0 <= share < float("inf"):
-            raise UsageError(f"{path} line {line}: the share is {text!r}", "give 0 or more")
+            raise UsageError(
+                f"{path} line {line}: the share is {text!r}", "give a number from 0 up"
+            )
         try:
             below = run.tree.below(table.cell(row, "label"))
         except UsageError as error:
@@ -85,7 +94,7 @@ def read_prior(run: Run, name: str) -> Prior:
         chosen = np.isin(run.tree.leaves, below)
         shares[chosen] += share * even[chosen] / even[chosen].sum()
     if not shares.sum() > 0:
-        raise UsageError(f"all shares of the prior {path} are 0", "give one leaf at least a share")
+        raise UsageError(f"all shares of the prior {path} are 0", "give at least one leaf a share")
     return _prior(name, shares)
 
 
@@ -95,14 +104,15 @@ def _prior(name: str, shares: Sequence[float] | Floats) -> Prior:
 
 
 def current_prior(run: Run) -> Prior:
-    """The prior of the run's last evaluation, balanced before any."""
-    told = last_evaluation(run).get("prior") or {}
+    """The prior of the run's last evaluation; balanced before the first one."""
+    stored = last_evaluation(run).get("prior") or {}
     try:
-        prior = Prior(str(told["name"]), tuple(float(told["leaves"][k]) for k in run.tree.leaves))
+        shares = tuple(float(stored["leaves"][leaf]) for leaf in run.tree.leaves)
+        prior = Prior(str(stored["name"]), shares)
     except (TypeError, KeyError, ValueError):
         return balanced(run.tree)
-    sound = np.isfinite(prior.leaves).all() and min(prior.leaves) >= 0 and sum(prior.leaves) > 0
-    return prior if sound else balanced(run.tree)
+    valid = np.isfinite(prior.leaves).all() and min(prior.leaves) >= 0 and sum(prior.leaves) > 0
+    return prior if valid else balanced(run.tree)
 
 
 def last_evaluation(run: Run) -> dict[str, Any]:
@@ -114,24 +124,25 @@ def last_evaluation(run: Run) -> dict[str, Any]:
 
 
 def trained_shares(run: Run, fold: int) -> list[Floats]:
-    """Per level the shares of the nodes that a fold learnt from (`shares_learnt`)."""
-    parts = set(run.folds[fold].train)
-    counts = Counter(slide.label for slide in run.slides if slide.slide_id in parts)
-    return shares_learnt(
+    """Per level the node shares that a fold was trained with, float64 [K_l] (`training_shares`)."""
+    slide_ids = set(run.folds[fold].train)
+    counts = Counter(slide.label for slide in run.slides if slide.slide_id in slide_ids)
+    return training_shares(
         run.tree,
         [counts.get(leaf, 0) for leaf in run.tree.leaves],
-        weighed_alike=loss_settings(run.config).class_weights == "balanced",
-        drawn_alike=run.config.balance == "leaf",
+        balanced_loss=loss_settings(run.config).class_weights == "balanced",
+        balanced_sampling=run.config.balance == "leaf",
     )
 
 
 def under_prior(
     tree: LabelTree, predictions: Sequence[Prediction], prior: Prior
 ) -> list[Prediction]:
-    """Predictions under another prior than the balanced one that folds write them under."""
+    """Predictions under a prior, from those of the folds, which are under the balanced prior."""
     old, new = balanced_prior(tree), np.array(prior.leaves)
-    found = []
-    for p in predictions:
-        levels = all_levels(tree, with_prior(tree, p.probabilities[-1][None], old, new))
-        found.append(replace(p, probabilities=tuple(level[0] for level in levels)))
-    return found
+
+    def probabilities(p_leaf: Floats) -> tuple[Floats, ...]:
+        levels = all_levels(tree, with_prior(tree, p_leaf[None], old, new))
+        return tuple(level[0] for level in levels)
+
+    return [replace(p, probabilities=probabilities(p.probabilities[-1])) for p in predictions]

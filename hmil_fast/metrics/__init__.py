@@ -16,7 +16,7 @@ from hmil_fast.metrics.decision import (
     decide,
     leaf_probabilities,
     likelier_elsewhere,
-    shares_learnt,
+    training_shares,
     with_prior,
 )
 from hmil_fast.metrics.flat import flat_metrics
@@ -49,7 +49,7 @@ __all__ = [
     "paired_comparison",
     "rates",
     "reliability_bins",
-    "shares_learnt",
+    "training_shares",
     "tree_metrics",
     "with_prior",
     "with_temperature",

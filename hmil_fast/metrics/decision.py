@@ -47,8 +47,8 @@ def balanced_prior(tree: LabelTree) -> Floats:
     return shares
 
 
-def shares_learnt(
-    tree: LabelTree, counts: Sequence[int], *, weighed_alike: bool, drawn_alike: bool = False
+def training_shares(
+    tree: LabelTree, counts: Sequence[int], *, balanced_loss: bool, balanced_sampling: bool = False
 ) -> list[Floats]:
     """Per level the shares of the nodes that it learnt from, float64 [K_l], coarse first.
 
@@ -57,14 +57,14 @@ def shares_learnt(
     Args:
         tree: The label tree.
         counts: Training slides of each leaf, [leaves]; a leaf without any counts as one slide.
-        weighed_alike: Whether the loss weighs slides so that all leaves count alike.
-        drawn_alike: Whether all leaves are drawn alike.
+        balanced_loss: Whether the loss weighs slides so that all leaves count alike.
+        balanced_sampling: Whether all leaves are drawn alike.
     """
     seen = np.maximum(np.asarray(counts, dtype=np.float64), 1)
     alike = np.full(len(tree.leaves), 1 / len(tree.leaves))
-    drawn = alike if drawn_alike else seen / seen.sum()
+    drawn = alike if balanced_sampling else seen / seen.sum()
     levels = [level[0] for level in all_levels(tree, drawn[None])]
-    return [*levels[:-1], alike if weighed_alike else drawn]
+    return [*levels[:-1], alike if balanced_loss else drawn]
 
 
 def with_prior(tree: LabelTree, p_leaf: Floats, old: Floats, new: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """A PNG of the attention per node of the label tree over the thumbnail, and the top tiles."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hmil_fast.errors import UsageError
@@ -22,15 +23,29 @@ from hmil_fast.runs.run import Run
 MOST_PANELS = 11
 
 
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """What a heatmap shows.
+
+    Attributes:
+        nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
+        top_k: Number of tiles to draw per node, those of the highest attention; they are cut from
+            the slide's file.
+        scale: Meaning of the colours, one of `hmil_fast.report.colour_scale.SCALES`.
+    """
+
+    nodes: Sequence[str] = ()
+    top_k: int | None = None
+    scale: str = "share"
+
+
 def draw_heatmap(
     run: Run,
     store: FeatureStore,
     slide_id: str,
     out: Path,
-    nodes: Sequence[str] = (),
     slide: Path | None = None,
-    top_k: int | None = None,
-    scale: str = "share",
+    options: HeatmapOptions = HeatmapOptions(),
 ) -> tuple[Prediction, tuple[str, ...]]:
     """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
 
@@ -39,10 +54,8 @@ def draw_heatmap(
         store: Holds the slide's features.
         slide_id: The slide.
         out: The PNG.
-        nodes: Names of tree nodes to draw; by default all of a small tree, else the likeliest.
         slide: The slide's file, for tiles, and for the thumbnail where the store has none.
-        top_k: How many of its tiles to draw per node, the highest first; needs `slide`.
-        scale: What the colours mean, one of `hmil_fast.report.colour_scale.SCALES`.
+        options: Nodes, tiles and colours.
 
     Returns:
         The prediction, and what was guessed to draw it.
@@ -62,7 +75,7 @@ def draw_heatmap(
             f"the model {run.config.model!r} of {run.path} has no attention to draw",
             "use a run of a model that has, hmil for instance",
         )
-    chosen = _chosen(run.tree, prediction, maps, nodes)
+    chosen = _chosen(run.tree, prediction, maps, options.nodes)
     panels = [_panel(run.tree, prediction, m) for m in chosen]
     picture = heatmap_sheet(
         canvas.picture,
@@ -72,12 +85,12 @@ def draw_heatmap(
         downsample=canvas.downsample,
         mpp=canvas.mpp,
         title=slide_id,
-        scale=scale,
+        scale=options.scale,
     )
-    if slide is not None and top_k is not None:
+    if slide is not None and options.top_k is not None:
         record, rows = store.record(slide_id), []
         for m, panel in zip(chosen, panels, strict=True):
-            top = top_tiles(m.weights, top_k)
+            top = top_tiles(m.weights, options.top_k)
             pixels = cut_tiles(slide, record, canvas, top)
             rows.append(TileRow(panel.title, pixels, m.weights[top], canvas.coords[top]))
         picture = stacked(picture, tile_sheet(rows, picture.width))

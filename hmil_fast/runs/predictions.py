@@ -1,7 +1,7 @@
-"""Predictions of a run: what predictions.csv holds, and how it is written and read."""
+"""Predictions of slides, and predictions.csv, which is written and read here."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -40,51 +40,69 @@ class Prediction:
     heads: tuple[NDArray[np.float64], ...] = ()
 
 
-def write_predictions(
-    to: Path | TextIO,
+def prediction_columns(
     tree: LabelTree,
-    predictions: Iterable[Prediction],
+    predictions: Sequence[Prediction],
     more: Mapping[str, Sequence[object]] | None = None,
     *,
     heads: bool = False,
-) -> None:
-    """Write predictions as CSV, one row a slide.
+) -> dict[str, list[object]]:
+    """The columns of predictions.csv by name, each with one value a slide.
 
     ``prediction`` is the leaf that `hmil_fast.metrics.decide` answers, ``prediction_<level>`` the
     node above it, ``likelier_elsewhere`` the nodes off this path that are likelier than the path's
     node of their level, ``p<level>_<node>`` a probability; a chain of only children has one column.
 
     Args:
-        to: A file, or an open stream.
         tree: The label tree.
         predictions: The predictions.
-        more: Further columns, for people.
-        heads: Whether to write ``h<level>_<node>``, the softmax of the heads above the leaves.
+        more: Further columns.
+        heads: Whether to add ``h<level>_<node>``, the softmax of the heads above the leaves.
+    """
+    p_leaf = stack_leaves(predictions, tree)
+    path, elsewhere = decide(tree, p_leaf), likelier_elsewhere(tree, p_leaf)
+    *above, leaves = (
+        [names[k] for k in nodes] for names, nodes in zip(tree.names, path.nodes, strict=True)
+    )
+    columns: dict[str, list[object]] = {
+        "slide_id": [p.slide_id for p in predictions],
+        "patient_id": [p.patient_id for p in predictions],
+        "fold": [p.fold for p in predictions],
+        "label": [p.label for p in predictions],
+        "prediction": leaves,
+        "num_tiles": [p.num_tiles for p in predictions],
+        **{f"prediction_{level}": names for level, names in enumerate(above)},
+        "likelier_elsewhere": ["|".join(names) for names in elsewhere],
+    }
+    for level, k in sorted(tree.nodes):
+        columns[f"p{level}_{tree.names[level][k]}"] = [
+            float(p.probabilities[level][k]) for p in predictions
+        ]
+    for level, names in enumerate(tree.names[:-1] if heads else ()):
+        for k, name in enumerate(names):
+            columns[f"h{level}_{name}"] = [float(p.heads[level][k]) for p in predictions]
+    return columns | {name: list(values) for name, values in (more or {}).items()}
+
+
+def write_predictions(
+    to: Path | TextIO,
+    tree: LabelTree,
+    predictions: Sequence[Prediction],
+    more: Mapping[str, Sequence[object]] | None = None,
+    *,
+    heads: bool = False,
+) -> None:
+    """Write `prediction_columns` as CSV, one row a slide, numbers with nine digits.
 
     Raises:
         UsageError: The file cannot be written.
     """
-    predictions, more = list(predictions), more or {}
-    above = range(tree.num_levels - 1)
-    head = ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles"]
-    head += [*(f"prediction_{level}" for level in above), "likelier_elsewhere"]
-    head += [f"p{level}_{tree.names[level][k]}" for level, k in sorted(tree.nodes)]
-    if heads:
-        head += [f"h{level}_{name}" for level in above for name in tree.names[level]]
-    rows: list[list[object]] = [[*head, *more]]
-    p_leaf = stack_leaves(predictions, tree)
-    path, elsewhere = decide(tree, p_leaf), likelier_elsewhere(tree, p_leaf)
-    for i, p in enumerate(predictions):
-        *coarse, leaf = (tree.names[level][k] for level, k in enumerate(path.nodes[:, i]))
-        values = [p.probabilities[level][k] for level, k in sorted(tree.nodes)]
-        if heads:
-            values += [value for level in p.heads for value in level]
-        rows.append(
-            [p.slide_id, p.patient_id, p.fold, p.label, leaf, p.num_tiles]
-            + [*coarse, "|".join(elsewhere[i]), *(f"{value:.9g}" for value in values)]
-            + [str(column[i]) for column in more.values()]
-        )
-    write_csv(to, rows)
+    columns = prediction_columns(tree, predictions, more, heads=heads)
+    rows = (
+        [f"{value:.9g}" if isinstance(value, float) else value for value in row]
+        for row in zip(*columns.values(), strict=True)
+    )
+    write_csv(to, [list(columns), *rows])
 
 
 def read_predictions(path: Path, tree: LabelTree) -> list[Prediction]:

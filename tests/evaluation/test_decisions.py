@@ -59,7 +59,7 @@ def test_every_row_is_one_path_under_every_prior(
 ) -> None:
     skewed = tmp_path / "prior.csv"
     skewed.write_text("label,share\nbenign,90\nDCIS,1\nIC,9\n")
-    command = ["predict", str(copied), "--store", str(cohort.path / "store"), "--risk", "0.2"]
+    command = ["predict", str(copied), "--store", str(cohort.path / "store"), "--alpha", "0.2"]
     answers = []
     for prior in ("balanced", "cohort", str(skewed)):
         assert main([*command, "--prior", prior]) == 0
@@ -78,7 +78,7 @@ def test_the_prior_and_the_risk_of_the_last_evaluation_stay(
 ) -> None:
     run = open_run(copied)
     assert current_prior(run).name == "balanced"
-    assert main(["evaluate", str(copied), "--prior", "cohort", "--risk", "0.3"]) == 0
+    assert main(["evaluate", str(copied), "--prior", "cohort", "--alpha", "0.3"]) == 0
     metrics = json.loads((copied / "metrics.json").read_text())
     want = {leaf: sum(s.label == leaf for s in run.slides) / len(run.slides) for leaf in PARENT}
     assert metrics["prior"] == {"name": "cohort", "leaves": pytest.approx(want)}

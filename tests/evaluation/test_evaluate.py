@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hmil_fast.api.evaluate import compare
 from hmil_fast.bags.splits import Fold, Slide
 from hmil_fast.cli.main import main
 from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError
-from hmil_fast.evaluation.compare import compare_runs
-from hmil_fast.evaluation.evaluate import Asked, evaluate_run, in_order, table_rows
+from hmil_fast.evaluation.evaluate import EvaluationOptions, evaluate_run
+from hmil_fast.evaluation.tables import in_order, metric_rows
 from hmil_fast.io.store import StoreSpec, create_store
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, calibration_scores, fit_temperature, with_temperature
@@ -112,7 +113,7 @@ def test_a_surely_wrong_model_is_mended_by_the_temperature_of_its_validation(
 
 def test_conformal_answers_are_written_and_add_up(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cohort(240), signal=1.5)
-    found = evaluate_run(run, Asked(risk=0.2))["conformal"]
+    found = evaluate_run(run, EvaluationOptions(alpha=0.2))["conformal"]
     assert (found["risk"], found["needed"], found["slides"]) == (0.2, 4, [80, 80])
     with (run.path / "conformal.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -137,7 +138,7 @@ def test_conformal_answers_are_written_and_add_up(tmp_path: Path) -> None:
 
 def test_too_few_validation_slides_answer_with_the_root_and_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cohort(24), signal=3.0)
-    found = evaluate_run(run, Asked(risk=0.1))["conformal"]
+    found = evaluate_run(run, EvaluationOptions(alpha=0.1))["conformal"]
     assert found["note"].startswith("2 of 2 folds have fewer than the 9 validation slides")
     assert found["node"]["root_share"]["value"] == 1
     assert found["node"]["mean_depth"]["value"] == 0
@@ -148,7 +149,7 @@ def test_without_validation_predictions_the_rest_is_there(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", cohort(24), signal=3.0, validation=False)
     metrics = evaluate_run(run)
     assert not {"calibration", "conformal"} & metrics.keys()
-    _, rows = table_rows(metrics)
+    _, rows = metric_rows(metrics)
     assert not [row for row in rows if "temperature" in row[0]]
     assert [row for row in rows if row[0] == "coarse sensitivity (malignant)"]
 
@@ -178,7 +179,7 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
             ("a", 1.0, 1, {}), ("b", 3.0, 2, {"preset": "released"}), ("c", 1.0, 3, {}),
         )
     ]  # fmt: skip
-    command = ["compare", *(str(run.path) for run in runs), "--draws", "300"]
+    command = ["compare", *(str(run.path) for run in runs), "--resamples", "300"]
     assert main([*command, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["slides"], said["patients"], len(said["comparisons"])) == (160, 80, 2)
@@ -213,25 +214,26 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", cohort(24), 1.0)
     with pytest.raises(UsageError, match="a run is named twice"):
-        compare_runs([tmp_path / "a", tmp_path / "a" / ".." / "a"])
+        compare([run, tmp_path / "a" / ".." / "a"])
 
 
 def test_runs_that_cannot_be_paired_are_refused_by_name(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", cohort(24), 1.0)
     other = make_run(tmp_path / "b", cohort(24, "x"), 1.0)
     with pytest.raises(UsageError, match=r"16 slides were tested by .*a and not by .*b: s0, s1"):
-        compare_runs([run.path, other.path])
+        compare([run, other.path])
     moved = [dataclasses.replace(s, label="PB") if s.slide_id == "s0" else s for s in cohort(24)]
     other = make_run(tmp_path / "c", moved, 1.0)
     with pytest.raises(UsageError, match=r"1 slides have another label in .*: s0"):
-        compare_runs([run.path, other.path])
+        compare([run, other.path])
     with pytest.raises(UsageError, match="no run folder"):
-        compare_runs([run.path, tmp_path])
+        compare([run, tmp_path])
     tree = LabelTree.from_nested({"other": ["N", "PB"], "malignant": ["DCIS", "IC"]})
     (other.path / "tree.json").write_text(json.dumps(tree.to_dict()))
     with pytest.raises(UsageError, match="other label trees"):
-        compare_runs([run.path, other.path])
+        compare([run, other.path])
 
 
 def test_slides_tested_twice_are_paired_by_fold(tmp_path: Path) -> None:
@@ -242,5 +244,5 @@ def test_slides_tested_twice_are_paired_by_fold(tmp_path: Path) -> None:
         said = read_predictions(run.path / "predictions.csv", TREE)
         again = [answer(s, 1, 1.0, 7) for s in run.slides if s.slide_id in run.folds[0].test]
         write_predictions(run.path / "predictions.csv", TREE, [*said, *again])
-    result = compare_runs([run.path for run in runs], draws=20)
+    result = compare(runs, resamples=20)
     assert (result["slides"], result["patients"]) == (48, 16)

@@ -81,7 +81,7 @@ def test_slides_that_only_taught_the_run_are_counted(
     assert main([*command, *one.test]) == 0
     assert capsys.readouterr().err == ""
     assert main([*command, one.train[0], one.val[0], *one.test]) == 0
-    assert capsys.readouterr().err.startswith("2 of these slides taught the run")
+    assert "2 of these slides were used to train the run" in capsys.readouterr().err
 
 
 def test_a_new_slide_is_predicted_by_the_mean_of_the_folds(run: Any, other: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_new_slide_is_predicted_by_the_mean_of_the_folds(run: Any, other: Any)
 def test_predict_answers_with_the_deepest_node_that_meets_a_risk(
     run: Any, other: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["predict", str(run.path), "--store", str(other.path), "--risk"]
+    command = ["predict", str(run.path), "--store", str(other.path), "--alpha"]
     opened = open_run(run.path)
     tested = read_predictions(run.path / "predictions.csv", opened.tree)
     y = np.array([opened.tree.leaf(p.label) for p in tested])
@@ -242,9 +242,9 @@ def test_validation_predictions_are_those_of_the_best_weights_and_made_anew_from
     opened.val_path(1).unlink()
     assert main(["evaluate", str(opened.path)]) == 0
     assert "conformal" not in json.loads((opened.path / "metrics.json").read_text())
-    store = ["--store", str(cohort.path / "store"), "--risk", "0.3"]
+    store = ["--store", str(cohort.path / "store"), "--alpha", "0.3"]
     assert main(["evaluate", str(opened.path), *store]) == 0
-    assert "answers right at risk 0.3" in capsys.readouterr().out
+    assert "conformal coverage, alpha 0.3" in capsys.readouterr().out
     assert json.loads((opened.path / "metrics.json").read_text())["conformal"]["risk"] == 0.3
     for row, again in zip(
         rows.values(), table(opened.val_path(1).read_text()).values(), strict=True
