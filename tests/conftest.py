@@ -308,7 +308,7 @@ def run(
 @pytest.fixture
 def train_small(cohort: Cohort) -> Callable[..., Any]:
     """Train on the cohort in this process, one model without a baseline."""
-    from hmil_fast.api.train import train_and_evaluate
+    from hmil_fast.api.train import train
     from hmil_fast.bags.splits import read_labels
     from hmil_fast.config import load_config
     from hmil_fast.labels import LabelTree

@@ -3,7 +3,8 @@
 import argparse
 
 from hmil_fast.cli.options import Commands, add_command, count, path, positive, store
-from hmil_fast.config import MODELS, PRESETS
+from hmil_fast.cli.console import stderr
+from hmil_fast.config import MODELS, PRESETS, load_config
 
 
 def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -33,8 +34,31 @@ def add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     def run(args: argparse.Namespace) -> int:
         from hmil_fast.api.train import train
+        from hmil_fast.bags.splits import read_labels
+        from hmil_fast.cli.tables import print_metrics
+        from hmil_fast.cli.training_bar import TrainingBar
+        from hmil_fast.evaluation.evaluate import read_metrics
+        from hmil_fast.labels import LabelTree
+        from hmil_fast.runs.archive import set_aside
+        from hmil_fast.training import distributed
 
-        return train(args)
+        names = ("model", "preset", "folds", "epochs", "mpp", "seed", "device")
+        config = load_config(
+            args.config, args.settings, {name: getattr(args, name) for name in names}
+        )
+        first = distributed.rank() == 0
+        with TrainingBar(stderr(quiet=not first)) as bar:
+            tree = LabelTree.from_yaml(args.tree)
+            slides = read_labels(args.labels, tree, say=bar.note, leaves_only=args.leaves_only)
+            if args.overwrite and first:
+                set_aside(args.out)
+            trained = train(
+                args.store, slides, tree, args.out, config, splits=args.splits, report=bar.update
+            )
+        if first:
+            print_metrics(read_metrics(trained))
+        distributed.finish()
+        return 0
 
     text = "Train and evaluate by cross-validation; run again, it resumes."
     parser = add_command(commands, "train", text, run)

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from hmil_fast.api.extract import run_job
-from hmil_fast.api.results import print_table
-from hmil_fast.api.train import train_and_evaluate
+from hmil_fast.api.train import train
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, write_cohort
@@ -33,7 +32,7 @@ def demo(out: Path) -> int:
         return 1
     tree = LabelTree.from_yaml(cohort / "tree.yaml")
     slides = read_labels(cohort / "labels.csv", tree)
-    run = train_and_evaluate(store, slides, tree, SETTINGS, out / "run")
+    run = train(store, slides, tree, out / "run", SETTINGS)
     make_views(run, store, len(run.slides))
     report = write_report(run.path)
     print_table(run)

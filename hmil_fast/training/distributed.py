@@ -98,8 +98,10 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process among them; rank 0 alone writes."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    """Return the number of this process; rank 0 alone writes."""
+    if distributed.is_initialized():
+        return distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))  # torchrun states it before the group is set up
 
 
 def wait_for_all() -> None:

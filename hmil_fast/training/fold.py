@@ -46,10 +46,16 @@ class EpochReport:
     """What a fold reports after each epoch; `last` once more when it ends.
 
     Attributes:
+        model: Name of the model.
+        folds: Number of folds.
+        epochs: Most epochs of a fold.
         data_share: Share of the training time so far that was spent waiting for features.
         apart: How far apart the scales of the features' columns are, see `fit_scale`.
     """
 
+    model: str
+    folds: int
+    epochs: int
     fold: int
     epoch: int
     loss: float
@@ -160,6 +166,9 @@ class FoldTrainer:
                 data_share=waited,
             )
             now = EpochReport(
+                model=config.model,
+                folds=len(self.run.folds),
+                epochs=config.epochs,
                 fold=self.fold,
                 epoch=self.epoch,
                 loss=terms["total"],

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hmil_fast.api.extract import run_job
-from hmil_fast.api.train import train_and_evaluate
+from hmil_fast.api.train import train
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmil_fast.api.train import train_and_evaluate
+from hmil_fast.api.train import train
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli.main import main
 from hmil_fast.config import load_config

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hmil_fast.api.train import train_and_evaluate
+from hmil_fast.api.train import train
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import draw_views, epoch_batches
 from hmil_fast.bags.splits import read_labels
