@@ -12,7 +12,7 @@ from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.engines.dask_cluster import check_cluster, run_on_dask
 from hmil_fast.extraction.engines.local import Job, run_workers
-from hmil_fast.extraction.jobs.report import Report
+from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.jobs.retry import forget_deaths
 from hmil_fast.extraction.jobs.status import read_status
 from hmil_fast.extraction.jobs.watchdog import last_words

@@ -128,7 +128,7 @@ def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
-        from hmil_fast.demo.run import demo
+        from hmil_fast.cli.demo import demo
 
         return demo(args.out)
 

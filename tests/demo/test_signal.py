@@ -14,7 +14,7 @@ from hmil_fast.api.train import train
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort
-from hmil_fast.demo.run import SETTINGS as DEMO
+from hmil_fast.cli.demo import SETTINGS as DEMO
 from hmil_fast.evaluation.evaluate import read_metrics
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec

@@ -17,7 +17,7 @@ from rich.markup import escape
 from hmil_fast import __version__
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.engines.local import Job
-from hmil_fast.extraction.jobs.report import Report
+from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.io.slide.base import cpus
 
 CONNECT_SECONDS = 10.0

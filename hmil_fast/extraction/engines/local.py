@@ -17,7 +17,7 @@ from hmil_fast.device import pick_device
 from hmil_fast.errors import HmilError, Stopped, StoreError
 from hmil_fast.extraction.encoders import EncoderChoice
 from hmil_fast.extraction.jobs.leases import held_by
-from hmil_fast.extraction.jobs.report import Report
+from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.jobs.watchdog import alarm
 from hmil_fast.extraction.jobs.worklist import Message, work
 from hmil_fast.extraction.pipeline.extractor import Extractor
