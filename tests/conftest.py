@@ -308,7 +308,7 @@ def run(
 @pytest.fixture
 def train_small(cohort: Cohort) -> Callable[..., Any]:
     """Train on the cohort in this process, one model without a baseline."""
-    from hmil_fast.api.train import train
+    from hmil_fast.api.train import train as train_run
     from hmil_fast.bags.splits import read_labels
     from hmil_fast.config import load_config
     from hmil_fast.labels import LabelTree
@@ -318,7 +318,7 @@ def train_small(cohort: Cohort) -> Callable[..., Any]:
         slides = read_labels(labels or cohort.path / "labels.csv", tree)
         config = load_config(None, SETTINGS, {})
         config = dataclasses.replace(config, baseline="none", **changes)
-        return train_and_evaluate(cohort.store, slides, tree, config, out)
+        return train_run(cohort.store, slides, tree, out, config)
 
     return train
 

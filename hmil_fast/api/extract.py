@@ -12,9 +12,9 @@ from hmil_fast.extraction.doctor import print_slides, tile_spec
 from hmil_fast.extraction.encoders import Encoder, EncoderChoice
 from hmil_fast.extraction.engines.dask_cluster import check_cluster, run_on_dask
 from hmil_fast.extraction.engines.local import Job, run_workers
-from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.jobs.retry import forget_deaths
 from hmil_fast.extraction.jobs.status import read_status
+from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.jobs.watchdog import last_words
 from hmil_fast.extraction.jobs.worklist import LEASE_SECONDS, in_order, work
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec

@@ -70,7 +70,9 @@ def train(
         if isinstance(labels, Path | str):
             labels = read_labels(Path(labels), tree, say=report)
         store = store if isinstance(store, FeatureStore) else open_store(store)
-        store = join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
+        store = (
+            join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
+        )
         at_view(store, config.views)  # refused before anything is written
         return _train(store, labels, tree, out, config, splits, report)
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from hmil_fast.cli.options import Commands, add_command, count, path, positive, store
 from hmil_fast.cli.console import stderr
+from hmil_fast.cli.options import Commands, add_command, count, path, positive, store
 from hmil_fast.config import MODELS, PRESETS, load_config
 
 

@@ -36,7 +36,9 @@ def metric_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             add(f"{name} {metric_name('qwk')}", *cells, "qwk")
     add(metric_name("hierarchical_f1"), "pooled", "tree", "hierarchical_f1", always=True)
     point = metrics.get("operating")
-    for rate in ("sensitivity", "specificity") if point else ():
+    for rate in ("sensitivity", "specificity"):
+        if point is None:
+            break
         heading = f"{point['of']} {rate}, threshold for {point['asked']:g}"
         add(heading, "operating", rate)
     for level, name in named:

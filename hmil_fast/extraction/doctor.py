@@ -26,7 +26,7 @@ from hmil_fast.extraction.encoders import (
     load_encoder,
     plugins,
 )
-from hmil_fast.cli.progress import searching
+from hmil_fast.extraction.jobs.progress import searching
 from hmil_fast.extraction.preflight import (
     estimate,
     nbytes,

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hmil_fast.cli.main import main
-from hmil_fast.cli.progress import JobProgress
+from hmil_fast.extraction.jobs.progress import JobProgress
 from hmil_fast.extraction.jobs.worklist import TilesDone
 from hmil_fast.extraction.slides import SlideTask
 

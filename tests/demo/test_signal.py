@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from hmil_fast.api.extract import run_job
 from hmil_fast.api.train import train
 from hmil_fast.bags.splits import Slide, read_labels
+from hmil_fast.cli.demo import SETTINGS as DEMO
 from hmil_fast.config import TrainConfig
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort
-from hmil_fast.cli.demo import SETTINGS as DEMO
 from hmil_fast.evaluation.evaluate import read_metrics
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
@@ -65,7 +65,7 @@ def demo(
 
 def levels(demo: Any, slides: list[Slide], out: Path, **changes: Any) -> dict[str, Any]:
     store, tree, _ = demo
-    run = train_and_evaluate(store, slides, tree, dataclasses.replace(SETTINGS, **changes), out)
+    run = train(store, slides, tree, out, dataclasses.replace(SETTINGS, **changes))
     tested = read_predictions(run.path / "predictions.csv", tree)
     assert {p.slide_id for p in tested} == {s.slide_id for s in slides}
     return dict(read_metrics(run)["pooled"]["levels"])
@@ -113,7 +113,7 @@ def test_the_maps_find_the_tumour_tiles(demo: Any, tmp_path: Path) -> None:
     found: dict[str, list[float]] = {}
     for seed in range(3):
         settings = dataclasses.replace(DEMO, baseline="none", epochs=20, seed=seed, device="cpu")
-        run = train_and_evaluate(store, slides, tree, settings, tmp_path / str(seed))
+        run = train(store, slides, tree, tmp_path / str(seed), settings)
         for slide_id, tiles in read_manifest().items():
             tumour = {(tile.col, tile.row): tile.tumour for tile in tiles}
             cells = (store.coords(slide_id).astype(np.int64) // TILE).tolist()

@@ -18,9 +18,9 @@ from hmil_fast.cli.main import main
 from hmil_fast.errors import HmilError
 from hmil_fast.extraction.jobs.events import EVENTS, Failures, save_job
 from hmil_fast.extraction.jobs.leases import LEASES, MAX_DEATHS, Leases
-from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.jobs.retry import forget_deaths
 from hmil_fast.extraction.jobs.status import read_status
+from hmil_fast.extraction.jobs.summary import Report
 from hmil_fast.extraction.pipeline.result import SlideResult
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store

@@ -65,13 +65,13 @@ def test_a_run_is_of_the_scale_it_asks_for(
     tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
     slides = read_labels(cohort.path / "labels.csv", tree)
     config = load_config(None, [*settings, "mpp=1", "epochs=2", "baseline=none"], {})
-    run = train_and_evaluate(several, slides, tree, config, tmp_path / "run")
+    run = train(several, slides, tree, tmp_path / "run", config)
     assert run.store["tiling"]["mpp"] == 1.0
     card = json.loads((tmp_path / "run/fold-0/model_card.json").read_text())
     assert card["features"]["tiling"]["mpp"] == 1.0
     coarse = at_scale(several, 1.0)
     alone = copy_of(coarse, tmp_path / "alone", coarse.spec)
-    train_and_evaluate(alone, slides, tree, config, tmp_path / "other")
+    train(alone, slides, tree, tmp_path / "other", config)
     told = [(tmp_path / name / "predictions.csv").read_text() for name in ("run", "other")]
     assert told[0] == told[1]
 
@@ -108,7 +108,7 @@ def test_a_run_on_all_scales(
     tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
     slides = read_labels(cohort.path / "labels.csv", tree)
     config = load_config(None, [*settings, "scales=all", "epochs=2", "baseline=none"], {})
-    run = train_and_evaluate(several, slides, tree, config, tmp_path / "run")
+    run = train(several, slides, tree, tmp_path / "run", config)
     assert run.store["dim"] == 2 * several.spec.dim
     assert run.store["tiling"]["coarser"] == [1.0]
     where = ["--store", str(several.path), "--out"]

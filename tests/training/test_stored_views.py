@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hmil_fast.api.train import train
+from hmil_fast.api import train as api_train
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import draw_views, epoch_batches
 from hmil_fast.bags.splits import read_labels
@@ -49,7 +49,7 @@ def train(cohort: Any, settings: tuple[str, ...]) -> Callable[..., Any]:
         tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
         slides = read_labels(cohort.path / "labels.csv", tree)
         asked = [*settings, "baseline=none", "epochs=2", "folds=2", *changes]
-        return train_and_evaluate(store, slides, tree, load_config(None, asked, {}), out)
+        return api_train.train(store, slides, tree, out, load_config(None, asked, {}))
 
     return train
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.extraction.jobs.events import save_job
-from hmil_fast.cli.progress import JobProgress
+from hmil_fast.extraction.jobs.progress import JobProgress
 from hmil_fast.extraction.jobs.status import noted, undecoded
 from hmil_fast.extraction.jobs.worklist import Elsewhere, Message, SearchDone, TilesDone
 from hmil_fast.extraction.pipeline.attributes import source
