@@ -31,7 +31,7 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.losses import HmilLoss
 from hmil_fast.models.hmil import HMIL
 from hmil_fast.models.output import HmilOutput
-from hmil_fast.presets import PRESETS
+from hmil_fast.recipe import PRESETS
 
 _TREE = LabelTree.from_nested(
     {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}

@@ -1,217 +1,196 @@
-"""Settings of a training run: one frozen dataclass, read from YAML, overridden by key=value."""
+"""TrainConfig and Runtime, and how they are read from YAML files, flags and key=value."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 from hmil_fast.errors import UsageError
-from hmil_fast.presets import PRESETS, LossSettings
+from hmil_fast.recipe import MODELS, PRESETS, Recipe
+from hmil_fast.settings import (
+    Allowed,
+    check_settings,
+    one_of,
+    setting,
+    settings_of,
+    whole,
+)
 
-__all__ = ["MODELS", "PRESETS", "Runtime", "TrainConfig", "load_config", "loss_settings"]
+__all__ = ["MODELS", "PRESETS", "Recipe", "Runtime", "TrainConfig", "load_config", "load_runtime"]
 
-MODELS = ("hmil", "flat", "abmil", "clam", "dsmil", "mean", "max")
 CACHES = ("auto", "device", "host", "map", "stream")
 PRECISIONS = ("auto", "fp32", "bf16")
-STANDARDISE = ("auto", "none")
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and how a run computes. It is not part of a run's identity.
-
-    Attributes:
-        device: "auto", "cpu" or "cuda[:i]".
-        cache: Where features are kept, one of `CACHES`; "auto" takes the first they fit in.
-        precision: Of products, one of `PRECISIONS`; "auto" is bf16 where the hardware has it.
-            Weights, sums and losses are fp32 in any case.
-        threads: Threads of a CPU's products; 0 leaves the number to torch.
-    """
-
-    device: str = "auto"
-    cache: str = "auto"
-    precision: str = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that no run could use."""
-        checks = {
-            "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
-            "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
-            "threads": (0 <= self.threads <= 4096, "give 0 to 4096"),
-        }
-        for name, (good, fix) in checks.items():
-            if not good:
-                raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `hmil-fast train`.
+    """Data and folds of a run, with the recipe that its model is trained by.
 
-    Attributes:
-        model: One of `MODELS`.
-        baseline: Trained beside the model on the same splits: one of `MODELS`, or "none".
-        preset: What `LossSettings` a run starts from, one of `PRESETS`. The settings from
-            `hierarchy` on are those of `LossSettings`: None, or "preset", is what the preset says;
-            `loss_settings` fills them in.
-        folds: Folds of the patient-grouped cross-validation; ignored for official splits.
-        mpp: µm per px of the features, where the store has several scales; 0 is the finest.
-        scales: "one", that of mpp, or "all": the finest tiles, each with the features of the
-            coarser tiles that it lies in behind its own.
-        views: Augmented views of the store to train on: each time a slide is drawn, it is in one
-            of them or as it is. Validation and prediction take the tiles as they are.
-        seed: Seed of splits, initial weights and the order of bags.
-        epochs: Length of the loss schedule, and the most epochs that are trained.
-        batch_bags: The most bags in one optimiser step.
-        batch_instances: The most instances in one optimiser step; one larger bag goes alone.
-        hidden: Width of the instance embedding.
-        dropout: Dropout on the gated activations of the attention.
-        val_fraction: Share of the training patients kept for validation.
-        balance: "leaf" draws every leaf as often as any other while training, "none" every slide
-            once an epoch.
-        cache: Where features are kept, one of `CACHES`; "auto" takes the first they fit in.
-        precision: Of products, one of `PRECISIONS`; "auto" is bf16 where the hardware has it.
-            Weights, sums and losses are fp32 in any case.
-        standardise: "auto" brings features whose columns differ by orders of magnitude to mean 0
-            and deviation 1 of the training bags; "none" takes them as they are.
-        device: "auto", "cpu" or "cuda[:i]".
+    Two runs with equal TrainConfig, label tree, slides, folds and features do the same work.
+
+    Example:
+        >>> from hmil_fast import Recipe, TrainConfig
+        >>> TrainConfig(folds=3, recipe=Recipe(epochs=50)).recipe.epochs
+        50
+
+    Raises:
+        UsageError: A value that is not allowed.
     """
 
-    model: str = "hmil"
-    baseline: str = "mean"
-    preset: str = "best"
-    folds: int = 5
-    mpp: float = 0.0
-    scales: str = "one"
-    views: int = 0
-    seed: int = 0
-    epochs: int = 200
-    batch_bags: int = 64
-    batch_instances: int = 262_144
-    hidden: int = 256
-    dropout: float = 0.0
-    val_fraction: float = 0.2
-    balance: str = "none"
-    cache: str = "auto"
-    precision: str = "auto"
-    standardise: str = "auto"
-    device: str = "auto"
-    hierarchy: str | None = None
-    hxe_alpha: float | None = None
-    soft_beta: float | None = None
-    coarse: str | None = None
-    readout: str | None = None
-    instance_dropout: float | None = None
-    feature_dropout: float | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    patience: int | None = None
-    lr_schedule: str | None = None
-    warmup: float | None = None
-    ema: float | None = None
-    label_smoothing: float | None = None
-    class_weights: str | None = None
-    curriculum: str | None = None
-    coarse_weight: float | None = None
-    hba: str | None = None
-    hba_weight: float | None = None
-    ham: str | None = None
-    ham_weight: float | None = None
-    supcon: str | None = None
-    supcon_weight: float | None = None
-    tau: float | None = None
-    supcon_memory: int | None = None
+    recipe: Recipe = field(default=Recipe())
+    baseline: str = setting(
+        "mean",
+        one_of(*MODELS, "none"),
+        "Model that is trained beside the run's on the same folds, or none.",
+    )
+    folds: int = setting(
+        5, whole(2), "Folds of the patient-grouped cross-validation; ignored for given splits."
+    )
+    val_fraction: float = setting(
+        0.2,
+        Allowed("above 0, at most 0.5", lambda v: 0 < v <= 0.5, "give a share of at most 0.5"),
+        "Share of the training patients kept for validation.",
+    )
+    seed: int = setting(
+        0, whole(0, 2**31 - 1), "Seed of the folds, the initial weights and the order of bags."
+    )
+    mpp: float = setting(
+        0.0,
+        Allowed(
+            "0 or more",
+            lambda v: 0 <= v < float("inf"),
+            "give µm per px, or 0 for the finest scale",
+        ),
+        "µm/px of the features, where the store has several scales; 0 is the finest.",
+    )
+    scales: str = setting(
+        "one",
+        Allowed(
+            "one, all",
+            lambda v: v in ("one", "all"),
+            'give "one" for the scale of mpp, or "all" without mpp',
+        ),
+        "Scales of the features: one is that of mpp; all is the finest tiles, each with the "
+        "features of the coarser tiles that it lies in.",
+    )
+    views: int = setting(
+        0,
+        whole(0, 64),
+        "Augmented views of the store to train on: a slide is drawn in one of them or as it is. "
+        "Validation and prediction take the plain tiles.",
+    )
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could use."""
-        checks = {
-            "model": (self.model in MODELS, f"choose one of {', '.join(MODELS)}"),
-            "baseline": (
-                self.baseline in (*MODELS, "none"),
-                f"choose none, or one of {', '.join(MODELS)}",
-            ),
-            "preset": (self.preset in PRESETS, f"choose one of {', '.join(PRESETS)}"),
-            "balance": (self.balance in ("none", "leaf"), "choose none or leaf"),
-            "cache": (self.cache in CACHES, f"choose one of {', '.join(CACHES)}"),
-            "precision": (self.precision in PRECISIONS, f"choose one of {', '.join(PRECISIONS)}"),
-            "standardise": (self.standardise in STANDARDISE, "choose auto or none"),
-            "folds": (self.folds >= 2, "give at least 2"),
-            "mpp": (0 <= self.mpp < float("inf"), "give µm per px, or 0 for the finest scale"),
-            "scales": (
-                self.scales in ("one", "all"),
-                'give "one" for the scale of mpp, or "all" without mpp',
-            ),
-            "views": (0 <= self.views <= 64, "give 0 to 64"),
-            "seed": (0 <= self.seed < 2**31, "give 0 to 2147483647"),
-            "epochs": (self.epochs >= 1, "give at least 1"),
-            "batch_bags": (self.batch_bags >= 1, "give at least 1"),
-            "batch_instances": (self.batch_instances >= 1, "give at least 1"),
-            "hidden": (1 <= self.hidden <= 65_536, "give 1 to 65536"),
-            "dropout": (0 <= self.dropout < 1, "give 0 or more, less than 1"),
-            "val_fraction": (0 < self.val_fraction <= 0.5, "give a share of at most 0.5"),
-        }
-        for name, (good, fix) in checks.items():
-            if not good:
-                raise UsageError(f"setting {name} is {getattr(self, name)!r}", fix)
+        """Check the values."""
+        check_settings(self)
         if self.scales == "all" and self.mpp:
             raise UsageError(
                 f"the settings mpp={self.mpp:g} and scales=all contradict each other",
                 "leave out mpp to train on all scales, or scales to train on that one",
             )
-        loss_settings(self)
+
+    def values(self) -> dict[str, Any]:
+        """Return all settings by name, those of the recipe among them."""
+        own = dataclasses.asdict(self)
+        return {**own.pop("recipe"), **own}
 
     def fingerprint(self) -> str:
-        """A hash of all settings: two runs with one fingerprint do the same work."""
-        settings = dataclasses.asdict(self) | dataclasses.asdict(loss_settings(self))
-        text = json.dumps(settings, sort_keys=True)
+        """Return a hash of all settings."""
+        text = json.dumps(self.values(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
-        """The settings as YAML, read back by `load_config`."""
+        """Return all settings as YAML, which `load_config` reads."""
         import yaml  # here, so that --help needs nothing installed
 
-        meant = dataclasses.asdict(loss_settings(self))
-        lines = []
-        for name, value in dataclasses.asdict(self).items():
-            said = yaml.safe_dump({name: "preset" if value is None else value}).rstrip()
-            lines.append(f"{said}  # {meant[name]}" if value is None else said)
+        lines = [yaml.safe_dump({name: value}).rstrip() for name, value in self.values().items()]
         return "\n".join(lines) + "\n"
 
 
-def loss_settings(config: TrainConfig) -> LossSettings:
-    """How a run is taught: what its preset says, but for the settings that the run itself gives.
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a command computes. It is not part of a run's identity.
 
-    The model flat learns from the leaves alone: terms that know the levels above are left out.
+    Example:
+        >>> from hmil_fast import Runtime
+        >>> Runtime(device="cpu", cache="stream").precision
+        'auto'
 
     Raises:
-        UsageError: A value that no loss could use.
+        UsageError: A value that is not allowed.
     """
-    names = [field.name for field in dataclasses.fields(LossSettings)]
-    own = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    settings = dataclasses.replace(PRESETS[config.preset], **own)
-    if config.model != "flat":
-        return settings
-    by_leaf = "leaf" if settings.supcon == "levels" else settings.supcon
-    return dataclasses.replace(
-        settings, hierarchy="ce", coarse_weight=0.0, hba="none", ham="none", supcon=by_leaf
+
+    device: str = setting(
+        "auto",
+        Allowed("auto, cpu, cuda, cuda:i", bool, "give auto, cpu or cuda:0"),
+        "Device: auto takes a GPU where there is one.",
     )
+    cache: str = setting(
+        "auto",
+        one_of(*CACHES),
+        "Place of the features while training: GPU memory, main memory, a mapped file, or the "
+        "store itself; auto takes the first that has room.",
+    )
+    precision: str = setting(
+        "auto",
+        one_of(*PRECISIONS),
+        "Precision of matrix products: auto is bf16 where the hardware multiplies it. Weights, "
+        "sums and losses are fp32.",
+    )
+    threads: int = setting(
+        0, whole(0, 4096), "Threads of matrix products on a CPU; 0 leaves the number to torch."
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_settings(self)
 
 
 def load_config(
     file: Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Settings from a YAML file; command-line flags and key=value overrides win over it.
+    """Read a TrainConfig from a YAML file; flags and key=value override it.
+
+    A file may name any setting, and the preset whose values the others have. Settings of `Runtime`
+    are checked and left out.
+
+    Args:
+        file: YAML of one `name: value` a line.
+        overrides: Texts of the form key=value.
+        flags: Values by name; None for a flag that is not given.
 
     Raises:
-        UsageError: Unreadable file, unknown setting, a value of the wrong type, or a flag and a
+        UsageError: Unreadable file, unknown setting, a value that is not allowed, or a flag and a
             key=value that say different things of one setting.
     """
+    values = _read(file, overrides, flags)
+    preset = values.get("preset", "best")
+    if preset not in PRESETS:
+        raise UsageError(f"setting preset is {preset!r}", f"choose one of {', '.join(PRESETS)}")
+    recipe = dataclasses.replace(PRESETS[preset], **_part(Recipe, values))
+    return TrainConfig(recipe, **_part(TrainConfig, values))
+
+
+def load_runtime(
+    file: Path | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Runtime:
+    """Read a Runtime from the same sources as `load_config`, with the same errors."""
+    return Runtime(**_part(Runtime, _read(file, overrides, flags)))
+
+
+def _part(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {s.name: values[s.name] for s in settings_of(kind) if s.name in values}
+
+
+def _read(
+    file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the given settings by name, each of the right type."""
     values: dict[str, Any] = {}
     if file is not None:
         try:
@@ -235,7 +214,8 @@ def load_config(
             raise UsageError(
                 f"--{name} {given[name]} and {short(pair)} are both given", "give only one of them"
             )
-    return TrainConfig(**{name: _typed(name, value) for name, value in values.items()})
+    typed = {name: _typed(name, value) for name, value in values.items()}
+    return {name: value for name, value in typed.items() if value is not None}
 
 
 def _yaml(text: str) -> Any:
@@ -248,27 +228,32 @@ def _yaml(text: str) -> Any:
 
 
 def _typed(name: object, value: Any) -> Any:
-    settings = TrainConfig()
-    preset = dataclasses.asdict(loss_settings(settings))
-    # where the preset decides, the default is None and tells no type
-    fields = {n: type(v) for n, v in (dataclasses.asdict(settings) | preset).items()}
-    if name not in fields:
-        close = get_close_matches(str(name), fields, 1)
+    """Convert a value to the type of its setting; None where the preset's value is asked for."""
+    types: dict[object, type] = {"preset": str}
+    for kind in (Recipe, TrainConfig, Runtime):
+        types |= {each.name: type(each.defaults[0]) for each in settings_of(kind)}
+    if name not in types:
+        close = get_close_matches(str(name), map(str, types), 1)
         raise UsageError(
             f"unknown setting {short(name)}" + (f"; did you mean {close[0]}?" if close else ""),
-            f"use one of {', '.join(sorted(fields))}",
+            f"use one of {', '.join(sorted(map(str, types)))}",
         )
-    if name in preset and value in (None, "preset"):
+    if value == "preset" or (value is None and name in _WITH_PRESET):  # as old runs wrote it
         return None
-    kind = fields[str(name)]
-    if kind is str and isinstance(value, bool):  # YAML's yes and no
+    wanted = types[name]
+    if wanted is str and isinstance(value, bool):  # YAML's yes and no
         value = "yes" if value else "no"
     try:
-        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+        if isinstance(value, bool) or (wanted is str and not isinstance(value, str)):
             raise ValueError
-        if kind is int and float(value) != int(float(value)):
+        if wanted is int and float(value) != int(float(value)):
             raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
+        return wanted(float(value)) if wanted is int else wanted(value)
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", str: "text"}
-        raise UsageError(f"setting {name} is {short(value)[:200]}", f"give {words[kind]}") from None
+        raise UsageError(
+            f"setting {name} is {short(value)[:200]}", f"give {words[wanted]}"
+        ) from None
+
+
+_WITH_PRESET = {s.name for s in settings_of(Recipe) if len(set(s.defaults)) > 1}

@@ -16,12 +16,18 @@ _GROUPS = {
 }
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a run; "auto" is the GPU where there is one, of each rank its own.
+def pick_device(name: str, threads: int = 0) -> torch.device:
+    """Choose the device; "auto" is the GPU where there is one, of each rank its own.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:i".
+        threads: Threads of products on a CPU, for the whole process; 0 leaves their number.
 
     Raises:
-        UsageError: No such device here.
+        UsageError: This machine has no such device.
     """
+    if threads:
+        torch.set_num_threads(threads)
     if name in ("auto", "cuda"):
         own = int(os.environ.get("LOCAL_RANK", "0"))
         if name == "auto" and not torch.cuda.is_available():

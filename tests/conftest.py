@@ -1,7 +1,6 @@
 """Fixtures of all tests: real slides, small stores with a planted signal, the command line."""
 
 import csv
-import dataclasses
 import io
 import os
 import signal
@@ -310,15 +309,15 @@ def train_small(cohort: Cohort) -> Callable[..., Any]:
     """Train on the cohort in this process, one model without a baseline."""
     from hmil_fast.api.train import train as train_run
     from hmil_fast.bags.splits import read_labels
-    from hmil_fast.config import load_config
+    from hmil_fast.config import load_config, load_runtime
     from hmil_fast.labels import LabelTree
 
     def train(out: Path, labels: Path | None = None, **changes: Any) -> Any:
         tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
         slides = read_labels(labels or cohort.path / "labels.csv", tree)
-        config = load_config(None, SETTINGS, {})
-        config = dataclasses.replace(config, baseline="none", **changes)
-        return train_run(cohort.store, slides, tree, out, config)
+        words = [*SETTINGS, "baseline=none", *(f"{k}={v}" for k, v in changes.items())]
+        config, runtime = load_config(None, words), load_runtime(None, words)
+        return train_run(cohort.store, slides, tree, out, config, runtime=runtime)
 
     return train
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmil_fast.config import PRESETS, TrainConfig, load_config, loss_settings
+from hmil_fast.config import PRESETS, Recipe, Runtime, TrainConfig, load_config, load_runtime
 from hmil_fast.errors import UsageError
-from hmil_fast.presets import LossSettings
+from hmil_fast.settings import settings_of
 
 
 def test_words_and_flags_win_over_the_file_over_defaults(tmp_path: Path) -> None:
@@ -20,9 +20,8 @@ def test_words_and_flags_win_over_the_file_over_defaults(tmp_path: Path) -> None
     config = load_config(
         file, ["lr=1e-3", "batch_bags=1e2"], {"folds": 3, "seed": 7, "model": None}
     )
-    assert config == TrainConfig(
-        epochs=10, lr=1e-3, folds=3, preset="released", seed=7, batch_bags=100
-    )
+    recipe = dataclasses.replace(PRESETS["released"], epochs=10, lr=1e-3, batch_bags=100)
+    assert config == TrainConfig(recipe, folds=3, seed=7)
     assert load_config(file, ["folds=9"]).folds == 9
     assert load_config(None) == TrainConfig()
 
@@ -51,15 +50,19 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
 @given(
     st.builds(
         TrainConfig,
-        lr=st.floats(1e-12, 1e3),
-        weight_decay=st.floats(0, 1),
+        recipe=st.builds(
+            Recipe,
+            model=st.sampled_from(["hmil", "flat", "mean"]),
+            lr=st.floats(1e-12, 1e3),
+            weight_decay=st.floats(0, 1),
+            dropout=st.floats(0, 0.99),
+            batch_instances=st.integers(1, 2**40),
+            tau=st.floats(1e-3, 10),
+            hierarchy=st.sampled_from(["ce", "hxe"]),
+            supcon_memory=st.integers(0, 64),
+        ),
         seed=st.integers(0, 2**31 - 1),
-        dropout=st.floats(0, 0.99),
         val_fraction=st.floats(1e-6, 0.5),
-        batch_instances=st.integers(1, 2**40),
-        tau=st.none() | st.floats(1e-3, 10),
-        hierarchy=st.none() | st.sampled_from(["ce", "hxe"]),
-        supcon_memory=st.none() | st.integers(0, 64),
     )
 )
 def test_settings_come_back_from_yaml_as_they_were(config: TrainConfig) -> None:
@@ -105,46 +108,63 @@ def test_settings_come_back_from_yaml_as_they_were(config: TrainConfig) -> None:
         ("tau=0", "a positive number"),
         ("label_smoothing=1", "less than 1"),
         ("device=0", "text"),
+        ("cache=ram", "one of auto, device, host"),
+        ("precision=fp8", "one of auto, fp32, bf16"),
+        ("threads=-1", "0 to 4096"),
+        ("feature_dropout=0.999", "0.002 to 0.998"),
+        ("feature_dropout=0.001", "0.002 to 0.998"),
         ("patience=-3", "at least 1"),
     ],
 )
 def test_a_bad_value_names_the_setting_and_the_fix(tmp_path: Path, word: str, fix: str) -> None:
     name, _, text = word.partition("=")
     with pytest.raises(UsageError, match=f"^setting {name} is ") as error:
-        load_config(None, [word])
+        _ = load_config(None, [word]), load_runtime(None, [word])
     assert fix in error.value.fix
     if text != "[1":  # no YAML at all
         (tmp_path / "c.yaml").write_text(f"{name}: {text}")
         with pytest.raises(UsageError, match=f"^setting {name} is "):
-            load_config(tmp_path / "c.yaml")
+            _ = load_config(tmp_path / "c.yaml"), load_runtime(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_overridden_one_setting_at_a_time(preset: str, tmp_path: Path) -> None:
-    as_it_is = load_config(None, [f"preset={preset}"])
-    assert loss_settings(as_it_is) == PRESETS[preset]
+    assert load_config(None, [f"preset={preset}"]).recipe == PRESETS[preset]
     words = ["tau=0.5", "hierarchy=hxe", "ham=preset", "coarse_weight=null"]
     config = load_config(None, words, {"preset": preset})
-    changed = dataclasses.replace(PRESETS[preset], tau=0.5, hierarchy="hxe")
-    assert loss_settings(config) == changed
+    assert config.recipe == dataclasses.replace(PRESETS[preset], tau=0.5, hierarchy="hxe")
+    assert config.recipe.preset == preset
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    assert "ham: preset  # " in config.to_yaml()
-    again = load_config(tmp_path / "config.yaml")
-    assert again == config
-    assert loss_settings(again) == changed
+    assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_every_loss_setting_is_a_setting_of_training() -> None:
-    names = [field.name for field in dataclasses.fields(LossSettings)]
-    ours = [field.name for field in dataclasses.fields(TrainConfig)]
-    assert ours[-len(names) :] == names
-    assert all(getattr(TrainConfig(), name) is None for name in names)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_model_flat_has_no_term_of_the_levels_above(preset: str) -> None:
+    given = load_config(None, ["model=flat", f"preset={preset}"]).recipe
+    assert dataclasses.replace(given, model="hmil") == PRESETS[preset]
+    recipe = given.loss_terms()
+    assert PRESETS[preset].loss_terms() == PRESETS[preset]
+    assert (recipe.hierarchy, recipe.coarse_weight, recipe.hba, recipe.ham) == (
+        "ce", 0.0, "none", "none",
+    )  # fmt: skip
+    assert recipe.supcon in ("leaf", "released")
+    assert given.preset == preset
 
 
-def test_a_file_of_settings_says_what_the_preset_means() -> None:
-    lines = TrainConfig(preset="paper", lr=0.5).to_yaml().splitlines()
-    assert "lr: 0.5" in lines
-    assert f"patience: preset  # {PRESETS['paper'].patience}" in lines
+def test_every_setting_has_one_name_and_is_described() -> None:
+    names = [s.name for kind in (Recipe, TrainConfig, Runtime) for s in settings_of(kind)]
+    assert len(names) == len(set(names)) > 40
+    assert set(names) == {*TrainConfig().values(), *dataclasses.asdict(Runtime())}
+    for kind in (Recipe, TrainConfig, Runtime):
+        for setting in settings_of(kind):
+            assert setting.text.endswith(".")
+            assert all(map(setting.allowed.accepts, setting.defaults)), setting.name
+
+
+def test_the_runtime_is_read_from_the_same_words_and_is_no_part_of_the_config() -> None:
+    words = ["device=cpu", "cache=stream", "lr=1e-3"]
+    assert load_runtime(None, words) == Runtime("cpu", "stream")
+    assert load_config(None, words) == load_config(None, ["lr=1e-3"])
 
 
 def test_settings_that_do_not_go_together_are_named() -> None:
@@ -161,7 +181,7 @@ def test_unknown_settings_and_words_without_value() -> None:
         load_config(None, ["lr"])
     with pytest.raises(UsageError, match="'hirarchy'; did you mean hierarchy"):
         load_config(None, ["hirarchy=hxe"])
-    with pytest.raises(UsageError, match=r"balance is 'yes'(.|\n)*choose none or leaf"):
+    with pytest.raises(UsageError, match=r"balance is 'yes'(.|\n)*choose one of none, leaf"):
         load_config(None, ["balance=yes"])
     with pytest.raises(UsageError, match="unknown setting ''"):
         load_config(None, ["=3"])
@@ -200,11 +220,11 @@ def test_a_file_of_references_cannot_fill_the_message(tmp_path: Path) -> None:
 
 def test_the_fingerprint_tells_any_two_settings_apart() -> None:
     changes: dict[str, Any] = {
-        "model": "mean", "baseline": "none", "preset": "released", "folds": 3, "mpp": 2.0,
+        "model": "mean", "baseline": "none", "folds": 3, "mpp": 2.0,
         "scales": "all", "views": 2, "seed": 1,
         "epochs": 9, "patience": 9, "lr": 0.5, "weight_decay": 0.5, "batch_bags": 9,
         "batch_instances": 9, "hidden": 9, "dropout": 0.5, "val_fraction": 0.5, "balance": "leaf",
-        "cache": "map", "precision": "bf16", "standardise": "none", "device": "cpu",
+        "standardise": "none",
         "hierarchy": "hxe", "hxe_alpha": 0.9, "soft_beta": 9.0, "coarse": "head",
         "readout": "paper", "instance_dropout": 0.9, "feature_dropout": 0.9, "label_smoothing": 0.9,
         "lr_schedule": "constant", "warmup": 0.9, "ema": 0.9,
@@ -212,6 +232,6 @@ def test_the_fingerprint_tells_any_two_settings_apart() -> None:
         "coarse_weight": 0.9, "hba": "nll", "hba_weight": 0.9, "ham": "mean", "ham_weight": 0.9,
         "supcon": "leaf", "supcon_weight": 0.9, "tau": 0.9, "supcon_memory": 9,
     }  # fmt: skip
-    assert changes.keys() == dataclasses.asdict(TrainConfig()).keys()
-    prints = {TrainConfig(**{k: v}).fingerprint() for k, v in changes.items()}  # type: ignore[arg-type]
+    assert changes.keys() == TrainConfig().values().keys()
+    prints = {load_config(None, [f"{k}={v}"]).fingerprint() for k, v in changes.items()}
     assert len(prints | {TrainConfig().fingerprint()}) == len(changes) + 1

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from hmil_fast.config import MODELS, PRESETS
-from hmil_fast.presets import LossSettings
+from hmil_fast.recipe import Recipe
 
 YARDSTICK = "pooled-lr"
 TREES_ONLY = (
@@ -76,7 +76,7 @@ class Method:
 
     name: str
     model: str
-    loss: LossSettings
+    loss: Recipe
     lr: float = 4e-3
     strength: str = "none"
     hidden: int = 64

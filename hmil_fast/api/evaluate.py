@@ -8,6 +8,7 @@ from hmil_fast.api.opening import as_run, as_store, run_features
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.labelled import name_empty, with_features
 from hmil_fast.bags.splits import Slide, read_labels
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.compare import compare_runs
 from hmil_fast.evaluation.evaluate import EvaluationOptions, evaluate_cohort, evaluate_run
@@ -28,6 +29,7 @@ def evaluate(
     *,
     out: Path | str | None = None,
     options: EvaluationOptions = EvaluationOptions(),
+    runtime: Runtime = Runtime(),
     say: Say = quiet,
 ) -> dict[str, Any]:
     """Metrics of a run on its own test slides, or on another cohort if `labels` are given.
@@ -42,6 +44,7 @@ def evaluate(
         out: Folder for metrics.json, predictions.csv, conformal.csv, tree.json and report.html of
             the other cohort.
         options: Alpha, prior and operating point; by default those of the last evaluation.
+        runtime: Device and precision.
         say: Called with each note.
 
     Returns:
@@ -64,7 +67,7 @@ def evaluate(
         store = as_store(run, store, say)
     if labels is None or store is None:
         if store is not None:
-            write_validation(run, run_features(store, run, say))
+            write_validation(run, run_features(store, run, say, runtime), runtime)
         metrics = evaluate_run(run, options)
         write_card(run)
         if (run.path / "report.html").exists():
@@ -79,7 +82,7 @@ def evaluate(
     cache = FeatureCache(store, [slide.slide_id for slide in slides], run.path)
     name_empty(cache, say)
     folder = None if out is None else Path(out)
-    metrics = evaluate_cohort(run, cache, slides, options, folder)
+    metrics = evaluate_cohort(run, cache, slides, options, folder, runtime)
     if folder is not None:
         write_report(folder)
     return metrics

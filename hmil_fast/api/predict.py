@@ -7,6 +7,7 @@ from typing import TextIO
 
 from hmil_fast.api.opening import as_run, as_store
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.predict import predict_slides
 from hmil_fast.evaluation.prior import Prior, resolve_prior
@@ -54,6 +55,7 @@ def predict(
     *,
     prior: Prior | str | None = None,
     alpha: float | None = None,
+    runtime: Runtime = Runtime(),
     say: Say = quiet,
 ) -> Predictions:
     """Predict slides of a store.
@@ -68,6 +70,7 @@ def predict(
         prior: How frequent each leaf is: "balanced", "cohort", a CSV file with the columns
             ``label,share``, or a `Prior`; by default that of the run's last evaluation.
         alpha: Error rate allowed for conformal predictions, in (0, 1), which adds `answers`.
+        runtime: Device and precision.
         say: Called with each note: slides left out, changed, or known to the run.
 
     Raises:
@@ -89,6 +92,6 @@ def predict(
             "predictions and conformal answers are better than those of new slides"
         )
     prior = resolve_prior(run, prior)
-    predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path), prior)
+    predictions = predict_slides(run, FeatureCache(store, slide_ids, run.path), prior, runtime)
     answers = {} if alpha is None else answer_new_slides(run, predictions, prior, alpha)
     return Predictions(run.tree, predictions, answers)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hmil_fast.api.opening import as_run, as_store, slide_files
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.evaluate import EvaluationOptions, evaluate_run, read_metrics
 from hmil_fast.evaluation.prior import Prior, resolve_prior
@@ -25,6 +26,7 @@ def heatmap(
     *,
     slides: Sequence[Path | str] = (),
     options: HeatmapOptions = HeatmapOptions(),
+    runtime: Runtime = Runtime(),
     say: Say = quiet,
 ) -> Prediction:
     """Draw a slide's attention per node of the label tree; write a PNG.
@@ -36,6 +38,7 @@ def heatmap(
         out: The PNG.
         slides: Slide files, folders or globs to find the slide's file in: tiles are cut from it.
         options: Nodes, tiles and colours.
+        runtime: Device and precision.
         say: Called with each note.
 
     Returns:
@@ -54,7 +57,7 @@ def heatmap(
             f"--top-k cuts tiles from the slide, and --slides names no slide {slide_id!r}",
             "give --slides the files or folders that were extracted",
         )
-    prediction, notes = draw_heatmap(run, store, slide_id, Path(out), file, options)
+    prediction, notes = draw_heatmap(run, store, slide_id, Path(out), file, options, runtime)
     for note in notes:
         say(note)
     return prediction
@@ -68,6 +71,7 @@ def report(
     most_heatmaps: int = 100,
     allow_missing: bool = False,
     prior: Prior | str | None = None,
+    runtime: Runtime = Runtime(),
     say: Say = quiet,
 ) -> Path:
     """Write a run's report, one HTML file; with a store it shows the slides under their attention.
@@ -80,6 +84,7 @@ def report(
         most_heatmaps: Add the heatmaps of at most this many slides to those already there.
         allow_missing: Write the report although the store lacks some of the run's slides.
         prior: How frequent each leaf is, as for `predict`; another one evaluates the run anew.
+        runtime: Device and precision.
         say: Called with each note.
 
     Returns:
@@ -107,7 +112,7 @@ def report(
     else:
         evaluate_run(run, EvaluationOptions(prior=prior))
     if store is not None:
-        make_views(run, store, most_heatmaps, files)
+        make_views(run, store, most_heatmaps, files, runtime)
     return write_report(run.path)
 
 

@@ -9,7 +9,7 @@ from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.labelled import with_features
 from hmil_fast.bags.manifest import read_manifest
 from hmil_fast.bags.splits import Slide, read_labels
-from hmil_fast.config import TrainConfig
+from hmil_fast.config import Runtime, TrainConfig
 from hmil_fast.device import pick_device
 from hmil_fast.evaluation.evaluate import evaluate_run
 from hmil_fast.evaluation.model_card import write_card
@@ -17,7 +17,7 @@ from hmil_fast.evaluation.predict import write_validation
 from hmil_fast.io.store import FeatureStore, at_scale, at_view, join_scales, open_store
 from hmil_fast.io.store.location import Location
 from hmil_fast.labels import LabelTree
-from hmil_fast.runs.run import Run, create_run, set_up_for_nothing
+from hmil_fast.runs.run import Run, create_run, removed_if_refused
 from hmil_fast.training import distributed
 from hmil_fast.training.choose_folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.loop import EpochReport, train_run
@@ -38,6 +38,7 @@ def train(
     config: TrainConfig = TrainConfig(),
     *,
     splits: Path | str | None = None,
+    runtime: Runtime = Runtime(),
     report: Report = no_report,
 ) -> Run:
     """Train a run and its baseline on the same folds, or resume them; then evaluate.
@@ -51,6 +52,7 @@ def train(
         out: The run folder; the baseline's is `out/baseline`.
         config: Data, folds and recipe.
         splits: A splits.json whose folds are taken as they are; by default folds are made.
+        runtime: Device, cache, precision and threads; not part of the run's identity.
         report: Called with each note, a text, and with an `EpochReport` after each epoch.
 
     Returns:
@@ -63,7 +65,7 @@ def train(
     """
     out = Path(out)
     splits = None if splits is None else Path(splits)
-    with distributed.process_group(pick_device(config.device)):
+    with distributed.process_group(pick_device(runtime.device, runtime.threads)):
         if distributed.rank():
             report = no_report
         tree = tree if isinstance(tree, LabelTree) else LabelTree.from_yaml(Path(tree))
@@ -74,7 +76,7 @@ def train(
             join_scales(store) if config.scales == "all" else at_scale(store, config.mpp or None)
         )
         at_view(store, config.views)  # refused before anything is written
-        return _train(store, labels, tree, out, config, splits, report)
+        return _train(store, labels, tree, out, config, splits, runtime, report)
 
 
 def _train(
@@ -84,6 +86,7 @@ def _train(
     out: Path,
     config: TrainConfig,
     splits: Path | None,
+    runtime: Runtime,
     report: Report,
 ) -> Run:
     slides = with_features(store, labels, report)
@@ -92,11 +95,14 @@ def _train(
     if distributed.rank():
         distributed.wait_for_all()  # the first one sets the folders up
     fresh = not distributed.rank() and not (out / "config.yaml").exists()
-    run = create_run(out, config, tree, (folds, slides), store, made_with)
+    split = (folds, slides)
+    run = create_run(out, config, tree, split, store, made_with, runtime.precision)
     runs = [run]
-    if config.baseline not in ("none", config.model):
-        beside = dataclasses.replace(config, model=config.baseline, baseline="none")
-        runs.append(create_run(out / "baseline", beside, tree, (folds, slides), store, made_with))
+    if config.baseline not in ("none", config.recipe.model):
+        recipe = dataclasses.replace(config.recipe, model=config.baseline)
+        beside = dataclasses.replace(config, recipe=recipe, baseline="none")
+        place = out / "baseline"
+        runs.append(create_run(place, beside, tree, split, store, made_with, runtime.precision))
     if not distributed.rank():
         distributed.wait_for_all()
     cache = None
@@ -104,28 +110,30 @@ def _train(
         done = all(each.is_done(fold) for fold in range(len(folds)))
         done, _ = distributed.from_first(done and (each.path / "predictions.csv").exists())
         if done:
-            report(f"{each.config.model}: all {len(folds)} folds are trained already")
+            report(f"{each.config.recipe.model}: all {len(folds)} folds are trained already")
             continue
         if cache is None:
-            with set_up_for_nothing(runs if fresh else []):
-                cache = _features(store, run, report, config.views)
+            with removed_if_refused(runs if fresh else []):
+                cache = _features(store, run, report, runtime, config.views)
             if not distributed.rank():
                 warn_of_near_duplicates(folds, cache, report)
-        train_run(each, cache, _with_scale_note(each, report))
+        train_run(each, cache, _with_scale_note(each, report), runtime)
     if distributed.rank():
         return run
     for each in runs:
         if not all(each.val_path(fold).exists() for fold in range(len(folds))):
-            cache = cache or _features(store, run, report)
-            write_validation(each, cache)
+            cache = cache or _features(store, run, report, runtime)
+            write_validation(each, cache, runtime)
     evaluate_run(run)
     for each in runs:
         write_card(each)
     return run
 
 
-def _features(store: FeatureStore, run: Run, report: Report, views: int = 0) -> FeatureCache:
-    cache = run_features(store, run, report, views)
+def _features(
+    store: FeatureStore, run: Run, report: Report, runtime: Runtime, views: int = 0
+) -> FeatureCache:
+    cache = run_features(store, run, report, runtime, views)
     report(f"features: {cache.describe()}")
     return cache
 
@@ -142,7 +150,7 @@ def _with_scale_note(run: Run, report: Report) -> Callable[[EpochReport], None]:
                 f"columns of the features differ in size by a factor of {event.apart:,.0f}: "
                 + (
                     "standardise=auto brings them to one scale"
-                    if run.config.standardise == "none"
+                    if run.config.recipe.standardise == "none"
                     else "each is brought to mean 0 and deviation 1 of the training bags "
                     "(standardise=none takes them as they are)"
                 )

@@ -24,6 +24,7 @@ from hmil_fast.cli.options import (
     path,
 )
 from hmil_fast.cli.results import add_compare, add_export, add_results
+from hmil_fast.cli.settings import add_settings
 from hmil_fast.cli.store import add_store
 from hmil_fast.cli.train import add_splits, add_train
 from hmil_fast.errors import HmilError, Stopped, UsageError
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add_status(commands)
     add_store(commands)
     add_train(commands)
+    add_settings(commands)
     add_splits(commands)
     add_results(commands)
     add_compare(commands)

@@ -17,6 +17,7 @@ from hmil_fast.cli.options import (
     path,
     store,
 )
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 
 
@@ -46,6 +47,7 @@ def _add_evaluate(commands: "Commands[argparse.ArgumentParser]") -> None:
             args.labels,
             out=args.out,
             options=EvaluationOptions(args.alpha, args.prior, point),
+            runtime=Runtime(args.device),
             say=_note(),
         )
         if args.json:
@@ -88,6 +90,7 @@ def _add_evaluate(commands: "Commands[argparse.ArgumentParser]") -> None:
         "(default: print the metrics only)",
     )
     _add_prior(parser)
+    _add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
 
@@ -96,7 +99,13 @@ def _add_predict(commands: "Commands[argparse.ArgumentParser]") -> None:
         from hmil_fast.api.predict import predict
 
         predictions = predict(
-            args.run_path, args.store, args.slides, prior=args.prior, alpha=args.alpha, say=_note()
+            args.run_path,
+            args.store,
+            args.slides,
+            prior=args.prior,
+            alpha=args.alpha,
+            runtime=Runtime(args.device),
+            say=_note(),
         )
         predictions.write(args.out or sys.stdout)
         return 0
@@ -113,6 +122,7 @@ def _add_predict(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     _add_alpha(parser, "; adds the deepest node and the set of leaves (default: neither)")
     _add_prior(parser)
+    _add_device(parser)
 
 
 def _add_heatmap(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -129,6 +139,7 @@ def _add_heatmap(commands: "Commands[argparse.ArgumentParser]") -> None:
             args.out,
             slides=args.slides,
             options=HeatmapOptions(args.node, args.top_k, args.scale),
+            runtime=Runtime(args.device),
             say=_note(),
         )
         for names, p in zip(opened.tree.names, prediction.probabilities, strict=True):
@@ -164,6 +175,7 @@ def _add_heatmap(commands: "Commands[argparse.ArgumentParser]") -> None:
         "within the slide (default: share)",
     )
     _add_slides(parser)
+    _add_device(parser)
 
 
 def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -177,6 +189,7 @@ def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
             most_heatmaps=args.heatmaps,
             allow_missing=args.allow_missing,
             prior=args.prior,
+            runtime=Runtime(args.device),
             say=_note(),
         )
         print(f"report: {written}")
@@ -206,6 +219,7 @@ def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
     _add_old_name(parser, "--overwrite", dest="allow_missing", action="store_true")
     _add_prior(parser)
     _add_slides(parser)
+    _add_device(parser)
 
 
 def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -278,6 +292,15 @@ def _add_alpha(parser: argparse.ArgumentParser, default: str) -> None:
     text = f"error rate allowed for conformal predictions{default}"
     parser.add_argument("--alpha", type=fraction, metavar="RATE", help=text)
     _add_old_name(parser, "--risk", dest="alpha", type=fraction)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="device: auto, cpu or cuda[:i] (default: auto, a GPU where there is one)",
+    )
 
 
 def _add_prior(parser: argparse.ArgumentParser) -> None:

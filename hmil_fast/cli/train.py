@@ -2,9 +2,8 @@
 
 import argparse
 
-from hmil_fast.cli.console import stderr
 from hmil_fast.cli.options import Commands, add_command, count, path, positive, store
-from hmil_fast.config import MODELS, PRESETS, load_config
+from hmil_fast.config import MODELS, PRESETS, load_config, load_runtime
 
 
 def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -35,6 +34,7 @@ def add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
         from hmil_fast.api.train import train
         from hmil_fast.bags.splits import read_labels
+        from hmil_fast.cli.console import stderr
         from hmil_fast.cli.tables import print_metrics
         from hmil_fast.cli.training_bar import TrainingBar
         from hmil_fast.evaluation.evaluate import read_metrics
@@ -43,9 +43,8 @@ def add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
         from hmil_fast.training import distributed
 
         names = ("model", "preset", "folds", "epochs", "mpp", "seed", "device")
-        config = load_config(
-            args.config, args.settings, {name: getattr(args, name) for name in names}
-        )
+        sources = (args.config, args.settings, {name: getattr(args, name) for name in names})
+        config, runtime = load_config(*sources), load_runtime(*sources)
         first = distributed.rank() == 0
         with TrainingBar(stderr(quiet=not first)) as bar:
             tree = LabelTree.from_yaml(args.tree)
@@ -53,7 +52,14 @@ def add_train(commands: "Commands[argparse.ArgumentParser]") -> None:
             if args.overwrite and first:
                 set_aside(args.out)
             trained = train(
-                args.store, slides, tree, args.out, config, splits=args.splits, report=bar.update
+                args.store,
+                slides,
+                tree,
+                args.out,
+                config,
+                splits=args.splits,
+                runtime=runtime,
+                report=bar.update,
             )
         if first:
             print_metrics(read_metrics(trained))

@@ -74,8 +74,8 @@ def compare_runs(
         "runs": [
             {
                 "path": str(run.path),
-                "model": run.config.model,
-                "preset": run.config.preset,
+                "model": run.config.recipe.model,
+                "preset": run.config.recipe.preset,
                 "seed": run.config.seed,
             }
             for run in runs

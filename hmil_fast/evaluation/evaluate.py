@@ -12,6 +12,7 @@ import numpy as np
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.match_names import slide_like
 from hmil_fast.bags.splits import Slide
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.operating_point import OperatingPoint, at_operating_point
 from hmil_fast.evaluation.predict import predict_slides
@@ -84,8 +85,8 @@ def evaluate_run(run: Run, options: EvaluationOptions = EvaluationOptions()) -> 
     """
     prior, alpha, point = options.resolve(run)
     metrics: dict[str, Any] = {
-        "model": run.config.model,
-        "preset": run.config.preset,
+        "model": run.config.recipe.model,
+        "preset": run.config.recipe.preset,
         "prior": prior.to_dict(run.tree),
     }
     predictions = under_prior(run.tree, run_predictions(run), prior)
@@ -99,7 +100,7 @@ def evaluate_run(run: Run, options: EvaluationOptions = EvaluationOptions()) -> 
         baseline = open_run(run.path / "baseline")
         predictions = under_prior(run.tree, run_predictions(baseline), prior)
         groups = fold_groups(baseline, predictions, prior)
-        metrics["baseline"] = {"model": baseline.config.model}
+        metrics["baseline"] = {"model": baseline.config.recipe.model}
         metrics["baseline"] |= _metrics_of(
             baseline, predictions, groups, alpha, point, baseline.path
         )
@@ -139,6 +140,7 @@ def evaluate_cohort(
     slides: Sequence[Slide],
     options: EvaluationOptions = EvaluationOptions(),
     out: Path | None = None,
+    runtime: Runtime = Runtime(),
 ) -> dict[str, Any]:
     """Metrics of a run on another labelled cohort, predicted by the mean of its folds.
 
@@ -152,6 +154,7 @@ def evaluate_cohort(
         options: Alpha, prior and operating point.
         out: A folder to write metrics.json, predictions.csv, conformal.csv and tree.json into, from
             which `write_report` makes a report; None writes nothing.
+        runtime: Device and precision.
 
     Returns:
         As `evaluate_run`, without folds.
@@ -167,14 +170,14 @@ def evaluate_cohort(
     by_id = {slide.slide_id: slide for slide in slides}
     predictions = [
         replace(p, patient_id=by_id[p.slide_id].patient_id, label=by_id[p.slide_id].label)
-        for p in predict_slides(run, cache, prior)
+        for p in predict_slides(run, cache, prior, runtime)
     ]
     tested = under_prior(run.tree, run_predictions(run), prior)
     if out is not None:
         make_folder(out)
     metrics = {
-        "model": run.config.model,
-        "preset": run.config.preset,
+        "model": run.config.recipe.model,
+        "preset": run.config.recipe.preset,
         "run": str(run.path.resolve()),
         "prior": prior.to_dict(run.tree),
         **_metrics_of(run, predictions, [(tested, predictions)], alpha, point, out),

@@ -1,6 +1,5 @@
 """Model cards: what a checkpoint is, what it was made from, and what it may be used for."""
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hmil_fast import __version__
-from hmil_fast.config import loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.runs.checkpoint import read_checkpoint
 from hmil_fast.runs.run import Run, write_json, write_text
@@ -51,7 +49,7 @@ def fold_card(run: Run, fold: int) -> dict[str, Any]:
     parts = {part: set(getattr(run.folds[fold], part)) for part in ("train", "val", "test")}
     patients = [{s.patient_id for s in run.slides if s.slide_id in part} for part in parts.values()]
     return {
-        "model": run.config.model,
+        "model": run.config.recipe.model,
         "fold": fold,
         "folds": len(run.folds),
         "best": state.get("best", {}),
@@ -67,7 +65,7 @@ def fold_card(run: Run, fold: int) -> dict[str, Any]:
             "patients_in_two_parts": sum(map(len, patients)) - len(set().union(*patients)),
             "parts": {part: _counts(run, slide_ids) for part, slide_ids in parts.items()},
         },
-        "settings": dataclasses.asdict(run.config) | dataclasses.asdict(loss_settings(run.config)),
+        "settings": run.config.values(),
         "metrics": {
             "pooled": metrics.get("pooled"),
             "fold": metrics["folds"][fold] if metrics else None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import epoch_batches
-from hmil_fast.config import loss_settings
+from hmil_fast.config import Runtime
 from hmil_fast.device import amp, pick_device
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.prior import Prior, current_prior, trained_shares, under_prior
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 def build_for_run(run: Run) -> nn.Module:
     """The untrained model of a run's settings."""
-    config, tree = run.config, run.tree
+    recipe, tree = run.config.recipe, run.tree
     return build_model(
-        config.model,
+        recipe.model,
         run.store["dim"],
         tree.num_classes,
         tree.parents,
-        hidden=config.hidden,
-        dropout=config.dropout,
-        readout=loss_settings(config).readout,
+        hidden=recipe.hidden,
+        dropout=recipe.dropout,
+        readout=recipe.readout,
     )
 
 
@@ -63,7 +63,7 @@ def load_fold(run: Run, fold: int, device: torch.device) -> nn.Module:
 
 def chunk_rows(run: Run, model: nn.Module) -> int | None:
     """Rows of the chunks that a bag larger than a batch goes in; None if the model takes none."""
-    return run.config.batch_instances if hasattr(model, "forward_chunks") else None
+    return run.config.recipe.batch_instances if hasattr(model, "forward_chunks") else None
 
 
 def forward(
@@ -78,7 +78,7 @@ def forward(
 
 @torch.inference_mode()
 def forward_bags(
-    run: Run, model: nn.Module, cache: FeatureCache, indices: Sequence[int]
+    run: Run, model: nn.Module, cache: FeatureCache, indices: Sequence[int], precision: str
 ) -> Iterator[tuple[list[int], HmilOutput, Tensor]]:
     """Run a model over bags of the cache, batch by batch.
 
@@ -88,24 +88,30 @@ def forward_bags(
     device = next(model.parameters()).device
     model.eval()
     lengths = cache.lengths[list(indices)]
-    budget = (run.config.batch_bags, run.config.batch_instances)
+    budget = (run.config.recipe.batch_bags, run.config.recipe.batch_instances)
     batches = [[indices[i] for i in batch] for batch in epoch_batches(lengths, *budget, seed=None)]
     features = cache.batches(batches, device, chunk_rows(run, model))
     for chosen, (x, bags) in zip(batches, features, strict=True):
-        with amp(device, run.config.precision):
+        with amp(device, precision):
             output = forward(model, scaled(model, x), bags)
         yield chosen, output, bags
 
 
 def fold_predictions(
-    run: Run, fold: int, model: nn.Module, cache: FeatureCache, slide_ids: Sequence[str]
+    run: Run,
+    fold: int,
+    model: nn.Module,
+    cache: FeatureCache,
+    slide_ids: Sequence[str],
+    precision: str,
 ) -> list[Prediction]:
     """One fold's predictions for slides of the cache, in order, under the balanced prior."""
     position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
-    found = []
-    for chosen, output, _ in forward_bags(run, model, cache, [position[s] for s in slide_ids]):
-        found += _predictions(run, fold, cache, chosen, output)
-    return found
+    predictions = []
+    indices = [position[s] for s in slide_ids]
+    for chosen, output, _ in forward_bags(run, model, cache, indices, precision):
+        predictions += _predictions(run, fold, cache, chosen, output)
+    return predictions
 
 
 def _predictions(
@@ -116,11 +122,11 @@ def _predictions(
     heads = [level.double().softmax(1).cpu().numpy() for level in output.logits]
     p_leaf = leaf_probabilities(run.tree, heads, trained_shares(run, fold), heads=not run.sums)
     levels = all_levels(run.tree, p_leaf)
-    found = []
+    predictions = []
     for row, index in enumerate(chosen):
         slide_id = cache.slide_ids[index]
         slide = known.get(slide_id)
-        found.append(
+        predictions.append(
             Prediction(
                 slide_id,
                 slide.patient_id if slide else slide_id,
@@ -131,19 +137,22 @@ def _predictions(
                 tuple(level[row] for level in heads[:-1]),
             )
         )
-    return found
+    return predictions
 
 
-def write_validation(run: Run, cache: FeatureCache) -> None:
+def write_validation(run: Run, cache: FeatureCache, runtime: Runtime = Runtime()) -> None:
     """Predict every fold's validation slides with its best weights, where that is not done."""
+    device, precision = pick_device(runtime.device, runtime.threads), run.precision_for(runtime)
     for fold, parts in enumerate(run.folds):
         if not run.val_path(fold).exists():
-            model = load_fold(run, fold, pick_device(run.config.device))
-            found = fold_predictions(run, fold, model, cache, parts.val)
-            write_predictions(run.val_path(fold), run.tree, found, heads=True)
+            model = load_fold(run, fold, device)
+            predictions = fold_predictions(run, fold, model, cache, parts.val, precision)
+            write_predictions(run.val_path(fold), run.tree, predictions, heads=True)
 
 
-def predict_slides(run: Run, cache: FeatureCache, prior: Prior | None = None) -> list[Prediction]:
+def predict_slides(
+    run: Run, cache: FeatureCache, prior: Prior | None = None, runtime: Runtime = Runtime()
+) -> list[Prediction]:
     """Predictions of a run for every slide of the cache.
 
     A slide that the run was made with is predicted by the fold that tested it, or the mean of such
@@ -153,23 +162,24 @@ def predict_slides(run: Run, cache: FeatureCache, prior: Prior | None = None) ->
         run: A run that is trained to its end.
         cache: The slides' features.
         prior: How frequent the leaves are; by default as in the run's last evaluation.
+        runtime: Device and precision.
     """
-    device = pick_device(run.config.device)
+    device, precision = pick_device(runtime.device, runtime.threads), run.precision_for(runtime)
     tested = {slide_id for fold in run.folds for slide_id in fold.test}
     new = [slide_id for slide_id in cache.slide_ids if slide_id not in tested]
-    found: dict[str, list[Prediction]] = {slide_id: [] for slide_id in cache.slide_ids}
+    of_slide: dict[str, list[Prediction]] = {slide_id: [] for slide_id in cache.slide_ids}
     for fold, parts in enumerate(run.folds):
         tests = set(parts.test)
         own = [slide_id for slide_id in cache.slide_ids if slide_id in tests]
         model = load_fold(run, fold, device)
-        for prediction in fold_predictions(run, fold, model, cache, [*own, *new]):
-            found[prediction.slide_id].append(prediction)
-    means = [_mean(predictions) for predictions in found.values()]
+        for prediction in fold_predictions(run, fold, model, cache, [*own, *new], precision):
+            of_slide[prediction.slide_id].append(prediction)
+    means = [_mean(predictions) for predictions in of_slide.values()]
     return under_prior(run.tree, means, prior or current_prior(run))
 
 
 def slide_attention(
-    run: Run, cache: FeatureCache, slide_id: str
+    run: Run, cache: FeatureCache, slide_id: str, runtime: Runtime = Runtime()
 ) -> tuple[Prediction, list[NDArray[np.float64]]]:
     """A slide's prediction and the attention of that very forward.
 
@@ -179,13 +189,13 @@ def slide_attention(
         entry for a model without attention. For a slide that is new to the run both are means over
         the folds.
     """
-    device = pick_device(run.config.device)
+    device, precision = pick_device(runtime.device, runtime.threads), run.precision_for(runtime)
     tested_in = [i for i, fold in enumerate(run.folds) if slide_id in fold.test]
     index = cache.slide_ids.index(slide_id)
     predictions, maps = [], []
     for fold in tested_in or range(len(run.folds)):
         model = load_fold(run, fold, device)
-        chosen, output, _ = next(forward_bags(run, model, cache, [index]))
+        chosen, output, _ = next(forward_bags(run, model, cache, [index], precision))
         predictions += _predictions(run, fold, cache, chosen, output)
         maps.append(
             [

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hmil_fast.config import loss_settings
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, balanced_prior, training_shares, with_prior
@@ -130,8 +129,8 @@ def trained_shares(run: Run, fold: int) -> list[Floats]:
     return training_shares(
         run.tree,
         [counts.get(leaf, 0) for leaf in run.tree.leaves],
-        balanced_loss=loss_settings(run.config).class_weights == "balanced",
-        balanced_sampling=run.config.balance == "leaf",
+        balanced_loss=run.config.recipe.class_weights == "balanced",
+        balanced_sampling=run.config.recipe.balance == "leaf",
     )
 
 

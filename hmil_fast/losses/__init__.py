@@ -1,6 +1,6 @@
 """Losses: classification on the tree, hierarchy alignment, supervised contrast, their sum."""
 
 from hmil_fast.losses.total import HmilLoss, LossTerms
-from hmil_fast.presets import PRESETS, LossSettings
+from hmil_fast.recipe import PRESETS
 
-__all__ = ["PRESETS", "HmilLoss", "LossSettings", "LossTerms"]
+__all__ = ["PRESETS", "HmilLoss", "LossTerms"]

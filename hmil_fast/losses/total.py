@@ -14,7 +14,7 @@ from hmil_fast.losses.alignment import instance_alignment
 from hmil_fast.losses.contrastive import contrastive, contrastive_released
 from hmil_fast.losses.curriculum import curriculum, tau_released
 from hmil_fast.losses.memory import Memory
-from hmil_fast.presets import PRESETS, LossSettings
+from hmil_fast.recipe import PRESETS, Recipe
 
 
 class ModelOutput(Protocol):
@@ -57,7 +57,7 @@ class LossTerms(NamedTuple):
 
 
 class HmilLoss(nn.Module):
-    """Loss of HMIL on a label tree of any depth; `LossSettings` states it.
+    """Loss of HMIL on a label tree of any depth; `Recipe` states it.
 
     ``paper``: β (L_c + HAM + HBA) + (1 − β) SupCon + L_f with β = 1 − e/E and τ = 0.1. The paper's
     text was not at hand: these equations come from a second-hand summary of it and from the
@@ -76,7 +76,7 @@ class HmilLoss(nn.Module):
 
     Args:
         tree: The label tree.
-        settings: The settings, or the name of a preset.
+        recipe: The recipe, or the name of a preset.
         leaf_counts: Training slides per leaf, for ``class_weights="balanced"``.
 
     Raises:
@@ -87,28 +87,29 @@ class HmilLoss(nn.Module):
     def __init__(
         self,
         tree: LabelTree,
-        settings: LossSettings | str = "paper",
+        recipe: Recipe | str = "paper",
         leaf_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(settings, str):
-            if settings not in PRESETS:
+        if isinstance(recipe, str):
+            if recipe not in PRESETS:
                 raise UsageError(
-                    f"there is no preset {settings!r}", f"choose one of {', '.join(PRESETS)}"
+                    f"there is no preset {recipe!r}", f"choose one of {', '.join(PRESETS)}"
                 )
-            settings = PRESETS[settings]
-        self.settings, self.num_classes = settings, tree.num_classes
+            recipe = PRESETS[recipe]
+        recipe = recipe.loss_terms()
+        self.settings, self.num_classes = recipe, tree.num_classes
         self._constant("ancestors", torch.from_numpy(tree.ancestors()))
         for l, parent in enumerate(tree.parents):
             self._constant(f"parent{l}", torch.tensor(parent))
-        if settings.hierarchy == "hxe":
-            self._constant("hxe_weights", hierarchy.hxe_weights(tree, settings.hxe_alpha))
-        if settings.hierarchy == "soft":
-            self._constant("soft_labels", hierarchy.soft_labels(tree, settings.soft_beta))
-        if settings.class_weights == "balanced":
+        if recipe.hierarchy == "hxe":
+            self._constant("hxe_weights", hierarchy.hxe_weights(tree, recipe.hxe_alpha))
+        if recipe.hierarchy == "soft":
+            self._constant("soft_labels", hierarchy.soft_labels(tree, recipe.soft_beta))
+        if recipe.class_weights == "balanced":
             self._constant("class_weights", _balanced(leaf_counts, len(tree.leaves)))
-        remembers = settings.supcon in ("leaf", "levels") and settings.supcon_memory
-        self.memory = Memory(len(tree.leaves), settings.supcon_memory) if remembers else None
+        remembers = recipe.supcon in ("leaf", "levels") and recipe.supcon_memory
+        self.memory = Memory(len(tree.leaves), recipe.supcon_memory) if remembers else None
 
     def forward(
         self,

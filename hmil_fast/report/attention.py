@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.bags.cache import FeatureCache
+from hmil_fast.config import Runtime
 from hmil_fast.evaluation.predict import slide_attention
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
@@ -29,14 +30,16 @@ class NodeMap(NamedTuple):
     weights: NDArray[np.float64]
 
 
-def slide_maps(run: Run, store: FeatureStore, slide_id: str) -> tuple[Prediction, list[NodeMap]]:
+def slide_maps(
+    run: Run, store: FeatureStore, slide_id: str, runtime: Runtime = Runtime()
+) -> tuple[Prediction, list[NodeMap]]:
     """A slide's prediction and the attention maps of that very forward, as `node_maps` has them.
 
     Raises:
         StoreError: The slide is not in the store.
     """
     cache = FeatureCache(store, [slide_id], run.path)
-    prediction, attention = slide_attention(run, cache, slide_id)
+    prediction, attention = slide_attention(run, cache, slide_id, runtime)
     good = cache.good_tiles(0)
     num_tiles = store.record(slide_id).num_tiles
     maps = []

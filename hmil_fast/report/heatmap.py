@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
@@ -46,6 +47,7 @@ def draw_heatmap(
     out: Path,
     slide: Path | None = None,
     options: HeatmapOptions = HeatmapOptions(),
+    runtime: Runtime = Runtime(),
 ) -> tuple[Prediction, tuple[str, ...]]:
     """Draw the attention of the very forward that makes the slide's prediction; write a PNG.
 
@@ -56,6 +58,7 @@ def draw_heatmap(
         out: The PNG.
         slide: The slide's file, for tiles, and for the thumbnail where the store has none.
         options: Nodes, tiles and colours.
+        runtime: Device and precision.
 
     Returns:
         The prediction, and what was guessed to draw it.
@@ -67,12 +70,12 @@ def draw_heatmap(
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"the picture {out} would be a PNG", "end its name in .png")
-    store = run.fitting(store)
+    store = run.at_run_scales(store)
     canvas = draw_on(store, slide_id, slide)
-    prediction, maps = slide_maps(run, store, slide_id)
+    prediction, maps = slide_maps(run, store, slide_id, runtime)
     if not maps:
         raise UsageError(
-            f"the model {run.config.model!r} of {run.path} has no attention to draw",
+            f"the model {run.config.recipe.model!r} of {run.path} has no attention to draw",
             "use a run of a model that has, hmil for instance",
         )
     chosen = _chosen(run.tree, prediction, maps, options.nodes)

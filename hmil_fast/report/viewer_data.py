@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hmil_fast.config import Runtime
 from hmil_fast.errors import SlideError, StoreError
 from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.report.attention import NodeMap, likeliest_first, slide_maps, top_tiles
@@ -39,7 +40,11 @@ _SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut
 
 
 def make_views(
-    run: Run, store: FeatureStore, most: int, slides: Mapping[str, Path] | None = None
+    run: Run,
+    store: FeatureStore,
+    most: int,
+    slides: Mapping[str, Path] | None = None,
+    runtime: Runtime = Runtime(),
 ) -> None:
     """Make the views that the report lacks, at most so many; what cannot be shown is named.
 
@@ -48,11 +53,12 @@ def make_views(
         store: Holds the slides' features and thumbnails.
         most: Views to make.
         slides: Files by slide id, to cut the tiles of the highest attention from.
+        runtime: Device and precision.
 
     Raises:
         UsageError: The store is of another kind than the run's.
     """
-    store = run.fitting(store)
+    store = run.at_run_scales(store)
     err, slides = Console(stderr=True, soft_wrap=True), slides or {}
     said: dict[str, list[Prediction]] = {}
     for p in read_predictions(run.path / "predictions.csv", run.tree):
@@ -79,7 +85,7 @@ def make_views(
             if made == most:
                 break
             try:
-                found = write_view(run, store, slide_id, slides.get(slide_id), err)
+                found = write_view(run, store, slide_id, slides.get(slide_id), err, runtime)
             except StoreError as error:
                 err.print(f"[yellow]not shown:[/] {escape(error.what)}")
                 continue
@@ -98,6 +104,7 @@ def write_view(
     slide_id: str,
     slide: Path | None = None,
     err: Console | None = None,
+    runtime: Runtime = Runtime(),
 ) -> tuple[str, ...]:
     """Predict a slide and write down what the viewer shows of that very forward.
 
@@ -108,6 +115,7 @@ def write_view(
         slide: The slide's file, to cut the highest tiles from at their own resolution; else they
             are cut from the thumbnail. It is drawn on where the store has no thumbnail.
         err: Told why a file could not be used.
+        runtime: Device and precision.
 
     Returns:
         What was guessed to draw it.
@@ -121,7 +129,7 @@ def write_view(
     except SlideError as error:
         (err or Console(stderr=True)).print(f"[yellow]file not used:[/] {escape(error.what)}")
         slide, canvas = None, draw_on(store, slide_id)
-    prediction, maps = slide_maps(run, store, slide_id)
+    prediction, maps = slide_maps(run, store, slide_id, runtime)
     likely = likeliest_first(run.tree, prediction, maps)
     maps, likely = _first(maps, likely, MOST_MAPS)
     coords = canvas.coords

@@ -1,6 +1,6 @@
-"""The run folder: what a run was told, on what it was trained, and what it predicted.
+"""Run folder: config, splits, checkpoints, predictions.
 
-config.yaml  tree.json  splits.json  run.json (the store it was trained on, what its preset meant)
+config.yaml (all settings)  tree.json  splits.json  run.json (the store it was trained on)
 fold-<i>/best.safetensors  last.safetensors (until the fold is done)  predictions.csv
          val_predictions.csv (what calibration and conformal answers are fitted on)
 log.jsonl  tensorboard/  predictions.csv  metrics.json  conformal.csv  views/  report.html
@@ -12,16 +12,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
-from hmil_fast.config import TrainConfig, load_config, loss_settings
+from hmil_fast.config import Runtime, TrainConfig, load_config, load_runtime
 from hmil_fast.errors import HmilError, UsageError
 from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, backend, join_scales
 from hmil_fast.labels import LabelTree
+from hmil_fast.runs.differences import (
+    describe,
+    differences,
+    store_differences,
+    store_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,9 @@ class Run:
     """A run folder that has been set up.
 
     Attributes:
-        store: What the vectors of its store mean, see `store_identity`.
-        features: Digest of the features by slide id; of runs of older versions none.
+        store: Identity of its store, see `store_identity`.
+        features: Digest of the features by slide id; empty for runs of older versions.
+        precision: Precision that the training was told to use, see `Runtime`.
     """
 
     path: Path
@@ -40,11 +47,16 @@ class Run:
     slides: list[Slide]
     store: dict[str, Any]
     features: dict[str, str] = field(default_factory=dict)
+    precision: str = "auto"
 
     @property
     def sums(self) -> bool:
-        """Whether the leaves alone decide, and the heads above them do not."""
-        return loss_settings(self.config).coarse == "sum"
+        """Tell whether the leaves alone decide, without the heads above them."""
+        return self.config.recipe.coarse == "sum"
+
+    def precision_for(self, runtime: Runtime) -> str:
+        """Return the precision of `runtime`; for "auto" the one that training was told to use."""
+        return self.precision if runtime.precision == "auto" else runtime.precision
 
     def fold_path(self, fold: int) -> Path:
         """Folder of one fold."""
@@ -55,27 +67,27 @@ class Run:
         return self.fold_path(fold) / "val_predictions.csv"
 
     def is_done(self, fold: int) -> bool:
-        """Whether a fold is trained to its end: its best weights and its predictions are there."""
+        """Tell whether a fold is trained to its end: best weights and predictions exist."""
         names = ("best.safetensors", "predictions.csv")
         return all((self.fold_path(fold) / name).exists() for name in names)
 
-    def fitting(self, store: FeatureStore) -> FeatureStore:
-        """The store, where it has several scales at the run's, or all if the run was on all.
+    def at_run_scales(self, store: FeatureStore) -> FeatureStore:
+        """Return the store at the scales that the run was trained on.
 
         Raises:
-            UsageError: Its vectors mean something else than those trained on: another encoder,
-                other weights, other tiles or no such scale.
+            UsageError: Its features are of another kind than those trained on: another encoder,
+                other weights, other tiles, or no such scale.
         """
         if self.store["tiling"].get("coarser"):
             store = join_scales(store)
         elif len(store.spec.scales) > 1:
             store = at_scale(store, self.store["tiling"].get("mpp"))
-        unlike = _unlike_stores(store_identity(store), self.store)
-        if unlike and not self.trained_on(store):
+        changes = store_differences(store_identity(store), self.store)
+        if changes and not self.trained_on(store):
             imported = "imported_from" in self.store["encoder"]
             raise UsageError(
                 f"the store {store.path} is not of the kind that the run {self.path} was trained "
-                f"on: {'; '.join(_said(*each) for each in unlike)}",
+                f"on: {'; '.join(map(describe, changes))}",
                 f"import features of these slides with --encoder {self.store['encoder']['name']}"
                 if imported
                 else "extract these slides with the run's --encoder, --weights and --tile, and "
@@ -84,73 +96,23 @@ class Run:
         return store
 
     def changed(self, store: FeatureStore) -> list[str]:
-        """Its slides whose features in the store are no more those that it was trained on."""
+        """List its slides whose features in the store differ from those that it was trained on."""
         records = _records(store, self.features)
         return [s for s, record in records.items() if not record.holds_features(self.features[s])]
 
     def trained_on(self, store: FeatureStore) -> bool:
-        """Whether the store has a slide of the run as it was; a store is of one kind."""
+        """Tell whether the store has a slide with the features that the run was trained on."""
         return any(
             record.num_tiles and record.holds_features(self.features[slide_id])
             for slide_id, record in _records(store, self.features).items()
         )
 
 
-def store_identity(store: FeatureStore) -> dict[str, Any]:
-    """What a run remembers of its store: what the vectors of its plain tiles mean."""
-    spec = store.spec
-    tiling = {name: value for name, value in spec.tiling.items() if name != "views"}
-    return {"dim": spec.dim, "encoder": dict(spec.encoder), "tiling": tiling}
-
-
 def _records(store: FeatureStore, slide_ids: Iterable[str]) -> dict[str, SlideRecord]:
-    """The records of those slides that the store has."""
+    """Return the records of those slides that the store has."""
     stored = set(store.slide_ids())
     records = backend.each(store.path, store.record, [s for s in slide_ids if s in stored])
     return {record.slide_id: record for record in records}
-
-
-def _meant(config: TrainConfig) -> dict[str, Any]:
-    """All settings, with the values that the preset gives."""
-    return asdict(config) | asdict(loss_settings(config))
-
-
-def _unlike(
-    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """Names of the values in which two nested mappings differ, with both values."""
-    found = []
-    for name in ours | theirs:
-        a, b = ours.get(name), theirs.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _unlike(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append((f"{prefix}{name}", a, b))
-    return found
-
-
-def _unlike_stores(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """`_unlike` of two identities; of two imports only what both state."""
-    unlike = _unlike(ours, theirs)
-    if not all("imported_from" in each["encoder"] for each in (ours, theirs)):
-        return unlike
-    return [
-        (name, a, b)
-        for name, a, b in unlike
-        if not name.endswith(".imported_from") and None not in (a, b)
-    ]
-
-
-def _said(name: str, ours: Any, theirs: Any) -> str:
-    """A difference for people: of the store's value, and the run's."""
-    if name != "tiling.around":
-        return f"{name} is {ours!r}, was {theirs!r}"
-    # tiles of a coarse scale: also those with little tissue that hold a tile of the finer one
-    how = [
-        "laid by themselves" if mpp is None else f"laid around those at {mpp:g} µm per px"
-        for mpp in (ours, theirs)
-    ]
-    return f"its tiles are {how[0]}, the run's were {how[1]}"
 
 
 def create_run(
@@ -160,24 +122,32 @@ def create_run(
     split: tuple[list[Fold], list[Slide]],
     store: FeatureStore,
     made_with: Mapping[str, str] | None = None,
+    precision: str = "auto",
 ) -> Run:
-    """Set up a run folder, or open it if it was set up for the very same run.
+    """Set up a run folder, or open it if it was set up for the same run.
 
-    `made_with` are the versions in which the folds were made; by default those installed.
+    Args:
+        path: The folder.
+        config: Data, folds and recipe.
+        tree: The label tree.
+        split: Folds, and the slides in them.
+        store: Features of these slides.
+        made_with: Versions in which the folds were made; by default those installed.
+        precision: Precision that the training is told to use, see `Runtime`.
 
     Raises:
-        UsageError: The folder holds another run, or something else; nothing in it is touched.
+        UsageError: The folder holds another run, or something else; it is left as it is.
     """
     folds, slides = split
     features = {
         slide_id: record.features_digest or record.content_digest
         for slide_id, record in _records(store, [slide.slide_id for slide in slides]).items()
     }
-    run = Run(path, config, tree, folds, slides, store_identity(store), features)
+    run = Run(path, config, tree, folds, slides, store_identity(store), features, precision)
     if (path / "config.yaml").exists():
         there = open_run(path)
         changed = there.changed(store)
-        other = [] if there.trained_on(store) else _unlike_stores(run.store, there.store)
+        other = [] if there.trained_on(store) else store_differences(run.store, there.store)
         same = {
             "settings": there.config == config,
             "label tree": there.tree == tree,
@@ -186,8 +156,8 @@ def create_run(
             f"features of {len(changed)} slides, {', '.join(changed[:5])}": not changed,
         }
         if not all(same.values()):
-            unlike = _unlike(_meant(config), _meant(there.config))
-            detail = "; ".join(_said(*each) for each in unlike + other)
+            changes = differences(config.values(), there.config.values())
+            detail = "; ".join(map(describe, changes + other))
             raise UsageError(
                 f"the run folder {path} was set up with other "
                 + ", ".join(name for name, equal in same.items() if not equal)
@@ -196,12 +166,12 @@ def create_run(
             )
         return there
     if path.exists() and not (path.is_dir() and all(map(_is_setup, path.iterdir()))):
-        raise UsageError(f"{path} exists and is no run folder", "give another --out")
+        raise UsageError(f"{path} exists and is not a run folder", "give another --out")
     make_folder(path)
     write_splits(path / "splits.json", folds, slides, sources(tree, slides, store), made_with)
     write_json(path / "tree.json", tree.to_dict())
-    taught = {"settings": asdict(loss_settings(config)), "features": features}
-    write_json(path / "run.json", run.store | taught)
+    facts = {"features": features, "precision": precision}
+    write_json(path / "run.json", run.store | facts)
     write_text(path / "config.yaml", config.to_yaml())  # last: it makes the folder a run
     return run
 
@@ -219,11 +189,8 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def set_up_for_nothing(runs: Sequence[Run]) -> Iterator[None]:
-    """Delete what `create_run` wrote of untrained runs if the block is refused.
-
-    Else it would be in the way of the command put right.
-    """
+def removed_if_refused(runs: Sequence[Run]) -> Iterator[None]:
+    """Remove newly created runs if setup fails in the block, so the corrected command can run."""
     try:
         yield
     except HmilError:
@@ -236,7 +203,7 @@ def set_up_for_nothing(runs: Sequence[Run]) -> Iterator[None]:
 
 
 def _is_setup(entry: Path) -> bool:
-    """Whether a file is one that `create_run`, had it been killed, would have left."""
+    """Tell whether a killed `create_run` can have left this file."""
     return entry.name.startswith(("splits.json", "tree.json", "run.json", "config.yaml."))
 
 
@@ -248,25 +215,27 @@ def open_run(path: Path) -> Run:
     """Open a run folder.
 
     Raises:
-        UsageError: It is none, or a file in it is damaged.
+        UsageError: It is not a run folder, or a file in it is damaged.
     """
     if not (path / "config.yaml").exists():
         raise UsageError(
-            f"{path} is no run folder (no config.yaml)", "name the --out of a training"
+            f"{path} is not a run folder: it has no config.yaml", "name the --out of a training"
         )
     try:
         tree = LabelTree.from_dict(json.loads((path / "tree.json").read_text("utf-8")))
         store = dict(json.loads((path / "run.json").read_text("utf-8")))
-        taught, features = dict(store.pop("settings", {})), dict(store.pop("features", {}))
+        features = dict(store.pop("features", {}))
+        precision = str(store.pop("precision", load_runtime(path / "config.yaml").precision))
+        resolved = dict(store.pop("settings", {}))  # of 0.1.0, whose config.yaml names a preset
         store = {name: store[name] for name in ("dim", "encoder", "tiling")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"the run folder {path} is damaged: {error}", "train anew") from None
     folds, slides = read_splits(path / "splits.json")
     config = load_config(path / "config.yaml")
-    # a preset of another version may mean something else: the run keeps to what it was taught
-    now = asdict(loss_settings(config))
-    kept = {name: value for name, value in taught.items() if now.get(name, value) != value}
-    return Run(path, replace(config, **kept), tree, folds, slides, store, features)
+    if config.recipe.model != "flat":  # whose terms 0.1.0 wrote as `Recipe.loss_terms` has them
+        own = {k: v for k, v in resolved.items() if hasattr(config.recipe, k)}
+        config = replace(config, recipe=replace(config.recipe, **own))
+    return Run(path, config, tree, folds, slides, store, features, precision)
 
 
 def write_csv(to: Path | TextIO, rows: Iterable[Sequence[object]]) -> None:

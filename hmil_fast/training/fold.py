@@ -15,8 +15,8 @@ from torch import Tensor
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.dropout import drop_features, drop_instances
 from hmil_fast.bags.sampler import draw_views, epoch_batches, split_batch
-from hmil_fast.config import loss_settings
-from hmil_fast.device import amp, is_bf16
+from hmil_fast.config import Runtime
+from hmil_fast.device import amp, is_bf16, pick_device
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.evaluation.predict import build_for_run, chunk_rows, fold_predictions, forward
 from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
@@ -75,7 +75,7 @@ class FoldTrainer:
         run: The run.
         fold: Its number.
         cache: Features of all slides of the run.
-        device: Where to train.
+        runtime: Device and precision.
         log: The run's log; None for a process that does not write.
 
     Attributes:
@@ -84,10 +84,12 @@ class FoldTrainer:
     """
 
     def __init__(
-        self, run: Run, fold: int, cache: FeatureCache, device: torch.device, log: TextIO | None
+        self, run: Run, fold: int, cache: FeatureCache, runtime: Runtime, log: TextIO | None
     ) -> None:
-        self.run, self.fold, self.cache, self.device, self.log = run, fold, cache, device, log
-        config = run.config
+        self.run, self.fold, self.cache, self.log = run, fold, cache, log
+        self.device = pick_device(runtime.device, runtime.threads)
+        self.precision = run.precision_for(runtime)
+        config, self.recipe = run.config, run.config.recipe
         position = {slide_id: i for i, slide_id in enumerate(cache.slide_ids)}
         parts = run.folds[fold]
         self.train_bags = np.array([position[s] for s in parts.train])
@@ -96,20 +98,19 @@ class FoldTrainer:
         torch.manual_seed(config.seed * 1_000 + fold)
         self.model = build_for_run(run)
         scale, self.apart = fit_scale(cache, self.train_bags.tolist())
-        if self.apart >= APART and config.standardise == "auto":
+        if self.apart >= APART and self.recipe.standardise == "auto":
             self.model.add_module(NAME, scale)
-        self.model.to(device)
+        self.model.to(self.device)
         leaves = self.targets[self.train_bags, -1]
         counts = torch.bincount(leaves, minlength=len(run.tree.leaves))
-        if config.balance == "leaf":  # the sampler has weighed them
+        if self.recipe.balance == "leaf":  # the sampler balances the leaves already
             counts = counts.clamp_max(1)
-        self.preset = loss_settings(config)
-        self.loss = HmilLoss(run.tree, self.preset, counts.tolist()).to(device)
-        self.average = WeightAverage(self.model, self.preset.ema)
+        self.loss = HmilLoss(run.tree, self.recipe, counts.tolist()).to(self.device)
+        self.average = WeightAverage(self.model, self.recipe.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
-            lr=self.preset.lr,
-            weight_decay=self.preset.weight_decay,
+            lr=self.recipe.lr,
+            weight_decay=self.recipe.weight_decay,
             fused=True,
         )
         self.epoch = self.step = 0
@@ -130,26 +131,32 @@ class FoldTrainer:
             "fold",
             step=self.step,
             processes=distributed.world_size(),
-            device=str(device),
-            precision="bf16" if is_bf16(device, config.precision) else "fp32",
+            device=str(self.device),
+            precision="bf16" if is_bf16(self.device, self.precision) else "fp32",
             columns={"apart": self.apart, "standardised": hasattr(self.model, NAME)},
             cache={"tier": cache.tier.name, "why": cache.tier.why, "bytes": cache.bytes},
         )
 
     def train(self, stopped: list[int], report: Callable[[EpochReport], None]) -> None:
         """Train to the end, then predict the fold's test slides with the best epoch."""
-        config = self.run.config
+        recipe = self.recipe
         board = self._board()
         begun = time.perf_counter()
         now = None
-        patience = self.preset.patience
-        while self.epoch < config.epochs and self.epoch - 1 - self.best["epoch"] < patience:
+        patience = recipe.patience
+        while self.epoch < recipe.epochs and self.epoch - 1 - self.best["epoch"] < patience:
             start = time.perf_counter()
             instances, bags = self._train_epoch(stopped)
             seconds = time.perf_counter() - start
             terms = self._means()
             val = validate(
-                self.run, self.fold, self.average.model, self.cache, self.val_bags, self.targets
+                self.run,
+                self.fold,
+                self.average.model,
+                self.cache,
+                self.val_bags,
+                self.targets,
+                self.precision,
             )
             if self.best["epoch"] < 0 or _score(val) > _score(self.best):
                 self.best = {"epoch": self.epoch, **val}
@@ -166,9 +173,9 @@ class FoldTrainer:
                 data_share=waited,
             )
             now = EpochReport(
-                model=config.model,
+                model=recipe.model,
                 folds=len(self.run.folds),
-                epochs=config.epochs,
+                epochs=recipe.epochs,
                 fold=self.fold,
                 epoch=self.epoch,
                 loss=terms["total"],
@@ -193,7 +200,7 @@ class FoldTrainer:
         write_predictions(
             self.path / "predictions.csv",
             self.run.tree,
-            fold_predictions(self.run, self.fold, self.model, self.cache, test),
+            fold_predictions(self.run, self.fold, self.model, self.cache, test, self.precision),
             heads=True,
         )
         (self.path / "last.safetensors").unlink(missing_ok=True)
@@ -202,11 +209,11 @@ class FoldTrainer:
 
     def _train_epoch(self, stopped: list[int]) -> tuple[int, int]:
         """Train the steps of the epoch that are left; how many instances and bags they had."""
-        config = self.run.config
+        config, recipe = self.run.config, self.recipe
         seed = (config.seed, self.fold, self.epoch)
         lengths = self.cache.lengths[self.train_bags]
-        leaves = self.targets[self.train_bags, -1].numpy() if config.balance == "leaf" else None
-        batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, leaves)
+        leaves = self.targets[self.train_bags, -1].numpy() if recipe.balance == "leaf" else None
+        batches = epoch_batches(lengths, recipe.batch_bags, recipe.batch_instances, seed, leaves)
         views = draw_views(batches, config.views, seed)[self.step :]
         first = self.step
         batches = batches[first:]
@@ -245,9 +252,9 @@ class FoldTrainer:
 
     def _set_rate(self, done: float) -> None:
         """Of the optimiser, with this share of the epoch behind it."""
-        factor = rate_factor(self.preset, (self.epoch + done) / self.run.config.epochs)
+        factor = rate_factor(self.recipe, (self.epoch + done) / self.recipe.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.preset.lr * factor
+            group["lr"] = self.recipe.lr * factor
 
     def _train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
         """One step; nothing in it makes the host wait for the device.
@@ -258,13 +265,12 @@ class FoldTrainer:
             targets: int64 [B, L] on the device.
             share: These bags over those of the step.
         """
-        config = self.run.config
-        x, bags = drop_instances(x, bags, self.preset.instance_dropout)
-        x = drop_features(scaled(self.model, x), self.preset.feature_dropout)
-        with amp(self.device, config.precision):
+        x, bags = drop_instances(x, bags, self.recipe.instance_dropout)
+        x = drop_features(scaled(self.model, x), self.recipe.feature_dropout)
+        with amp(self.device, self.precision):
             output = forward(self.model, x, bags, targets)
         output = distributed.weigh(output, share)
-        terms = self.loss(output, bags, targets, self.epoch, config.epochs)
+        terms = self.loss(output, bags, targets, self.epoch, self.recipe.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
         distributed.average_gradients(self.model.parameters())
@@ -298,12 +304,12 @@ class FoldTrainer:
         sums = distributed.add_up(self._sums) if resumable else {}
         if self.log is None:
             return
-        state = {"epoch": self.epoch, "best": self.best, "fingerprint": self._fingerprint()}
+        state = {"epoch": self.epoch, "best": self.best, "settings": self._fingerprint()}
         if not resumable:
             save_checkpoint(self.path / name, self.average.model, state)
             return
         more = {"loss": self.loss.state_dict(), "sums": sums}
-        if self.preset.ema:
+        if self.recipe.ema:
             more["average"] = self.average.model.state_dict()
         state |= {"step": self.step, "steps": self.average.steps}
         save_checkpoint(self.path / name, self.model, state, self.optimizer, more)
@@ -314,7 +320,8 @@ class FoldTrainer:
         if not last.exists():
             return None, {}
         tensors, state = read_checkpoint(last)
-        if state["fingerprint"] != self._fingerprint():
+        # a checkpoint of version 0.1.0 has no such entry; its folder has been compared already
+        if state.get("settings", self._fingerprint()) != self._fingerprint():
             raise UsageError(f"{last} belongs to other settings", "delete that file")
         if state["best"]["epoch"] >= 0 and not (self.path / "best.safetensors").exists():
             return None, {}  # the best weights are lost, and come back from the start only
@@ -325,7 +332,7 @@ class FoldTrainer:
             return
         restore(tensors, self.model, self.optimizer)
         load_module(self.loss, group_of(tensors, "loss"))
-        if self.preset.ema:
+        if self.recipe.ema:
             load_module(self.average.model, group_of(tensors, "average"))
         self.average.steps = state["steps"]
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]

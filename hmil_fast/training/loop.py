@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import TextIO
 
-import torch
-
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.device import pick_device
+from hmil_fast.config import Runtime
 from hmil_fast.errors import Stopped
 from hmil_fast.runs.checkpoint import sweep_partials
 from hmil_fast.runs.lock import own_log
@@ -19,7 +17,12 @@ from hmil_fast.training.signals import stop_flag
 __all__ = ["EpochReport", "FoldTrainer", "train_run"]
 
 
-def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], None]) -> None:
+def train_run(
+    run: Run,
+    cache: FeatureCache,
+    report: Callable[[EpochReport], None],
+    runtime: Runtime = Runtime(),
+) -> None:
     """Train all folds of a run that are not done, resuming the one that was stopped.
 
     A fold is done when `Run.is_done` says so. Ctrl-C or SIGTERM ends the running step, saves and
@@ -32,31 +35,30 @@ def train_run(run: Run, cache: FeatureCache, report: Callable[[EpochReport], Non
         UsageError: The device cannot be used, another process trains the run, or a checkpoint is
             damaged.
     """
-    device = pick_device(run.config.device)
     if distributed.rank():
         with stop_flag(patient=True) as stopped:
-            _train_folds(run, cache, device, None, (stopped, report))
+            _train_folds(run, cache, runtime, None, (stopped, report))
         return
     with (
         stop_flag(patient=distributed.world_size() > 1) as stopped,
         own_log(run.path / "log.jsonl") as log,
     ):
         sweep_partials(run.path)
-        _train_folds(run, cache, device, log, (stopped, report))
+        _train_folds(run, cache, runtime, log, (stopped, report))
     write_predictions(run.path / "predictions.csv", run.tree, run_predictions(run))
 
 
 def _train_folds(
     run: Run,
     cache: FeatureCache,
-    device: torch.device,
+    runtime: Runtime,
     log: TextIO | None,
     ways: tuple[list[int], Callable[[EpochReport], None]],
 ) -> None:
     for fold in range(len(run.folds)):
         done, _ = distributed.from_first(run.is_done(fold))
         if not done:
-            FoldTrainer(run, fold, cache, device, log).train(*ways)
+            FoldTrainer(run, fold, cache, runtime, log).train(*ways)
     (signal_number,) = distributed.agree(ways[0][:1] or [0])
     if signal_number:  # in the last moments of the last fold
         raise Stopped(signal_number)

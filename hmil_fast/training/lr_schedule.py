@@ -1,20 +1,20 @@
-"""The learning rate over a training."""
+"""Schedule of the learning rate: warm-up, then constant or cosine."""
 
 from math import cos, pi
 
-from hmil_fast.presets import LossSettings
+from hmil_fast.recipe import Recipe
 
 
-def rate_factor(settings: LossSettings, done: float) -> float:
-    """What the learning rate is multiplied by.
+def rate_factor(recipe: Recipe, done: float) -> float:
+    """Return the factor of the peak learning rate.
 
-    It rises in a straight line over `warmup`; by the schedule "cosine" it falls all the while, to 0
-    at the end (Loshchilov and Hutter, ICLR 2017, without restarts).
+    It rises linearly over `warmup`. With the schedule "cosine" it falls to 0 at the end (Loshchilov
+    and Hutter, ICLR 2017, without restarts).
 
     Args:
-        settings: Of the preset.
-        done: Share of all epochs that is trained, 0 to 1.
+        recipe: Warm-up and schedule.
+        done: Share of all epochs that has been trained, 0 to 1.
     """
-    rising = min(1.0, done / settings.warmup) if settings.warmup else 1.0
-    falling = (1 + cos(pi * done)) / 2 if settings.lr_schedule == "cosine" else 1.0
+    rising = min(1.0, done / recipe.warmup) if recipe.warmup else 1.0
+    falling = (1 + cos(pi * done)) / 2 if recipe.lr_schedule == "cosine" else 1.0
     return rising * falling

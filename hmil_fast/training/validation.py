@@ -22,7 +22,13 @@ def leaf_targets(run: Run, cache: FeatureCache) -> Tensor:
 
 
 def validate(
-    run: Run, fold: int, model: nn.Module, cache: FeatureCache, bags: list[int], targets: Tensor
+    run: Run,
+    fold: int,
+    model: nn.Module,
+    cache: FeatureCache,
+    bags: list[int],
+    targets: Tensor,
+    precision: str,
 ) -> dict[str, float]:
     """Loss and balanced accuracy of the leaves, and the AUC as mean over the levels.
 
@@ -35,13 +41,14 @@ def validate(
         cache: Features.
         bags: The validation slides' places in the cache.
         targets: int64 [B, L] for all slides of the cache.
+        precision: Of matrix products, as `Runtime` has it.
     """
     own = split_batch(cache.lengths[bags], distributed.world_size())[distributed.rank()]
     place = {index: i for i, index in enumerate(bags)}
     sizes = list(run.tree.num_classes)
     chosen: list[int] = []
     found = [np.zeros((0, sum(sizes)))]
-    for part, output, _ in forward_bags(run, model, cache, [bags[i] for i in own]):
+    for part, output, _ in forward_bags(run, model, cache, [bags[i] for i in own], precision):
         chosen += [place[index] for index in part]
         found.append(torch.cat([level.double() for level in output.logits], 1).cpu().numpy())
     rows = distributed.collect(np.concatenate(found), chosen, len(bags))

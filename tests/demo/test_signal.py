@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from hmil_fast.api.extract import run_job
 from hmil_fast.api.train import train
 from hmil_fast.bags.splits import Slide, read_labels
-from hmil_fast.cli.demo import SETTINGS as DEMO
-from hmil_fast.config import TrainConfig
+from hmil_fast.cli.demo import CONFIG as DEMO
+from hmil_fast.config import Runtime, load_config
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort
 from hmil_fast.evaluation.evaluate import read_metrics
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
@@ -25,16 +25,9 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.report.attention import likeliest_first, slide_maps
 from hmil_fast.runs.predictions import read_predictions
 
-SETTINGS = TrainConfig(
-    baseline="none",
-    folds=4,
-    epochs=40,
-    patience=40,
-    lr=2e-3,
-    batch_bags=16,
-    hidden=64,
-    device="cpu",
-)
+SETTINGS = ("baseline=none", "folds=4", "epochs=40", "patience=40", "lr=2e-3", "batch_bags=16",
+            "hidden=64")  # fmt: skip
+CPU = Runtime("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +58,8 @@ def demo(
 
 def levels(demo: Any, slides: list[Slide], out: Path, **changes: Any) -> dict[str, Any]:
     store, tree, _ = demo
-    run = train(store, slides, tree, out, dataclasses.replace(SETTINGS, **changes))
+    words = [*SETTINGS, *(f"{name}={value}" for name, value in changes.items())]
+    run = train(store, slides, tree, out, load_config(None, words), runtime=CPU)
     tested = read_predictions(run.path / "predictions.csv", tree)
     assert {p.slide_id for p in tested} == {s.slide_id for s in slides}
     return dict(read_metrics(run)["pooled"]["levels"])
@@ -112,8 +106,9 @@ def test_the_maps_find_the_tumour_tiles(demo: Any, tmp_path: Path) -> None:
     store, tree, slides = demo
     found: dict[str, list[float]] = {}
     for seed in range(3):
-        settings = dataclasses.replace(DEMO, baseline="none", epochs=20, seed=seed, device="cpu")
-        run = train(store, slides, tree, tmp_path / str(seed), settings)
+        recipe = dataclasses.replace(DEMO.recipe, epochs=20)
+        config = dataclasses.replace(DEMO, recipe=recipe, baseline="none", seed=seed)
+        run = train(store, slides, tree, tmp_path / str(seed), config, runtime=CPU)
         for slide_id, tiles in read_manifest().items():
             tumour = {(tile.col, tile.row): tile.tumour for tile in tiles}
             cells = (store.coords(slide_id).astype(np.int64) // TILE).tolist()

@@ -12,7 +12,7 @@ import pytest
 from hmil_fast.api.evaluate import compare
 from hmil_fast.bags.splits import Fold, Slide
 from hmil_fast.cli.main import main
-from hmil_fast.config import TrainConfig
+from hmil_fast.config import load_config
 from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.evaluate import EvaluationOptions, evaluate_run
 from hmil_fast.evaluation.tables import in_order, metric_rows
@@ -61,7 +61,8 @@ def make_run(
 ) -> Run:
     """A finished two-fold run: a third of the slides is tested in each fold, a third held out."""
     store = path.parent / f"{path.name}-store"
-    config = dataclasses.replace(TrainConfig(baseline="none", coarse="sum"), **settings)
+    words = [f"{name}={value}" for name, value in settings.items()]
+    config = load_config(None, ["baseline=none", "coarse=sum", *words])
     # by patient, as a split must be
     owners = list(dict.fromkeys(s.patient_id for s in slides))
     part = {owner: i % 3 for i, owner in enumerate(owners)}
@@ -228,7 +229,7 @@ def test_runs_that_cannot_be_paired_are_refused_by_name(tmp_path: Path) -> None:
     other = make_run(tmp_path / "c", moved, 1.0)
     with pytest.raises(UsageError, match=r"1 slides have another label in .*: s0"):
         compare([run, other.path])
-    with pytest.raises(UsageError, match="no run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         compare([run, tmp_path])
     tree = LabelTree.from_nested({"other": ["N", "PB"], "malignant": ["DCIS", "IC"]})
     (other.path / "tree.json").write_text(json.dumps(tree.to_dict()))

@@ -139,7 +139,7 @@ def test_predict_writes_a_file_and_names_what_it_cannot_do(
     assert "cannot write" in capsys.readouterr().err
     assert main([*command, str(tmp_path)]) == 2
     assert main(["predict", str(tmp_path), "--store", str(other.path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["dim", "tiling", "encoder"])

@@ -12,14 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmil_fast.kernels.supcon.streaming import lse_streaming, lse_streaming_backward
 from hmil_fast.labels import LabelTree
-from hmil_fast.losses import PRESETS, HmilLoss, LossSettings
+from hmil_fast.losses import PRESETS, HmilLoss
+from hmil_fast.recipe import Recipe
 
 # what copies a value to the host, or makes a shape depend on one
 WAITS = (
     "item", "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique",
     "_unique2", "unique_dim", "bincount", "repeat_interleave.Tensor",
 )  # fmt: skip
-MENU: dict[str, LossSettings] = {
+MENU: dict[str, Recipe] = {
     **PRESETS,
     "marginal, remembered leaves": replace(
         PRESETS["paper"], hierarchy="marginal", supcon_memory=2, class_weights="balanced"

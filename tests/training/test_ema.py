@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.config import loss_settings
-from hmil_fast.presets import PRESETS
+from hmil_fast.config import Runtime
+from hmil_fast.recipe import PRESETS
 from hmil_fast.training.ema import WeightAverage
 from hmil_fast.training.fold import FoldTrainer
 from hmil_fast.training.lr_schedule import rate_factor
@@ -52,7 +52,7 @@ def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
     saved = load_file(run.fold_path(0) / "best.safetensors")
     (run.fold_path(0) / "predictions.csv").unlink()
     with (run.path / "log.jsonl").open("a") as log:
-        one = FoldTrainer(run, 0, cache, torch.device("cpu"), log)
+        one = FoldTrainer(run, 0, cache, Runtime("cpu"), log)
         rates, averages = [], {}
         step = one._train_step
 
@@ -73,6 +73,6 @@ def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in kept.items())
     steps = len(rates) // 3
     done = [(i + 0.5) / (3 * steps) for i in range(len(rates))]
-    wanted = [loss_settings(run.config).lr * rate_factor(PRESETS["best"], share) for share in done]
+    wanted = [run.config.recipe.lr * rate_factor(PRESETS["best"], share) for share in done]
     assert rates == pytest.approx(wanted)
     assert rates[0] < max(rates) > rates[-1]

@@ -207,7 +207,7 @@ def test_a_wrong_store_does_not_touch_a_good_report(
     err = capsys.readouterr().err
     if what == "some":
         assert "lacks 34 of the 36 slides" in err
-        assert "--overwrite writes the report without these slides" in err
+        assert "--allow-missing writes the report without these slides" in err
     else:
         assert "dim is 8, was 16" in err if what == "kind" else "of the kind" in err
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before

@@ -171,7 +171,7 @@ def test_each_difference_to_the_run_is_named(
     if what == "labels":
         slides[0] = dataclasses.replace(slides[0], patient_id="P-other")
     elif what == "settings":
-        config = dataclasses.replace(config, epochs=41)
+        config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, epochs=41))
     elif what == "tree":
         tree = LabelTree.from_nested({"x": ["N", "PB"], "malignant": ["DCIS", "IC"]})
     else:
@@ -196,8 +196,8 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(
     file = tmp_path / "file"
     file.write_text("a file")
     for out, said in (
-        (thesis, "exists and is no run folder\nFix:"),
-        (file, "exists and is no run folder\nFix:"),
+        (thesis, "exists and is not a run folder\nFix:"),
+        (file, "exists and is not a run folder\nFix:"),
         (file / "below", "cannot write"),
     ):
         assert main(["train", *cohort.arguments, "--out", str(out), "folds=3"]) == 2
@@ -213,7 +213,7 @@ def test_a_kill_while_the_folder_is_set_up_is_mended(run: Any, tmp_path: Path, c
     (out / "splits.json").write_text("{")
     (out / "config.yaml.77.partial").write_text("mod")
     split = (there.folds, there.slides)
-    create_run(out, there.config, there.tree, split, cohort.store)
+    create_run(out, there.config, there.tree, split, cohort.store, precision="fp32")
     assert open_run(out) == dataclasses.replace(there, path=out)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.cli.main import main
-from hmil_fast.config import TrainConfig
+from hmil_fast.config import Runtime
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.models.hmil import HMIL
 from hmil_fast.runs.predictions import read_predictions
@@ -122,7 +122,7 @@ def test_killed_at_any_step_it_ends_bit_for_bit_the_same(
 def trainer(run: Any, cohort: Any, path: Path) -> FoldTrainer:
     cache = FeatureCache(cohort.store, [s.slide_id for s in run.slides], path)
     log = (run.path / "log.jsonl").open("a")
-    return FoldTrainer(run, 0, cache, torch.device("cpu"), log)
+    return FoldTrainer(run, 0, cache, Runtime("cpu"), log)
 
 
 def test_a_stop_ends_the_running_step_and_keeps_everything(
@@ -235,7 +235,7 @@ def test_the_tier_and_the_device_change_no_bit(
     ]
     for other in weights[1:]:
         assert all(torch.equal(other[key], weights[0][key]) for key in weights[0])
-    assert TrainConfig().cache == "auto"
+    assert Runtime().cache == "auto"
 
 
 def test_leaves_are_weighed_once_by_the_sampler_or_by_the_loss(
@@ -244,7 +244,7 @@ def test_leaves_are_weighed_once_by_the_sampler_or_by_the_loss(
     for balance in ("none", "leaf"):
         run = train_small(tmp_path / balance, epochs=1, folds=2, balance=balance)
         cache = FeatureCache(cohort.store, [s.slide_id for s in run.slides], tmp_path)
-        one = FoldTrainer(run, 0, cache, torch.device("cpu"), None)
+        one = FoldTrainer(run, 0, cache, Runtime("cpu"), None)
         leaves = one.targets[one.train_bags, -1]
         count = torch.bincount(leaves, minlength=len(run.tree.leaves)).double()
         weights = one.loss.get_buffer("class_weights").double()

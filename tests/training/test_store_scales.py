@@ -12,7 +12,7 @@ import pytest
 from hmil_fast.api.train import train
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli.main import main
-from hmil_fast.config import load_config
+from hmil_fast.config import Runtime, load_config
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
 from hmil_fast.labels import LabelTree
@@ -65,13 +65,15 @@ def test_a_run_is_of_the_scale_it_asks_for(
     tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
     slides = read_labels(cohort.path / "labels.csv", tree)
     config = load_config(None, [*settings, "mpp=1", "epochs=2", "baseline=none"], {})
-    run = train(several, slides, tree, tmp_path / "run", config)
+    run = train(
+        several, slides, tree, tmp_path / "run", config, runtime=Runtime("cpu", precision="fp32")
+    )
     assert run.store["tiling"]["mpp"] == 1.0
     card = json.loads((tmp_path / "run/fold-0/model_card.json").read_text())
     assert card["features"]["tiling"]["mpp"] == 1.0
     coarse = at_scale(several, 1.0)
     alone = copy_of(coarse, tmp_path / "alone", coarse.spec)
-    train(alone, slides, tree, tmp_path / "other", config)
+    train(alone, slides, tree, tmp_path / "other", config, runtime=Runtime("cpu", precision="fp32"))
     told = [(tmp_path / name / "predictions.csv").read_text() for name in ("run", "other")]
     assert told[0] == told[1]
 
@@ -94,7 +96,7 @@ def test_a_run_is_of_the_scale_it_asks_for(
     with pytest.raises(
         UsageError, match=r"are laid by themselves, .* around those at 0\.5"
     ) as said:
-        run.fitting(create_store(tmp_path / "by-itself", by_itself))
+        run.at_run_scales(create_store(tmp_path / "by-itself", by_itself))
     assert "the same list of --mpp" in said.value.fix
 
 
@@ -108,7 +110,9 @@ def test_a_run_on_all_scales(
     tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
     slides = read_labels(cohort.path / "labels.csv", tree)
     config = load_config(None, [*settings, "scales=all", "epochs=2", "baseline=none"], {})
-    run = train(several, slides, tree, tmp_path / "run", config)
+    run = train(
+        several, slides, tree, tmp_path / "run", config, runtime=Runtime("cpu", precision="fp32")
+    )
     assert run.store["dim"] == 2 * several.spec.dim
     assert run.store["tiling"]["coarser"] == [1.0]
     where = ["--store", str(several.path), "--out"]
@@ -126,7 +130,7 @@ def test_the_finest_scale_is_the_default(
     several: FeatureStore, train_small: Callable[..., Any], cohort: Any, tmp_path: Path
 ) -> None:
     run = train_small(tmp_path / "run", epochs=1)
-    fine = run.fitting(several)  # a run on a store of 0.5 alone takes these slides too
+    fine = run.at_run_scales(several)  # a run on a store of 0.5 alone takes these slides too
     assert fine.record("s00").num_tiles == 4 * cohort.store.record("s00").num_tiles
 
 

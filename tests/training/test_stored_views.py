@@ -17,7 +17,7 @@ from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.sampler import draw_views, epoch_batches
 from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli.main import main
-from hmil_fast.config import load_config
+from hmil_fast.config import Runtime, load_config, load_runtime
 from hmil_fast.errors import Stopped, StoreError, UsageError
 from hmil_fast.io.store import FeatureStore, at_view, create_store, open_store
 from hmil_fast.labels import LabelTree
@@ -49,7 +49,9 @@ def train(cohort: Any, settings: tuple[str, ...]) -> Callable[..., Any]:
         tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
         slides = read_labels(cohort.path / "labels.csv", tree)
         asked = [*settings, "baseline=none", "epochs=2", "folds=2", *changes]
-        return api_train.train(store, slides, tree, out, load_config(None, asked, {}))
+        return api_train.train(
+            store, slides, tree, out, load_config(None, asked), runtime=load_runtime(None, asked)
+        )
 
     return train
 
@@ -106,7 +108,7 @@ def test_a_step_gets_the_views_that_were_drawn(
     run = train(viewed, tmp_path / "run", "views=2", "epochs=1")
     ids = [slide.slide_id for slide in run.slides]
     cache = FeatureCache(viewed, ids, tmp_path, views=2)
-    trainer = FoldTrainer(run, 0, cache, torch.device("cpu"), None)
+    trainer = FoldTrainer(run, 0, cache, Runtime("cpu"), None)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     monkeypatch.setattr(
         trainer, "_train_step", lambda x, bags, y, share: seen.append((x.clone(), bags, y))
@@ -116,7 +118,9 @@ def test_a_step_gets_the_views_that_were_drawn(
     lengths = cache.lengths[trainer.train_bags]
     config = run.config
     seed = (config.seed, 0, 0)
-    batches = epoch_batches(lengths, config.batch_bags, config.batch_instances, seed, None)
+    batches = epoch_batches(
+        lengths, config.recipe.batch_bags, config.recipe.batch_instances, seed, None
+    )
     views = draw_views(batches, 2, seed)
     assert {int(v) for view in views for v in view} == {0, 1, 2}
     assert len(batches) > 1

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hmil_fast.bags.cache import FeatureCache
-from hmil_fast.config import MODELS
+from hmil_fast.config import MODELS, Runtime
 from hmil_fast.training.fold import FoldTrainer
 
 # operations whose result or its shape the host has to know
@@ -88,7 +88,7 @@ def test_a_step_reads_nothing_of_the_device(
         return adam(*arguments, **{**options, "fused": False})
 
     monkeypatch.setattr(torch.optim, "Adam", unfused)
-    one = FoldTrainer(run, 0, cache, meta, None)
+    one = FoldTrainer(run, 0, cache, Runtime("meta"), None)
     x = torch.empty(70, 16, dtype=torch.float16, device=meta)
     bags = torch.tensor([[0, 30], [30, 0], [30, 40]])
     targets = torch.zeros(3, 2, dtype=torch.int64, device=meta)
@@ -109,7 +109,7 @@ def test_cuda_never_waits_in_a_step(
     run = train_small(tmp_path / "run", epochs=1, folds=2)
     device = torch.device("cuda")
     cache = FeatureCache(cohort.store, [s.slide_id for s in run.slides], tmp_path, tier, device)
-    one = FoldTrainer(run, 0, cache, device, None)
+    one = FoldTrainer(run, 0, cache, Runtime(str(device)), None)
     chosen = [one.train_bags[:6].tolist(), one.train_bags[6:12].tolist()]
     targets = [one.targets[indices].to(device) for indices in chosen]
 
