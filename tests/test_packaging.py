@@ -150,6 +150,7 @@ def test_no_file_is_named_like_a_dependency() -> None:
         assert not found & set(names.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["root", "below", "elsewhere"])
 @pytest.mark.parametrize("how", ["-c", "-m"])
 def test_the_checkout_imports_from_any_folder(where: str, how: str, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_an_empty_slide_has_no_chunks(tmp_path: Path) -> None:
         StoredBag(store, "s", rows=0, rank=2, ranks=2)
 
 
+@pytest.mark.slow
 def test_a_step_takes_less_memory_than_its_bag(tmp_path: Path) -> None:
     rows, dim = 75_000, 1024
     store = create_store(tmp_path, StoreSpec(dim, "float16", {"name": "toy"}, {"mpp": 0.5}))

@@ -207,10 +207,11 @@ def test_a_changed_setting_is_another_cell_and_a_torn_file_is_done_again(tmp_pat
     assert cells.read_cell(torn) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> None:
     # enough cells that a signal after the first finds others to come
-    words = "--tasks musk1 --methods mean,max --seeds 8 --epochs 4 --workers 1"
+    words = "--tasks musk1 --methods mean,max --seeds 4 --epochs 4 --workers 1"
     arguments = words.split()
     command = [sys.executable, "-m", "bench.accuracy", *arguments, "--out", str(tmp_path)]
     kept = tmp_path / "kept"
@@ -227,8 +228,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path: Path) -> N
     assert first.returncode == 130, said
     stamps = {path: path.stat().st_mtime_ns for path in finished()}
     assert done <= set(stamps)
-    assert len(stamps) < 16
+    assert len(stamps) < 8
     subprocess.run(command, cwd=ROOT, env=env, check=True, timeout=600, capture_output=True)
-    assert len(finished()) == 16
+    assert len(finished()) == 8
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert "`max`" in (tmp_path / "docs" / "accuracy.md").read_text()

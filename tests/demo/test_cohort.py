@@ -93,6 +93,7 @@ def test_one_patch_of_tissue_is_connected() -> None:
         assert pieces <= 2, slide_id
 
 
+@pytest.mark.slow
 def test_level_0_shows_the_source_tiles_and_glass_in_openslide(written: Path) -> None:
     with zipfile.ZipFile(DATA / "tiles.zip") as archive:
         for slide_id, tiles in read_manifest().items():

@@ -25,6 +25,7 @@ from hmil_fast.labels import LabelTree
 from hmil_fast.report.attention import likeliest_first, slide_maps
 from hmil_fast.runs.predictions import read_predictions
 
+pytestmark = pytest.mark.slow
 SETTINGS = ("baseline=none", "folds=4", "epochs=40", "patience=40", "lr=2e-3", "batch_bags=16",
             "hidden=64")  # fmt: skip
 CPU = Runtime("cpu")
@@ -105,7 +106,7 @@ def test_hmil_learns_the_true_labels(demo: Any, tmp_path: Path) -> None:
 def test_the_maps_find_the_tumour_tiles(demo: Any, tmp_path: Path) -> None:
     store, tree, slides = demo
     found: dict[str, list[float]] = {}
-    for seed in range(3):
+    for seed in range(2):
         recipe = dataclasses.replace(DEMO.recipe, epochs=20)
         config = dataclasses.replace(DEMO, recipe=recipe, baseline="none", seed=seed)
         run = train(store, slides, tree, tmp_path / str(seed), config, runtime=CPU)
@@ -125,5 +126,5 @@ def test_the_maps_find_the_tumour_tiles(demo: Any, tmp_path: Path) -> None:
     auc = {name: float(np.mean(values)) for name, values in found.items()}
     # seeds 0 to 3: 0.82 to 0.84 for the answer, 0.71 to 0.86 for a node; the map that `negative`
     # would have on the coarse level has 0.15 to 0.25
-    assert min(auc[f"answer {seed}"] for seed in range(3)) > 0.75, auc
+    assert min(auc[f"answer {seed}"] for seed in range(2)) > 0.75, auc
     assert min(auc.values()) > 0.65, auc

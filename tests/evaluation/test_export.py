@@ -41,6 +41,7 @@ def heads(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_says_what_its_model_and_predict_say(run: Any, cohort: Any, heads: Path) -> None:
     files = [heads / f"fold-{fold}.onnx" for fold in range(3)]
     with (run.path / "predictions.csv").open() as file:
@@ -126,6 +127,7 @@ def test_plain_formulas_are_the_models(name: str, readout: str) -> None:
                     torch.testing.assert_close(found[f"attention_{l}"], own.exp())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flat", "abmil", "clam", "dsmil", "max"])
 def test_every_baseline_trains_exports_and_is_drawn(
     train_small: Callable[..., Any], cohort: Any, tmp_path: Path, name: str

@@ -81,6 +81,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_slide(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_killed_worker_costs_no_slide(
     assert list((store / "leases").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_command(start: Start, slides: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     job = start(*command(slides, store, "--workers", 2))
@@ -104,6 +106,7 @@ def test_nothing_outlives_a_killed_command(start: Start, slides: Path, tmp_path:
     soon(lambda: not any(map(alive, pids)))
 
 
+@pytest.mark.slow
 def test_a_cluster_of_several_hosts(
     start: Start,
     dask: Callable[..., "subprocess.Popen[str]"],

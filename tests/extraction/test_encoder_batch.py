@@ -110,6 +110,7 @@ def test_halved_precision_is_near(small: Encoder, name: str, dtype: str) -> None
     torch.testing.assert_close(near, exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a compiler it says so before any slide; with one the vectors are the same."""

@@ -94,6 +94,7 @@ def described(card: EncoderCard) -> dict[str, Any]:
     return {"parameters": parameters, "dim": features.shape[1], "features": numbers(features)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", DISTINCT, ids=lambda card: card.name)
 def test_a_card_keeps_its_vector(card: EncoderCard) -> None:
     golden = GOLDEN["cards"][card.name]

@@ -128,6 +128,7 @@ def test_broken_plugins_take_down_nothing_else() -> None:
     assert ", toy, " in caught.value.fix
 
 
+@pytest.mark.slow
 def test_the_commands_know_plugins(
     site: Path, tmp_path: Path, cli_process: Callable[..., object], slide_file: SlideFile
 ) -> None:

@@ -200,6 +200,7 @@ def no_weights(name: str, **env: str) -> tuple[str, str]:
     return what, fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["phikon", "resnet18"])
 def test_without_a_network_nobody_is_sent_to_accept_terms(name: str, tmp_path: Path) -> None:
     with socket.socket() as unheard:
@@ -212,6 +213,7 @@ def test_without_a_network_nobody_is_sent_to_accept_terms(name: str, tmp_path: P
     assert "terms" not in fix
 
 
+@pytest.mark.slow
 def test_offline_mode_is_named(tmp_path: Path) -> None:
     what, fix = no_weights("uni", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert "cannot get the weights of 'uni' from MahmoodLab/UNI (HF_HUB_OFFLINE is set" in what
@@ -231,6 +233,7 @@ class Gated(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_gated_model_is_told_apart(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -101,6 +101,7 @@ def test_features_are_the_encoders_of_openslides_pixels(
     assert np.abs(ours - other).mean() > 0.05  # the test sees a row in the wrong place
 
 
+@pytest.mark.slow
 def test_what_changes_features_and_what_does_not(
     slide_file: SlideFile, tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -154,6 +155,7 @@ def corrupt(path: Path, source: Path, tiles: list[tuple[int, int]]) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.slow
 def test_up_to_a_tenth_of_corrupt_tiles_are_rows_of_zeros_and_more_refuse_the_slide(
     slide_file: SlideFile, tmp_path: Path, encoder: Encoder
 ) -> None:

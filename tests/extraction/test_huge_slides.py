@@ -66,6 +66,7 @@ def test_what_progress_raises_ends_the_search(tmp_path: Path) -> None:
     assert len(told) == 3
 
 
+@pytest.mark.slow
 def test_doctor_and_extract_say_how_far_the_search_is(tmp_path: Path, cli: Cli) -> None:
     path = write(tmp_path / "a.tif", (17_000, 16_000), np.full((TILE, TILE, 3), 230, np.uint8))
     for words in (["doctor", path], ["extract", path, "--store", tmp_path / "store"]):

@@ -187,6 +187,7 @@ def test_a_slide_replaced_under_its_name_is_noticed(
     assert main([*map(str, args)]) == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_reads_like_markup(
     cli_process: Cli, slide_file: SlideFile, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def slides(slide_file: SlideFile, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_said_on_its_line_in_the_summary_in_status_and_in_the_picture(
     slides: Path, cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

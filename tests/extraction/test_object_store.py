@@ -59,6 +59,7 @@ def stopped_at_work(store: str) -> int:
     raise AssertionError("no slide was in work")
 
 
+@pytest.mark.slow
 def test_a_job_with_a_killed_worker_makes_the_features_that_a_folder_gets(
     s3: str, start: Start, slide_file: Callable[[str], Path], tmp_path: Path, capsys: Capture
 ) -> None:

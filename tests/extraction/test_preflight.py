@@ -49,6 +49,7 @@ def test_tiles_go_by_bytes_for_each_kind_of_file(tmp_path: Path) -> None:
     assert found.unusable == 1
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_the_truth(
     slide_file: SlideFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_estimate_is_near_the_truth(
     assert preflight(tasks, few, spec, (1280, "float16"), None, tmp_path / "store") is None
 
 
+@pytest.mark.slow
 def test_a_disk_too_small_is_refused_before_any_work(
     slide_file: SlideFile,
     tmp_path: Path,

@@ -35,6 +35,7 @@ def extract(
     return store
 
 
+@pytest.mark.slow
 def test_together_and_alone_are_the_same_bits(
     tmp_path: Path, encoder: Encoder, tasks: list[SlideTask]
 ) -> None:

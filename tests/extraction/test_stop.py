@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from hmil_fast.io.store import open_store
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -24,6 +26,7 @@ def wait_for_a_slide(process: "subprocess.Popen[str]") -> None:
     raise AssertionError(f"no slide was extracted, exit code {process.wait()}")
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_resumed_by_the_same_command(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore, cli: Cli
 ) -> None:
@@ -55,6 +58,7 @@ def test_a_stopped_job_is_resumed_by_the_same_command(
     assert len({json.loads(commit)["content_digest"] for commit in whole.values()}) == 1
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_do_every_slide_once(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:

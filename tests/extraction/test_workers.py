@@ -76,6 +76,7 @@ def alive(pid: int) -> bool:
     return state(pid) not in {"Z", ""}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_killed_worker_is_replaced_and_its_slide_done_by_another(
     assert now["processes"] == 0  # the killed one is gone from this machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_job_and_leave_nothing(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore, number: signal.Signals
@@ -158,6 +160,7 @@ def test_a_poison_slide_and_a_broken_one_are_named(
     assert "2 slides in the store, 0 left, 1 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_slide_that_hangs_is_given_up_and_the_others_go_on(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore
 ) -> None:

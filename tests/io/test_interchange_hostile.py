@@ -294,6 +294,7 @@ def damaged_files(whole: bytes) -> Iterator[bytes]:
             yield bytes(damaged)
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_hdf5_stops_no_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

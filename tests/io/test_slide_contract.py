@@ -303,6 +303,7 @@ print(sum(use() != first for _ in range(500)), resident_kib() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_handles_and_memory_stay_flat_over_500_opens(slide_file: SlideFile, reader: str) -> None:
     # in a process where nothing else opens or closes files

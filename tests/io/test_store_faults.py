@@ -180,6 +180,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(small_disk: Path) -> None:
     write(store, "fits too", 1000)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_committing_leaves_nothing(small_disk: Path) -> None:
     store = create_store(small_disk / "store", SPEC)
     ballast = small_disk / "ballast"

@@ -17,7 +17,7 @@ from hmil_fast.kernels.gated_attention_pool.op import pool, runs_fused
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 
 DEVICE = torch.device("cpu" if interpreted() else "cuda")
-D, H = 40, 70  # several blocks of either, none whole
+D = 40  # several blocks, the last not whole; so is the width H of a dtype
 HALF = [torch.float16, torch.bfloat16]
 TOLERANCE = {  # RMS of the error over RMS of the truth
     torch.float64: 1e-13,
@@ -53,6 +53,7 @@ def _packed(lengths: list[int]) -> tuple[Tensor, int]:
 
 def _operands(rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    H = 40 if interpreted() and dtype not in HALF else 70
     shapes = [(rows, D), (H, D), (H,), (H, D), (H,), (classes, H), (classes,)]
     scales = [1.0, 0.3, 0.3, 0.3, 0.3, 0.5, 1.0]
     return [
@@ -96,7 +97,7 @@ def _compare(operands: list[Tensor], bags: Tensor) -> None:
         assert _error(ours, theirs) < TOLERANCE[dtype], f"result {k}"
 
 
-@pytest.mark.parametrize("classes", [1, 2, 7, 16, 17])
+@pytest.mark.parametrize("classes", [1, 7, 16, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_results_and_gradients_equal_float64(dtype: torch.dtype, classes: int) -> None:
     block = _rows(dtype)

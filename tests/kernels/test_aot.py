@@ -20,6 +20,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from hmil_fast.kernels import launch  # noqa: E402
 from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa: E402
 
+pytestmark = pytest.mark.slow
 COUNTS = Path(__file__).parent / "aot_counts.json"
 VERSION = ".".join(triton.__version__.split(".")[:2])
 TESTED = ("3.6", "3.8", "3.9")

@@ -163,5 +163,6 @@ def test_merge_of_far_apart_parts() -> None:
     assert merged_lse.isnan().all()
 
 
+@pytest.mark.slow
 def test_the_fused_kernels_pool_in_parts(run_fused_cases: Callable[[str, str], None]) -> None:
     run_fused_cases("parts", "interpreter")

@@ -7,6 +7,7 @@ from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
 from hmil_fast.kernels.gated_attention_pool.op import pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_fused_kernels(where: str, run_fused_cases: Callable[[str, str], None]) -> None:
     run_fused_cases("pooling", where)

@@ -153,6 +153,7 @@ print(peak(1_000_000))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_million_instances_take_little_beside_their_gradients() -> None:
     ran = subprocess.run(

@@ -18,6 +18,7 @@ from hmil_fast.kernels.hierarchy_alignment import fused as alignment  # noqa: E4
 from hmil_fast.kernels.supcon import fused as supcon  # noqa: E402
 from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa: E402
 
+pytestmark = pytest.mark.slow
 COUNTS = Path(__file__).parent / "aot_counts_losses.json"
 VERSION = ".".join(triton.__version__.split(".")[:2])
 TESTED = ("3.6", "3.8", "3.9")

@@ -40,6 +40,7 @@ def _rank(rank: int, sizes: list[int], folder: str) -> None:
     os._exit(0)  # torch's threads have been seen to abort an ordinary exit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_equal_one_process_with_all_rows(ranks: int, tmp_path: Path) -> None:
     sizes = SIZES[:1] + SIZES[2:] if ranks == 2 else SIZES

@@ -146,6 +146,7 @@ print((kib("VmHWM") - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_grows_with_the_rows_and_not_with_their_square() -> None:
     ran = subprocess.run(

@@ -189,6 +189,7 @@ def _rank(rank: int, inputs: tuple[LabelTree, list[Any]], folder: str) -> None:
     os._exit(0)  # torch's threads have been seen to abort an ordinary exit
 
 
+@pytest.mark.slow
 def test_ranks_share_one_past(uneven: LabelTree, batch: Any, tmp_path: Path) -> None:
     drawn = [batch(leaves, seed) for seed, leaves in enumerate(STEPS[:2])]
     steps = [(d.output.embeddings.detach(), d.targets) for d in drawn]

@@ -124,6 +124,7 @@ def _rank(rank: int, folder: str) -> None:
     os._exit(0)  # torch's threads have been seen to abort an ordinary exit
 
 
+@pytest.mark.slow
 def test_a_bag_on_three_ranks_trains_as_on_one(tmp_path: Path) -> None:
     multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=len(SHARDS))
     model = _model()

@@ -138,6 +138,7 @@ def test_tiles_are_cut_from_the_slide_where_they_were_encoded(
         cut_tiles(path, store.record("b"), draw_on(store, "b"), [0])
 
 
+@pytest.mark.slow
 def test_commands_cut_tiles_from_the_slides_they_are_given(
     run: Any, cohort: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def curve(run: Path) -> dict[tuple[int, int], dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(
     cohort: Any,
     train_small: Callable[..., Any],
@@ -141,6 +142,7 @@ def _rank(rank: int, folder: str) -> None:
     os._exit(0)  # torch's threads have been seen to abort an ordinary exit
 
 
+@pytest.mark.slow
 def test_every_model_and_preset_has_the_gradient_of_one_process(tmp_path: Path) -> None:
     """Uneven shares, a process without a bag, bags without an instance; in float64."""
     multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Imports once, then forks the two processes of a training for every line it is told, as torchrun
 # starts them. One process sleeps before and after what opens, resumes and ends a fold, or the first
 # one is killed at such a place.

@@ -42,6 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_runs_end_bitwise_as_if_nothing_had_been(
     run: Any,
     cohort: Any,
@@ -286,6 +287,7 @@ def test_damaged_checkpoints_are_told_in_words_and_never_unpickled(
     assert not (tmp_path / "trap").exists()
 
 
+@pytest.mark.slow
 def test_the_fix_for_a_damaged_checkpoint_works(
     run: Any, cohort: Any, hmil: Callable[..., Any], settings: tuple[str, ...], tmp_path: Path
 ) -> None:

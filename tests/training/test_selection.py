@@ -26,6 +26,7 @@ def official(cohort: Any, path: Path, change: str = "", shift: int = 1) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_test_slides_labels_change_nothing_but_the_metrics(
     tmp_path: Path, cohort: Any, train_small: Callable[..., Any]
 ) -> None:

@@ -109,6 +109,7 @@ def leaf_accuracy(run: Path) -> float:
     return float(metrics["balanced_accuracy"]["value"])
 
 
+@pytest.mark.slow
 def test_one_scale_finds_what_large_columns_hide(
     scaled_run: Path, train_apart: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,7 @@ def test_every_command_sees_the_scale_of_the_checkpoint(
     assert f"{best:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_exported_heads_take_features_as_they_are(
     scaled_run: Path, apart: FeatureStore, tmp_path: Path
 ) -> None:

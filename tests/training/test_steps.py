@@ -63,6 +63,7 @@ def position(path: Path) -> tuple[int, int]:
     return state["epoch"], state["step"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_ends_bit_for_bit_the_same(
     cohort: Any,
     start_saving: Callable[..., Any],
@@ -253,6 +254,7 @@ def test_leaves_are_weighed_once_by_the_sampler_or_by_the_loss(
         assert (weights * drawn).unique().numel() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["host", "stream"])
 def test_a_bag_larger_than_a_batch_goes_in_chunks(
     tmp_path: Path, train_small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tier: str

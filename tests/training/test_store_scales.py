@@ -55,6 +55,7 @@ def copy_of(store: FeatureStore, path: Path, spec: StoreSpec) -> FeatureStore:
     return copy
 
 
+@pytest.mark.slow
 def test_a_run_is_of_the_scale_it_asks_for(
     several: FeatureStore,
     cohort: Any,
