@@ -15,6 +15,7 @@ import pytest
 
 from hmil_fast.cli.main import main
 
+pytestmark = pytest.mark.slow
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-quic", "--no-first-run", "--disable-component-update", "--disable-sync",
