@@ -1,13 +1,13 @@
 """hmil-fast: hierarchical multiple-instance learning on whole-slide images.
 
 The names in `__all__` are the library. Each is imported when it is first used, so that
-`import hmil_fast` loads neither torch nor numpy.
+`import hmil_fast` loads neither torch nor numpy, and takes milliseconds.
 """
 
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from os.path import dirname, isfile, join, realpath  # pathlib and typing take longer to import
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same at run time
     from hmil_fast.bags.splits import read_labels
     from hmil_fast.config import TrainConfig
@@ -26,13 +26,13 @@ _HOMES = {
     "read_labels": "hmil_fast.bags.splits",
 }
 
-_ROOT = Path(__file__).resolve().parent.parent
-if (_ROOT / "pyproject.toml").is_file():  # a checkout: kernels/ and io/ lie beside this folder
-    __path__ += [str(_ROOT / "hmil_fast"), str(_ROOT)]  # the first: build/tree may lack new modules
-del _ROOT, Path
+_ROOT = dirname(dirname(realpath(__file__)))
+if isfile(join(_ROOT, "pyproject.toml")):  # a checkout: kernels/ and io/ lie beside this folder
+    __path__ += [join(_ROOT, "hmil_fast"), _ROOT]  # the first: build/tree may lack new modules
+del dirname, isfile, join, realpath
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,9 @@
 """TrainConfig and Runtime, and how they are read from YAML files, flags and key=value."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -101,8 +99,10 @@ class TrainConfig:
 
     def fingerprint(self) -> str:
         """Return a hash of all settings."""
+        from hashlib import sha256  # here and below: --help does without
+
         text = json.dumps(self.values(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """Return all settings as YAML, which `load_config` reads."""
@@ -233,6 +233,8 @@ def _typed(name: object, value: Any) -> Any:
     for kind in (Recipe, TrainConfig, Runtime):
         types |= {each.name: type(each.defaults[0]) for each in settings_of(kind)}
     if name not in types:
+        from difflib import get_close_matches
+
         close = get_close_matches(str(name), map(str, types), 1)
         raise UsageError(
             f"unknown setting {short(name)}" + (f"; did you mean {close[0]}?" if close else ""),

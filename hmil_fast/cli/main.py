@@ -8,10 +8,8 @@ import argparse
 import io
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -94,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
+        import subprocess
+        from importlib.util import find_spec
+
         cases = Path(__file__).resolve().parent.parent.parent / "bench"
         if not cases.is_dir() or find_spec("pytest_benchmark") is None:
             raise UsageError(
