@@ -20,7 +20,8 @@ from hmil_fast.extraction.jobs.worklist import LEASE_SECONDS, in_order, work
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
 from hmil_fast.extraction.preflight import preflight
 from hmil_fast.extraction.slides import SlideTask, collect_slides
-from hmil_fast.io.store import StoreSpec, backend, create_store, open_store
+from hmil_fast.io.store import StoreSpec, create_store, open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import STORE_FILE
 from hmil_fast.io.store.location import Location
 
@@ -45,7 +46,7 @@ def extract(args: argparse.Namespace) -> int:
         args.slides, args.manifest, args.slide_mpp, args.reader, args.glass, tell
     )
     if not args.dry_run:
-        backend.check(args.store, writing=False)
+        backend_of(args.store).check(args.store, writing=False)
     spec = tile_spec(args)
     devices = _devices(args.device, args.workers)
     # a GPU is worth a process of its own, which is replaced when a slide kills or hangs it
@@ -126,15 +127,19 @@ def run_job(
 
 def _forget_unused(path: Location, wanted: StoreSpec) -> None:
     """Let other settings into a store without a slide, as a refused first try leaves it."""
-    if not backend.exists(path / STORE_FILE) or open_store(path).spec == wanted:
+    if not backend_of(path).exists(path / STORE_FILE) or open_store(path).spec == wanted:
         return
     now = read_status(path)
     if not (now["committed"] or now["in_work"] or now["processes"]):
-        backend.unlink(path / STORE_FILE)
+        backend_of(path).unlink(path / STORE_FILE)
 
 
 def _done(store: Location) -> set[str]:
-    return set(open_store(store).slide_ids()) if backend.exists(store / STORE_FILE) else set()
+    return (
+        set(open_store(store).slide_ids())
+        if backend_of(store).exists(store / STORE_FILE)
+        else set()
+    )
 
 
 def _devices(device: str, workers: int | None) -> list[str]:

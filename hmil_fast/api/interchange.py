@@ -21,7 +21,8 @@ from hmil_fast.io.interchange import (
     import_file,
     likely_spec,
 )
-from hmil_fast.io.store import at_scale, backend, create_store, open_store
+from hmil_fast.io.store import at_scale, create_store, open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import STORE_FILE
 from hmil_fast.tables import read_table
 
@@ -38,8 +39,8 @@ def import_features(args: argparse.Namespace) -> int:
     sources = find_files(form, args.source)
     mpp = _resolutions(args, [slide_id for slide_id, _ in sources])
     hints = Hints(args.coords, args.encoder, mpp, args.dtype)
-    backend.check(args.store, writing=True)
-    if backend.exists(args.store / STORE_FILE):
+    backend_of(args.store).check(args.store, writing=True)
+    if backend_of(args.store).exists(args.store / STORE_FILE):
         store = open_store(args.store)
     else:
         store = create_store(args.store, likely_spec(sources, form, hints))

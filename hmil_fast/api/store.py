@@ -10,7 +10,8 @@ from rich.progress import track
 
 from hmil_fast.errors import StoreError, UsageError
 from hmil_fast.extraction.jobs.leases import outlived
-from hmil_fast.io.store import FeatureStore, Finding, backend
+from hmil_fast.io.store import FeatureStore, Finding
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.restore import open_by_slides, restore
 from hmil_fast.io.store.sweep import sweep as sweep_store
 
@@ -147,7 +148,7 @@ def sweep(args: argparse.Namespace) -> int:
     found, younger = sweep_store(store.path, args.older_than * 3600, delete=args.delete)
     leases = outlived(store.path, store.slide_ids(), args.older_than * 3600)
     for path in leases if args.delete else ():
-        backend.unlink(path)
+        backend_of(path).unlink(path)
     for path in found + leases:
         out.print(str(path), markup=False)
     hint = "; delete them with --delete" if found + leases and not args.delete else ""

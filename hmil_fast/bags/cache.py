@@ -18,7 +18,8 @@ from torch import Tensor
 from hmil_fast.bags.cache_placement import choose_tier, gb
 from hmil_fast.bags.stored import StoredBag
 from hmil_fast.errors import UsageError
-from hmil_fast.io.store import FeatureStore, at_view, backend
+from hmil_fast.io.store import FeatureStore, at_view
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
 
 _CPU = torch.device("cpu")
@@ -67,10 +68,10 @@ class FeatureCache:
         self._stores = [at_view(store, view) for view in range(1 + views)]
         self._dtype: torch.dtype = getattr(torch, store.spec.dtype)
         self._good: dict[int, NDArray[np.intp]] = {}
-        records = backend.each(store.path, store.record, self.slide_ids)
+        records = backend_of(store.path).map(store.record, self.slide_ids)
         self._tiles = [record.num_tiles for record in records]
         self.lengths = np.array(self._tiles, np.int64)
-        for i, status in enumerate(backend.each(store.path, store.status, self.slide_ids)):
+        for i, status in enumerate(backend_of(store.path).map(store.status, self.slide_ids)):
             if status.any():
                 self._good[i] = np.flatnonzero(status == 0)
                 self.lengths[i] = len(self._good[i])

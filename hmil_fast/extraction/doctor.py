@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +37,8 @@ from hmil_fast.extraction.preflight import (
 from hmil_fast.extraction.prepare import each_tenth, prepare_slide
 from hmil_fast.extraction.slides import SlideTask, collect_slides
 from hmil_fast.io.slide import Progress
-from hmil_fast.io.store.location import Location, ObjectUrl
+from hmil_fast.io.store.backend import backend_of
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.kernels.dispatch import describe
@@ -242,13 +242,10 @@ def slide_reports(
         return reports, []
     need = sum(report.bytes for report in reports)
     findings = [Finding("ok", f"features of these slides: {nbytes(need)} (float16)")]
-    if isinstance(store, ObjectUrl):
-        return reports, findings
-    existing = next(folder for folder in (store, *store.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if need > free:
+    free = backend_of(store).free_bytes(store)
+    if free is not None and need > free:
         fix = "free some, or give a --store on a larger disk"
-        findings.append(Finding("bad", f"the disk of {existing} has {nbytes(free)} free", fix))
+        findings.append(Finding("bad", f"the disk of {store} has {nbytes(free)} free", fix))
     return reports, findings
 
 

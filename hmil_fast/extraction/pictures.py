@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.fonts import drawn, picture_font
-from hmil_fast.io.store import FeatureStore, backend, slide_dirname
+from hmil_fast.io.store import FeatureStore, slide_dirname
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.tiles.grid import TileGrid
 from hmil_fast.io.tiles.stain import mapped
 from hmil_fast.io.tiles.tissue import overlay, tile_colour
@@ -160,5 +161,6 @@ def _save(
 ) -> None:
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=85, subsampling=subsampling)  # a tenth of PNG's time
+    backend = backend_of(store.path)
     backend.make_folder(store.path / kind)
     backend.replace(store.path / kind / f"{slide_dirname(slide_id)}.jpg", data.getvalue())

@@ -14,8 +14,8 @@ from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.jobs.worklist import size
 from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.slides import SlideTask
-from hmil_fast.io.store import local
-from hmil_fast.io.store.location import Location, ObjectUrl
+from hmil_fast.io.store.backend import backend_of
+from hmil_fast.io.store.location import Location
 from hmil_fast.io.tiles.grid import TileSpec
 
 SAMPLE = 16
@@ -167,7 +167,7 @@ def require_space(expected: Estimate, store: Location) -> str:
     Raises:
         StoreError: The disk is too small.
     """
-    free = None if isinstance(store, ObjectUrl) else local.free_bytes(store.absolute())
+    free = backend_of(store).free_bytes(store)
     if free is None:
         return ""
     if expected.bytes * _ROOM > free:

@@ -20,7 +20,8 @@ from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import Runtime, TrainConfig, load_config, load_runtime
 from hmil_fast.errors import HmilError, UsageError
-from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, backend, join_scales
+from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, join_scales
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.labels import LabelTree
 from hmil_fast.runs.differences import (
     describe,
@@ -111,7 +112,7 @@ class Run:
 def _records(store: FeatureStore, slide_ids: Iterable[str]) -> dict[str, SlideRecord]:
     """Return the records of those slides that the store has."""
     stored = set(store.slide_ids())
-    records = backend.each(store.path, store.record, [s for s in slide_ids if s in stored])
+    records = backend_of(store.path).map(store.record, [s for s in slide_ids if s in stored])
     return {record.slide_id: record for record in records}
 
 

@@ -83,8 +83,8 @@ def _put(part: Part, slide: Outgoing, hints: Hints) -> bool:
     """Write one file whole under its name; False when it lies there already."""
     temporary = part.path.parent / f".{part.path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        if not local.exists(part.path):
-            local.make_folder(part.path.parent)
+        if not os.path.lexists(part.path):
+            part.path.parent.mkdir(parents=True, exist_ok=True)
             part.write(temporary)
             local.sync(temporary)
             # unlike a rename, a link never replaces what another process wrote meanwhile

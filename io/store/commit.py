@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import COMMIT_FILE, MAX_FILE_BYTES
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
@@ -29,11 +29,11 @@ def read_record(slide_dir: Location) -> SlideRecord | None:
     """
     path = slide_dir / COMMIT_FILE
     try:
-        return parse_record(backend.read_bytes(path, MAX_FILE_BYTES), path)
+        return parse_record(backend_of(path).read_bytes(path, MAX_FILE_BYTES), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise backend.failed(error, "reading the commit", path) from error
+        raise backend_of(path).failed(error, "reading the commit", path) from error
 
 
 def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
@@ -45,6 +45,7 @@ def publish(slide_dir: Location, record: SlideRecord) -> SlideRecord:
     """
     path = slide_dir / COMMIT_FILE
     attempt = slide_dir / record.attempt
+    backend = backend_of(path)
     if backend.create_exclusive(path, record.to_json().encode()):
         if backend.tree(attempt) == {stored.key: stored.bytes for stored in record.objects}:
             return record

@@ -4,7 +4,7 @@ import uuid
 from dataclasses import asdict
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
     MAX_FILE_BYTES,
@@ -43,11 +43,12 @@ def create_store(path: str | Location, spec: StoreSpec) -> FeatureStore:
             conditional.
     """
     path = location(path)
+    backend = backend_of(path)
     backend.check(path, writing=True)
     if not backend.exists(path / STORE_FILE):
         try:
             # its slides may be of any spec; another process may have made the store meanwhile
-            orphans = backend.holders(path / SLIDES, COMMIT_FILE)
+            orphans = backend.folders_with(path / SLIDES, COMMIT_FILE)
             if orphans and not backend.exists(path / STORE_FILE):
                 raise _no_store(path, slides=True)
             backend.make_folder(path / SLIDES)
@@ -71,6 +72,7 @@ def open_store(path: str | Location) -> FeatureStore:
         StoreError: there is none, it is malformed, or a newer release wrote it.
     """
     path = location(path)
+    backend = backend_of(path)
     backend.check(path, writing=False)
     try:
         return FeatureStore(path, *read_about(path))
@@ -93,7 +95,7 @@ def write_about(path: Location, spec: StoreSpec, store_uuid: str) -> bool:
     """Write store.json; False when it is there already."""
     about = asdict(spec) | {"schema_version": SCHEMA_VERSION, "uuid": store_uuid}
     text = canonical_json(about | {"crc32c": checksum(about)}, "spec")
-    return backend.create_exclusive(path / STORE_FILE, text.encode())
+    return backend_of(path).create_exclusive(path / STORE_FILE, text.encode())
 
 
 def read_about(path: Location) -> tuple[StoreSpec, str]:
@@ -104,7 +106,7 @@ def read_about(path: Location) -> tuple[StoreSpec, str]:
         StoreError: it is malformed, or a newer release wrote it.
     """
     file = path / STORE_FILE
-    value = parse_json(backend.read_bytes(file, MAX_FILE_BYTES), file)
+    value = parse_json(backend_of(file).read_bytes(file, MAX_FILE_BYTES), file)
     if "crc32c" in value:
         check_checksum(value, file)
     check_version(value, file)

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import DamagedError, StoreError
-from hmil_fast.io.store import backend
-from hmil_fast.io.store.backend import OpenFile, OpenObject, Run
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import CRC_BYTES, MAX_FILE_BYTES
 from hmil_fast.io.store.location import Location
+from hmil_fast.io.store.protocol import OpenFile, ReadRun
 from hmil_fast.io.store.schema import SlideRecord, features_name, parse_json
 
 _INDEX_ENTRY = 16
@@ -114,6 +114,7 @@ class AttemptReader:
         self, folder: Location, record: SlideRecord, prefix: str = "", view: int = 0
     ) -> None:
         self.folder = folder
+        self._backend = backend_of(folder)
         self.record = record
         self.features = f"{prefix}{features_name(view)}"
         self.prefix = prefix
@@ -133,7 +134,9 @@ class AttemptReader:
         if name not in self._layouts:
             path = self.folder / name / "zarr.json"
             try:
-                layout = parse_layout(parse_json(backend.read_bytes(path, MAX_FILE_BYTES), path))
+                layout = parse_layout(
+                    parse_json(self._backend.read_bytes(path, MAX_FILE_BYTES), path)
+                )
             except OSError as error:
                 raise self.failed(error, f"{name}/zarr.json") from error
             except StoreError as error:
@@ -147,7 +150,7 @@ class AttemptReader:
     def _check_sizes(self, name: str, layout: ArrayLayout) -> None:
         keys = [key for key in self._sizes if key.startswith(f"{name}/c/")]
         try:
-            found = backend.sizes(self.folder, keys)
+            found = self._backend.sizes(self.folder, keys)
         except OSError as error:
             raise self.failed(error, error.filename) from error
         for key, size in found.items():
@@ -224,7 +227,7 @@ class AttemptReader:
         flat = out.view(np.uint8).reshape(len(out), layout.row_bytes)
         chunks = slice(skip // layout.chunk, math.ceil((skip + len(out)) / layout.chunk))
         try:
-            with backend.open_read(self.folder / key, self._sizes.get(key)) as file:
+            with self._backend.open_read(self.folder / key, self._sizes.get(key)) as file:
                 where = _chunk_offsets(file, layout, chunks.stop)
                 _read_chunks(file, where, chunks, layout, flat)
         except OSError as error:
@@ -236,7 +239,7 @@ class AttemptReader:
 
     def _by_zarr(self, name: str, rows: slice) -> npt.NDArray[Any]:
         try:
-            return backend.read_zarr(self.folder, name, rows)
+            return self._backend.read_zarr(self.folder, name, rows)
         except OSError as error:
             raise self.failed(error, name) from error
         except (ValueError, KeyError, RuntimeError) as error:
@@ -261,13 +264,11 @@ class AttemptReader:
         """The error for a slide whose files are not what its commit says."""
         return DamagedError(
             f"slide {self.record.slide_id!r} is damaged in the store: {why} ({self.folder})",
-            f"Run `hmil-fast store repair {self._store()}`, then extract this slide again.",
+            f"ReadRun `hmil-fast store repair {self._store()}`, then extract this slide again.",
         )
 
 
-def _chunk_offsets(
-    file: OpenFile | OpenObject, layout: ArrayLayout, used: int
-) -> npt.NDArray[np.int64]:
+def _chunk_offsets(file: OpenFile, layout: ArrayLayout, used: int) -> npt.NDArray[np.int64]:
     """Offsets of the first `used` chunks of a block, checked to lie inside the file."""
     length, size = layout.chunk * layout.row_bytes + CRC_BYTES, file.size
     if size < length:
@@ -290,7 +291,7 @@ def _chunk_offsets(
 
 
 def _read_chunks(
-    file: OpenFile | OpenObject,
+    file: OpenFile,
     where: npt.NDArray[np.int64],
     chunks: slice,
     layout: ArrayLayout,
@@ -299,7 +300,7 @@ def _read_chunks(
     """Fill `out` (rows, bytes) chunk by chunk, so that checksums are taken from a warm cache."""
     crc = np.empty(CRC_BYTES, np.uint8)
 
-    def runs() -> Iterator[Run]:
+    def runs() -> Iterator[ReadRun]:
         for i, offset in enumerate(where[chunks].tolist()):
             part = out[i * layout.chunk : (i + 1) * layout.chunk].reshape(-1)
             padding = np.empty(layout.chunk * layout.row_bytes - part.size, np.uint8)

@@ -3,7 +3,7 @@
 import uuid
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import read_record
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
@@ -31,7 +31,7 @@ def open_by_slides(path: str | Location) -> tuple[FeatureStore, str]:
             must say.
     """
     path = location(path)
-    backend.check(path, writing=False)
+    backend_of(path).check(path, writing=False)
     spec, store_uuid, wrong = None, str(uuid.uuid4()), None
     problem = "its configuration is that of no slide, and all slides agree on another"
     try:
@@ -39,7 +39,7 @@ def open_by_slides(path: str | Location) -> tuple[FeatureStore, str]:
     except (FileNotFoundError, NotADirectoryError):
         problem = "it is missing"
     except OSError as error:
-        raise backend.failed(error, "opening the store", path) from error
+        raise backend_of(path).failed(error, "opening the store", path) from error
     except StoreError as error:
         wrong, problem = error, f"it {error.what.removeprefix(f'{path / STORE_FILE} ')}"
     told = _spec_of_slides(path, spec)
@@ -62,11 +62,11 @@ def restore(store: FeatureStore) -> None:
     """
     file = store.path / STORE_FILE
     try:
-        if backend.exists(file):
-            backend.set_aside(file, aside_name(STORE_FILE))
+        if backend_of(file).exists(file):
+            backend_of(file).rename(file, aside_name(STORE_FILE))
         write_about(store.path, store.spec, store.uuid)
     except OSError as error:
-        raise backend.failed(error, f"restoring {STORE_FILE}", store.path) from error
+        raise backend_of(store.path).failed(error, f"restoring {STORE_FILE}", store.path) from error
 
 
 def _spec_of_slides(path: Location, believed: StoreSpec | None) -> StoreSpec | None:
@@ -76,7 +76,7 @@ def _spec_of_slides(path: Location, believed: StoreSpec | None) -> StoreSpec | N
         StoreError: they are of several, or none of them tells its own.
     """
     found: dict[str, list[tuple[Location, SlideRecord]]] = {}
-    for name in backend.holders(path / SLIDES, COMMIT_FILE):
+    for name in backend_of(path).folders_with(path / SLIDES, COMMIT_FILE):
         folder = path / SLIDES / name
         try:
             record = read_record(folder)
@@ -108,7 +108,7 @@ def _told(attempt: Location, record: SlideRecord) -> StoreSpec | None:
     """The spec that a slide was written with, as its group's attributes tell it."""
     file = attempt / "zarr.json"
     try:
-        about = parse_json(backend.read_bytes(file, MAX_FILE_BYTES), file)["attributes"]
+        about = parse_json(backend_of(file).read_bytes(file, MAX_FILE_BYTES), file)["attributes"]
         spec = StoreSpec(record.dim, record.dtype, about["encoder"], about["tiling"])
     except (OSError, StoreError, LookupError, TypeError):
         return None

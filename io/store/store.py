@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import other_config, read_record
 from hmil_fast.io.store.layout import (
     COMMIT_FILE,
@@ -41,6 +41,7 @@ class FeatureStore:
 
     def __init__(self, path: Location, spec: StoreSpec, store_uuid: str) -> None:
         self.path = path
+        self._backend = backend_of(path)
         self.spec = spec
         self.uuid = store_uuid
         self._readers: dict[str, AttemptReader] = {}
@@ -54,7 +55,7 @@ class FeatureStore:
     def slide_ids(self) -> list[str]:
         """Ids of the committed slides, sorted; those of `unnamed` are not among them."""
         found, unnamed = [], set()
-        for name in backend.holders(self.path / SLIDES, COMMIT_FILE):
+        for name in self._backend.folders_with(self.path / SLIDES, COMMIT_FILE):
             slide_id = slide_id_of(name)
             if slide_id is None:
                 try:
@@ -114,7 +115,7 @@ class FeatureStore:
                 return error
 
         names = self._everything()
-        return dict(zip(names, backend.each(self.path, look, names), strict=True))
+        return dict(zip(names, self._backend.map(look, names), strict=True))
 
     def is_done(self, slide_id: str) -> bool:
         """Whether the slide is committed with this store's configuration.
@@ -122,7 +123,7 @@ class FeatureStore:
         Raises:
             StoreError: it is committed with another configuration, or its commit is malformed.
         """
-        if not backend.exists(self._slide_dir(slide_id) / COMMIT_FILE):
+        if not self._backend.exists(self._slide_dir(slide_id) / COMMIT_FILE):
             return False
         self._reader(slide_id)
         return True
@@ -290,9 +291,9 @@ class FeatureStore:
             record = None
             with suppress(StoreError):
                 record = read_record(slide_dir)
-            backend.remove(slide_dir / COMMIT_FILE)
+            self._backend.remove(slide_dir / COMMIT_FILE)
             if record:
-                backend.remove(slide_dir / record.attempt)
+                self._backend.remove(slide_dir / record.attempt)
 
     def set_aside(self, slide_id: str) -> None:
         """Unpublish a slide, so that it can be extracted again; sweep deletes its files later.
@@ -303,13 +304,13 @@ class FeatureStore:
             StoreError: as `drop`.
         """
         with self._dropping(slide_id) as slide_dir:
-            backend.set_aside(slide_dir / COMMIT_FILE, aside_name(COMMIT_FILE))
+            self._backend.rename(slide_dir / COMMIT_FILE, aside_name(COMMIT_FILE))
 
     @contextmanager
     def _dropping(self, slide_id: str) -> Iterator[Location]:
         slide_dir = self._slide_dir(slide_id)
         self._readers.pop(slide_id, None)
-        if backend.is_link(slide_dir):
+        if self._backend.is_link(slide_dir):
             raise StoreError(
                 f"{slide_dir} is a link: nothing outside the store is changed",
                 "Remove the link, then extract this slide again.",
@@ -317,7 +318,7 @@ class FeatureStore:
         try:
             yield slide_dir
         except OSError as error:
-            raise backend.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
+            raise self._backend.failed(error, f"dropping slide {slide_id!r}", slide_dir) from error
 
     def sweep(self, older_than_s: float, delete: bool = False) -> list[Location]:
         """Attempts that no commit names, untouched for `older_than_s` seconds.

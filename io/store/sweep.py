@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import read_record
 from hmil_fast.io.store.layout import ASIDE, ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
 from hmil_fast.io.store.location import Location
@@ -21,12 +21,14 @@ def litter(store: Location) -> Iterator[tuple[Location, float]]:
     def look(at: tuple[Location, str]) -> list[tuple[Location, float]]:
         return list(_litter(*at))
 
+    backend = backend_of(store)
     slides = [(store / SLIDES / name, COMMIT_FILE) for name in backend.names(store / SLIDES)]
-    for found in backend.each(store, look, [(store, STORE_FILE), *slides]):
+    for found in backend.map(look, [(store, STORE_FILE), *slides]):
         yield from found
 
 
 def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
+    backend = backend_of(folder)
     names = backend.names(folder)
     aside = [name for name in names if name.startswith(f"{file}{ASIDE}")]
     stamps = backend.stamps(folder) if aside else {}
@@ -72,7 +74,7 @@ def sweep(store: Location, older_than_s: float, *, delete: bool) -> tuple[list[L
         found.append(path)
         if delete:
             try:
-                backend.remove(path)
+                backend_of(path).remove(path)
             except OSError as error:
-                raise backend.failed(error, "sweeping", path) from error
+                raise backend_of(path).failed(error, "sweeping", path) from error
     return found, younger

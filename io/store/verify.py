@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hmil_fast.errors import DamagedError, StoreError
-from hmil_fast.io.store import backend
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import scan
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.store.reader import AttemptReader
@@ -57,13 +57,13 @@ def _check_files(reader: AttemptReader) -> list[str]:
     """Check that every file is there and right; keys of those that the commit does not know."""
     folder, objects = reader.folder, reader.record.objects
     try:
-        found = backend.tree(folder)
+        found = backend_of(folder).tree(folder)
     except OSError as error:
         raise reader.failed(error, str(error.filename)) from error
     for stored in objects:
         try:
             if found.get(stored.key) != stored.bytes:  # a listing may be cut, a link has its own
-                found |= backend.sizes(folder, [stored.key])
+                found |= backend_of(folder).sizes(folder, [stored.key])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise reader.damaged(f"{stored.key} is missing") from error
         except OSError as error:
@@ -73,7 +73,7 @@ def _check_files(reader: AttemptReader) -> list[str]:
                 f"{stored.key} is {found[stored.key]} bytes, committed were {stored.bytes}"
             )
         try:
-            crc = backend.crc32c_of(folder / stored.key)
+            crc = backend_of(folder).crc32c_of(folder / stored.key)
         except OSError as error:
             raise reader.failed(error, stored.key) from error
         except EOFError as error:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
-from hmil_fast.io.store import backend, local
+from hmil_fast.io.store import local
 from hmil_fast.io.store.arrays import Group
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import publish, read_record, scan
 from hmil_fast.io.store.layout import (
     FILE_NAME,
@@ -91,10 +92,11 @@ class SlideWriter:
         self._slide_dir = store / SLIDES / slide_dirname(slide_id)
         self._attempt = self._slide_dir / f"a-{uuid.uuid4().hex}.zarr"
         self._prefixes = ["", *(scale_prefix(float(mpp or 0)) for mpp in spec.scales[1:])]
-        self._folder = backend.workplace(self._attempt)
+        self._backend = backend_of(self._attempt)
+        self._folder = self._backend.staging(self._attempt)
         self._open = True
         try:
-            backend.make_workplace(self._folder, self._attempt)
+            self._backend.make_staging(self._attempt)
             self._group = self._create()
             if spec.views:
                 most = MAX_SHARD_BYTES // (spec.row_bytes * (1 + spec.views))
@@ -255,7 +257,8 @@ class SlideWriter:
             self._group.small(name, array)
 
     def _publish(self) -> SlideRecord:
-        found = local.objects(self._folder)
+        disk = backend_of(self._folder)
+        sizes = disk.tree(self._folder)
         record = SlideRecord(
             slide_id=self.slide_id,
             num_tiles=self._rows[0].num_tiles,
@@ -263,8 +266,8 @@ class SlideWriter:
             dtype=self.spec.dtype,
             attempt=self._attempt.name,
             objects=tuple(
-                StoredObject(key, size, local.crc32c_of(self._folder / key))
-                for key, size in sorted(found.items())
+                StoredObject(key, size, disk.crc32c_of(self._folder / key))
+                for key, size in sorted(sizes.items())
             ),
             attrs=self.attrs,
             config_hash=self.spec.config_hash,
@@ -285,7 +288,7 @@ class SlideWriter:
             features_digest=features,
             scales=tuple(replace(scale, content_digest=found) for scale, (found, _) in scales),
         )
-        backend.settle(self._folder, self._attempt)
+        self._backend.finish(self._attempt)
         self._open = False
         return publish(self._slide_dir, record)
 
@@ -308,14 +311,14 @@ class SlideWriter:
             found = read_record(self._slide_dir)
         if found is None or found.attempt != self._attempt.name:
             with suppress(OSError):
-                backend.give_up(self._folder, self._attempt)
+                self._backend.discard(self._attempt)
 
     def _check_open(self) -> None:
         if not self._open:
             raise self._misuse("its writer is closed", "Ask for a new writer.")
 
     def _fail(self, error: OSError, doing: str) -> StoreError:
-        explained = backend.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
+        explained = self._backend.failed(error, f"{doing} slide {self.slide_id!r}", self._attempt)
         self.abort()
         return explained
 

@@ -16,7 +16,8 @@ import pytest
 from hmil_fast.cli.main import main
 from hmil_fast.extraction.jobs.leases import Leases, held_by
 from hmil_fast.extraction.jobs.status import read_status
-from hmil_fast.io.store import backend, open_store
+from hmil_fast.io.store import open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import location
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -46,7 +47,7 @@ def stopped_at_work(store: str) -> int:
     until = time.monotonic() + 600
     while time.monotonic() < until:
         time.sleep(0.05)
-        if not backend.exists(location(store) / "store.json"):
+        if not backend_of(location(store)).exists(location(store) / "store.json"):
             continue
         pids = {lease["pid"] for lease in read_status(store)["in_work"]}
         for pid in pids:
@@ -92,8 +93,8 @@ def test_a_job_with_a_killed_worker_makes_the_features_that_a_folder_gets(
     digests = {there.record(name).content_digest for name in there.slide_ids()}
     assert digests == {open_store(here).record(slide_id).content_digest}
     place = location(s3)
-    assert len(backend.names(place / "overlays")) == SLIDES
-    assert backend.names(place / "leases") == []
+    assert len(backend_of(place).names(place / "overlays")) == SLIDES
+    assert backend_of(place).names(place / "leases") == []
 
     capsys.readouterr()
     assert main(["status", s3, "--json"]) == 0
@@ -120,7 +121,7 @@ def test_features_of_others_go_in_and_out(s3: str, tmp_path: Path, capsys: Captu
         np.testing.assert_array_equal(there, np.load(source / f"{name}.npy"))
     shard = next(o.key for o in open_store(s3).record("s0").objects if "features/c" in o.key)
     attempt = location(s3) / "slides/s0" / open_store(s3).record("s0").attempt
-    backend.replace(attempt / shard, b"broken")
+    backend_of(attempt).replace(attempt / shard, b"broken")
     capsys.readouterr()
     assert main(["store", "verify", s3]) == 1
     said = capsys.readouterr().out
@@ -187,10 +188,10 @@ def test_a_stopped_process_is_succeeded_and_does_not_bring_its_lease_back(s3: st
             time.sleep(0.1)
         assert lease.deaths == 1
         mine.release("s")
-        assert backend.names(store / "leases") == []
+        assert backend_of(store).names(store / "leases") == []
         holder.send_signal(signal.SIGCONT)
         time.sleep(0.6)
-        assert backend.names(store / "leases") == []
+        assert backend_of(store).names(store / "leases") == []
         mine.close()
     finally:
         holder.kill()

@@ -20,7 +20,8 @@ import pytest
 
 from hmil_fast.cli.main import main
 from hmil_fast.errors import DamagedError, StoreError
-from hmil_fast.io.store import FeatureStore, StoreSpec, backend, create_store, open_store
+from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import location
 from hmil_fast.io.store.objects import _client
 from hmil_fast.io.store.restore import open_by_slides
@@ -352,7 +353,7 @@ def test_a_cut_listing_costs_no_slide(
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         _client.cache_clear()
-        assert not [key for key in backend.tree(place) if key.endswith("features/c/0/0")]
+        assert not [key for key in backend_of(place).tree(place) if key.endswith("features/c/0/0")]
         assert repair(s3) == 0
     _client.cache_clear()
     server.shutdown()
@@ -378,9 +379,9 @@ def test_in_an_object_store(s3: str, capsys: Capture) -> None:
         client.put_object(Bucket=bucket, Key=name, Body=data)
     assert all(finding.ok for finding in open_store(s3).verify())
 
-    whole = backend.read_bytes(place / "store.json", 2**20)
-    backend.replace(place / "store.json", whole.replace(b'"toy"', b'"tox"'))
-    backend.replace(attempt / "features/c/0/0", b"broken")
+    whole = backend_of(place).read_bytes(place / "store.json", 2**20)
+    backend_of(place).replace(place / "store.json", whole.replace(b'"toy"', b'"tox"'))
+    backend_of(attempt).replace(attempt / "features/c/0/0", b"broken")
     assert repair(s3) == 0
     said = capsys.readouterr().out
     assert "Restored from what the slides say" in said

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hmil_fast.errors import StoreError, UsageError
-from hmil_fast.io.store import FeatureStore, StoreSpec, backend, create_store, open_store
+from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import ObjectUrl, location
 from hmil_fast.io.store.writer import SlideWriter
 
@@ -147,10 +148,10 @@ def test_a_writer_that_gave_up_or_was_killed_leaves_what_sweep_takes(
     assert list(tmp_path.iterdir()) == []
     slide = store._slide_dir("s")
     attempt = slide / f"a-{'0' * 32}.zarr"
-    backend.replace(attempt / "features/c/0/0", b"half")
+    backend_of(attempt).replace(attempt / "features/c/0/0", b"half")
     assert store.sweep(3600) == []
     assert store.sweep(0, delete=True) == [attempt]
-    assert backend.names(slide) == [store.record("s").attempt, "commit.json"]
+    assert backend_of(slide).names(slide) == [store.record("s").attempt, "commit.json"]
     assert all(finding.ok for finding in store.verify())
 
 
@@ -161,16 +162,16 @@ def test_verify_says_which_object_is_damaged(s3: str, damage: str) -> None:
     fill(store, "bad", 600)
     key = "features/c/0/0"
     shard = find(store, "bad", key)
-    data = bytearray(backend.read_bytes(shard, 2**20))
+    data = bytearray(backend_of(shard).read_bytes(shard, 2**20))
     if damage == "flipped":
         data[5000] ^= 1
-        backend.replace(shard, bytes(data))
+        backend_of(shard).replace(shard, bytes(data))
     elif damage == "cut":
-        backend.replace(shard, bytes(data[:-7]))
+        backend_of(shard).replace(shard, bytes(data[:-7]))
     elif damage == "gone":
-        backend.unlink(shard)
+        backend_of(shard).unlink(shard)
     else:
-        backend.replace(shard.with_name("1"), b"x")
+        backend_of(shard).replace(shard.with_name("1"), b"x")
     found = {finding.slide_id: finding for finding in open_store(s3).verify()}
     assert found["good"].ok
     assert not found["bad"].ok
@@ -261,18 +262,18 @@ def test_a_server_without_conditional_writes_is_refused(odd: Callable[..., Objec
 
 def test_a_commit_whose_reply_was_lost_is_ours(odd: Callable[..., ObjectUrl]) -> None:
     url = odd("lost reply")
-    backend.check(url, writing=True)
-    assert backend.create_exclusive(url / "commit.json", b"ours")
-    assert not backend.create_exclusive(url / "commit.json", b"theirs")
-    assert backend.read_bytes(url / "commit.json", 9) == b"ours"
+    backend_of(url).check(url, writing=True)
+    assert backend_of(url).create_exclusive(url / "commit.json", b"ours")
+    assert not backend_of(url).create_exclusive(url / "commit.json", b"theirs")
+    assert backend_of(url).read_bytes(url / "commit.json", 9) == b"ours"
 
 
 def test_a_busy_server_is_asked_again(odd: Callable[..., ObjectUrl]) -> None:
     url = odd("busy")
-    assert backend.create_exclusive(url / "x", b"1")
-    assert backend.read_bytes(url / "x", 9) == b"1"
+    assert backend_of(url).create_exclusive(url / "x", b"1")
+    assert backend_of(url).read_bytes(url / "x", 9) == b"1"
     with pytest.raises(StoreError, match="more than the 0 allowed"):
-        backend.read_bytes(url / "x", 0)
+        backend_of(url).read_bytes(url / "x", 0)
 
 
 @pytest.mark.parametrize(

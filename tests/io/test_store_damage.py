@@ -15,7 +15,7 @@ import zarr
 
 from hmil_fast.errors import StoreError
 from hmil_fast.io.store import FeatureStore, StoredObject, StoreSpec, create_store, open_store
-from hmil_fast.io.store.local import crc32c_of
+from hmil_fast.io.store.backend import backend_of
 
 DIM = 16
 N = 1100
@@ -313,7 +313,7 @@ def test_rows_that_do_not_match_the_features_are_damage(store: FeatureStore, nam
     rewrite_commit(
         store,
         objects=tuple(
-            replace(o, crc32c=crc32c_of(attempt(store) / o.key))
+            replace(o, crc32c=backend_of(store.path).crc32c_of(attempt(store) / o.key))
             for o in open_store(store.path).record("s").objects
         ),
     )

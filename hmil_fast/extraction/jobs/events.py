@@ -11,9 +11,10 @@ from typing import Any
 
 from hmil_fast.errors import HmilError, StoreError
 from hmil_fast.extraction.jobs.leases import machine
-from hmil_fast.io.store import backend, slide_dirname
-from hmil_fast.io.store.backend import Stamp
-from hmil_fast.io.store.location import Location, ObjectUrl
+from hmil_fast.io.store import slide_dirname
+from hmil_fast.io.store.backend import backend_of
+from hmil_fast.io.store.location import Location
+from hmil_fast.io.store.protocol import Stamp
 
 EVENTS, FAILED, JOBS = "events", "failed", "jobs"
 _MAX_BYTES = 64 * 2**20
@@ -34,7 +35,8 @@ class EventLog:
     def __init__(self, store: Location) -> None:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self.path = store / EVENTS / f"{self._name}.jsonl"
-        backend.make_folder(self.path.parent)
+        self._backend = backend_of(store)
+        self._backend.make_folder(self.path.parent)
         self.tiles = 0
         self._machine = machine()
         self._lock = threading.Lock()
@@ -48,16 +50,14 @@ class EventLog:
         """Append an event."""
         with self._lock:
             line = {"time": round(time.time(), 3), "event": event, "tiles": self.tiles, **facts}
-            text = json.dumps(line) + "\n"
-            if not isinstance(self.path, ObjectUrl):
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(text)
+            text = json.dumps(line).encode() + b"\n"
+            if self._backend.append(self.path, text):
                 return
-            self._piece += text.encode()
+            self._piece += text
             full = len(self._piece) > _PIECE_BYTES
             if full:
                 self._piece += json.dumps({**line, "event": "continued"}).encode() + b"\n"
-            backend.replace(self.path, self._piece)
+            self._backend.replace(self.path, self._piece)
             if full:
                 self._piece, self._pieces = b"", self._pieces + 1
                 self.path = self.path.with_name(f"{self._name}-{self._pieces}.jsonl")
@@ -66,7 +66,7 @@ class EventLog:
 def read_json(path: Location) -> tuple[Any, Stamp] | None:
     """A small JSON file and its stamp; None where it is gone or no JSON."""
     try:
-        text, stamp = backend.read_stamped(path, _MAX_BYTES)
+        text, stamp = backend_of(path).read_stamped(path, _MAX_BYTES)
         return json.loads(text), stamp
     except (OSError, StoreError, ValueError):
         return None
@@ -77,17 +77,18 @@ class Failures:
 
     def __init__(self, store: Location) -> None:
         self.folder = store / FAILED
-        backend.make_folder(self.folder)
-        self._old = {name: stamp.tag for name, stamp in backend.stamps(self.folder).items()}
+        self._backend = backend_of(store)
+        self._backend.make_folder(self.folder)
+        self._old = {name: stamp.tag for name, stamp in self._backend.stamps(self.folder).items()}
 
     def record(self, slide_id: str, error: HmilError) -> None:
         """Say why a slide failed."""
         facts = {"slide_id": slide_id, "error": error.what, "fix": error.fix, "time": time.time()}
-        backend.replace(self._path(slide_id), json.dumps(facts).encode())
+        self._backend.replace(self._path(slide_id), json.dumps(facts).encode())
 
     def forget(self, slide_id: str) -> None:
         """The slide is in the store after all."""
-        backend.unlink(self._path(slide_id))
+        self._backend.unlink(self._path(slide_id))
 
     def since_start(self, slide_id: str) -> HmilError | None:
         """Why a slide failed elsewhere while this job runs."""
@@ -106,5 +107,5 @@ def save_job(store: Location, slide_ids: Iterable[str]) -> None:
     """Keep what a job is to extract, once for all its processes; the newest list is what runs."""
     text = json.dumps(sorted(slide_ids)).encode()
     path = store / JOBS / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
-    backend.make_folder(path.parent)
-    backend.replace(path, text)
+    backend_of(path.parent).make_folder(path.parent)
+    backend_of(path).replace(path, text)

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from hmil_fast.errors import SlideError, StoreError
-from hmil_fast.io.store import backend, slide_dirname
-from hmil_fast.io.store.backend import Stamp
-from hmil_fast.io.store.location import Location, ObjectUrl
+from hmil_fast.io.store import slide_dirname
+from hmil_fast.io.store.backend import backend_of
+from hmil_fast.io.store.location import Location
+from hmil_fast.io.store.protocol import Stamp
 
 LEASES = "leases"
 MAX_DEATHS = 3
@@ -56,10 +57,10 @@ class Leases:
 
     def __init__(self, store: Location, seconds: float, on_beat: Callable[[], None]) -> None:
         self.folder = store / LEASES
-        backend.make_folder(self.folder)
+        self._backend = backend_of(store)
+        self._backend.make_folder(self.folder)
         self.seconds = seconds
-        # many who wait for the last slides of a job must not flood a server with questions
-        self.pause = min(10.0 if isinstance(store, ObjectUrl) else 1.0, seconds / 4)
+        self.pause = min(self._backend.poll_s, seconds / 4)
         self._on_beat = on_beat
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         self._me |= {"machine": machine(), "seconds": seconds}
@@ -90,9 +91,9 @@ class Leases:
             if found is None:
                 # held before it is there: a signal between the two would leave it behind
                 lease = self._held[slide_id] = Lease(slide_id, path, deaths)
-                if backend.create_exclusive(path, text, lasting=False):
+                if self._backend.create_exclusive(path, text, lasting=False):
                     # where its holder gave up in between, one who came later may be further
-                    if not backend.exists(self.folder / f"{name}.{deaths + 1}"):
+                    if not self._backend.exists(self.folder / f"{name}.{deaths + 1}"):
                         return lease
                     self.release(slide_id)
                     return None
@@ -116,9 +117,9 @@ class Leases:
         if lease is None:
             return
         for deaths in range(lease.deaths):
-            backend.unlink(lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}"))
+            self._backend.unlink(lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}"))
         if self._is_ours(read_lease(lease.path)):
-            backend.unlink(lease.path)
+            self._backend.unlink(lease.path)
 
     def held(self) -> list[Lease]:
         """What this process holds."""
@@ -139,7 +140,7 @@ class Leases:
                     if found is not None and self._is_ours(found):
                         beats = {"beats": int(found[0].get("beats", 0)) + 1}
                         text = json.dumps(found[0] | beats).encode()
-                        backend.renew(lease.path, found[1], text)
+                        self._backend.renew(lease.path, found[1], text)
             with suppress(OSError):
                 self._on_beat()
 
@@ -164,7 +165,7 @@ class Leases:
 def read_lease(path: Location) -> tuple[dict[str, Any], Stamp] | None:
     """A lease's text and when it was touched; None where it is gone."""
     try:
-        text, stamp = backend.read_stamped(path, _MAX_BYTES)
+        text, stamp = backend_of(path).read_stamped(path, _MAX_BYTES)
         found = json.loads(text)
     except (OSError, StoreError):
         return None
@@ -176,8 +177,8 @@ def read_lease(path: Location) -> tuple[dict[str, Any], Stamp] | None:
 def read_leases(store: Location) -> list[tuple[str, dict[str, Any], Stamp]]:
     """All leases, by name: those of the dead come first."""
     folder = store / LEASES
-    names = sorted(name for name in backend.stamps(folder) if not name.startswith("."))
-    found = backend.each(store, lambda name: read_lease(folder / name), names)
+    names = sorted(name for name in backend_of(folder).stamps(folder) if not name.startswith("."))
+    found = backend_of(store).map(lambda name: read_lease(folder / name), names)
     return [(name, *lease) for name, lease in zip(names, found, strict=True) if lease]
 
 
@@ -186,7 +187,7 @@ def outlived(store: Location, done: Iterable[str], older_than_s: float) -> list[
     names = {slide_dirname(slide_id) for slide_id in done}
     return [
         store / LEASES / name
-        for name, stamp in backend.stamps(store / LEASES).items()
+        for name, stamp in backend_of(store).stamps(store / LEASES).items()
         if name.rpartition(".")[0] in names and time.time() - stamp.time >= older_than_s
     ]
 

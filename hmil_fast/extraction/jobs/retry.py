@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from hmil_fast.extraction.jobs.events import Failures
 from hmil_fast.extraction.jobs.leases import LEASES, MAX_DEATHS, machine, read_lease, runs
-from hmil_fast.io.store import backend, slide_dirname
+from hmil_fast.io.store import slide_dirname
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location
 
 
@@ -20,7 +21,7 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         slide_ids: Slides of the job.
     """
     failures = Failures(store)
-    given_up = {name.rsplit(".", 1)[0] for name in backend.stamps(store / LEASES)}
+    given_up = {name.rsplit(".", 1)[0] for name in backend_of(store).stamps(store / LEASES)}
     for slide_id in slide_ids:
         name = slide_dirname(slide_id)
         paths = [store / LEASES / f"{name}.{deaths}" for deaths in range(MAX_DEATHS)]
@@ -32,5 +33,5 @@ def forget_deaths(store: Location, slide_ids: Iterable[str]) -> None:
         seconds = lease.get("seconds")
         if gone or not isinstance(seconds, (int, float)) or time.time() - stamp.time > seconds:
             for path in reversed(paths):
-                backend.unlink(path)
+                backend_of(path).unlink(path)
             failures.forget(slide_id)

@@ -12,7 +12,8 @@ from rich.console import Console
 from hmil_fast.errors import StoreError
 from hmil_fast.extraction.jobs.events import EVENTS, FAILED, JOBS, read_json
 from hmil_fast.extraction.jobs.leases import machine, read_leases, runs
-from hmil_fast.io.store import FeatureStore, backend, open_store
+from hmil_fast.io.store import FeatureStore, open_store
+from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location, location
 
 WINDOW_SECONDS = 300.0
@@ -56,13 +57,13 @@ def read_status(path: str | Location) -> dict[str, Any]:
         lease = leases.get(slide_id)
         if lease is None or lease["dead"] or lease["since"] <= facts.get("time", 0):
             failed[slide_id] = facts
-    lists = backend.stamps(path / JOBS)
+    lists = backend_of(path).stamps(path / JOBS)
     newest = (
         read_json(path / JOBS / max(lists, key=lambda name: lists[name].time)) if lists else None
     )
     left = len(set(newest[0]) - committed - failed.keys()) if newest else None
-    logs = [name for name in backend.stamps(path / EVENTS) if name.endswith(".jsonl")]
-    rates = list(backend.each(path, lambda name: _rate(path / EVENTS / name), logs))
+    logs = [name for name in backend_of(path).stamps(path / EVENTS) if name.endswith(".jsonl")]
+    rates = list(backend_of(path).map(lambda name: _rate(path / EVENTS / name), logs))
     known = _known(store, sorted(committed))
     running = [rate for rate in rates if rate is not None]
     return {
@@ -81,8 +82,8 @@ def read_status(path: str | Location) -> dict[str, Any]:
 
 
 def _read_all(path: Location, folder: str) -> list[Any]:
-    names = [name for name in backend.stamps(path / folder) if name.endswith(".json")]
-    found = backend.each(path, lambda name: read_json(path / folder / name), names)
+    names = [name for name in backend_of(path).stamps(path / folder) if name.endswith(".json")]
+    found = backend_of(path).map(lambda name: read_json(path / folder / name), names)
     return [facts[0] for facts in found if facts]
 
 
@@ -132,7 +133,7 @@ def _known(store: FeatureStore, slide_ids: list[str]) -> dict[str, tuple[int, li
         except (StoreError, ValueError, TypeError):  # `store verify` says so
             return 0, []
 
-    return dict(zip(slide_ids, backend.each(store.path, look, slide_ids), strict=True))
+    return dict(zip(slide_ids, backend_of(store.path).map(look, slide_ids), strict=True))
 
 
 def _in_work(path: Location) -> list[dict[str, Any]]:
@@ -154,7 +155,7 @@ def _in_work(path: Location) -> list[dict[str, Any]]:
 
 def _rate(file: Location) -> float | None:
     """Tiles a second of a process in its last minutes; None where it has ended or is silent."""
-    with backend.open_read(file) as stream:
+    with backend_of(file).open_read(file) as stream:
         tail = np.empty(min(stream.size, _TAIL_BYTES), np.uint8)
         stream.read_into(stream.size - len(tail), [tail])
     lines = tail.tobytes().splitlines()

@@ -16,7 +16,8 @@ from hmil_fast.extraction.jobs.worklist import Elsewhere, Message, SearchDone, T
 from hmil_fast.extraction.pipeline.attributes import source
 from hmil_fast.extraction.pipeline.result import SlideResult
 from hmil_fast.extraction.slides import SlideTask
-from hmil_fast.io.store import FeatureStore, backend
+from hmil_fast.io.store import FeatureStore
+from hmil_fast.io.store.backend import backend_of
 
 
 class Report:
@@ -121,7 +122,7 @@ def _split_done(
             return error
         return finished
 
-    for task, finished in zip(tasks, backend.each(store.path, look, tasks), strict=True):
+    for task, finished in zip(tasks, backend_of(store.path).map(look, tasks), strict=True):
         if isinstance(finished, StoreError):
             failed.append(SlideResult(task.slide_id, error=finished))
         else:
