@@ -1,4 +1,4 @@
-"""One training step of HMIL on a bag that stays in the store: what it takes, as JSON.
+"""Measure one training step of HMIL on a bag that stays in the store; print JSON.
 
 A process of its own, so that its peak memory is that of this step:
 `python -m bench.big_bag_step STORE SLIDE HIDDEN`.

@@ -1,3 +1,3 @@
-"""Loaded before any benchmark, and so before torch: see _import in io/slide/cucim_source.py."""
+"""Import cuCIM before torch, for all benchmarks: see _import in io/slide/cucim_source.py."""
 
 import hmil_fast.io.slide.cucim_source  # noqa: F401

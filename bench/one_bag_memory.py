@@ -1,4 +1,4 @@
-"""The most memory that HMIL takes beside one bag and its results, as JSON.
+"""Measure the peak memory of HMIL beside one bag and its results; print JSON.
 
 A process of its own, so that its peak is that of this call:
 `python -m bench.one_bag_memory INSTANCES folded|unfolded inference|training fp32|bf16`.

@@ -1,4 +1,4 @@
-"""One training step on a bag of 2 GB that stays in the store: the memory it takes, and the time."""
+"""Measure one training step on a 2 GB bag that stays in the store: extra memory, time."""
 
 import json
 import subprocess

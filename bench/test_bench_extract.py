@@ -1,4 +1,4 @@
-"""Extraction end to end beside its encoder alone, and the memory it takes for more tiles.
+"""Measure `extract` end to end against its encoder alone, and its peak memory.
 
 The slide is real H&E (CMU-1-Small-Region) repeated and laid out as 256-px JPEG tiles. Both rates
 are taken in turns in one process on the same tiles, so that a busy machine slows both.

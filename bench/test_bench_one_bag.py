@@ -1,4 +1,4 @@
-"""One bag of any size through HMIL on a CPU: time and memory of the chunked path.
+"""Measure HMIL on one bag of up to a million instances on a CPU: time and extra memory.
 
 Against the published formulas as they stand, forward once, in the same dtype and the same process,
 turn by turn; memory in processes of their own. Features are float16, as a store has them.

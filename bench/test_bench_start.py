@@ -1,4 +1,4 @@
-"""Time from a shell to `import hmil_fast` and to the help of the command line.
+"""Measure the time of a process that imports hmil_fast or prints the help.
 
 Each is a process of its own, in turns with `python -c pass`, whose time is printed beside it.
 PYTHONPATH chooses another checkout: `PYTHONPATH=OTHER/build/tree pytest bench/test_bench_start.py`.

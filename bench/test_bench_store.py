@@ -1,4 +1,4 @@
-"""Reading a packed batch of bags, warm cache: our direct reader against the usual ways.
+"""Measure reading a batch of bags from a store, against np.load and zarr-python.
 
 Compare ratios taken on one machine in one run. `cpu_s_per_GB` is process time, all threads;
 `times_raw` is the median over rounds of the time divided by that of a plain read of the same rows,

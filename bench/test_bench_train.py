@@ -1,4 +1,4 @@
-"""Training from one feature cache in four ways: same bags, losses, dtype, optimiser and run.
+"""Measure training steps of HMIL in four ways on the same bags, losses and optimiser.
 
 packed    as `hmil-fast train` does: batches packed, folded forward, one backward
 loop      one bag at a time, the published formulas, one forward; the clean loop

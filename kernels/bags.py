@@ -1,4 +1,4 @@
-"""Bags as slices of a row-major tensor: the (start, length) pairs that every op takes."""
+"""Check and convert bags: (start, length) pairs into the rows of a packed tensor."""
 
 import torch
 from torch import Tensor

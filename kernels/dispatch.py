@@ -1,4 +1,4 @@
-"""Which implementation of the kernels runs, and why."""
+"""Choose the implementation of the kernels (fused or streaming) and say why."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Rows of all ranks as one tensor, differentiable."""
+"""All-gather of rows over the ranks, with gradients."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How the fused kernels are launched."""
+"""Constexpr arguments and launch options of a fused kernel, from its configuration."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""For the tests of fused kernels: compile for a GPU that is not there, and read the result."""
+"""Compile a Triton kernel for a GPU that need not be there; count registers and instructions."""
 
 import re
 import subprocess

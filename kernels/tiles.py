@@ -1,4 +1,4 @@
-"""The work list of the fused kernels: tiles that lie inside one bag and begin at its own rows."""
+"""Cut bags into tiles of rows for the fused kernels; each tile lies inside one bag."""
 
 from itertools import pairwise
 from typing import NamedTuple

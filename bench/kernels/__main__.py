@@ -1,4 +1,4 @@
-"""`hmil-fast bench kernels`: run every case, whatever happens to a rival; table last, JSON too.
+"""Run every case of the kernels' benchmark (`hmil-fast bench kernels`); print a table, write JSON.
 
 The cases run under pytest in a process of their own. If that dies or answers no more (a fault in a
 GPU kernel leaves no way on), it is started again without the rival that it died of.

@@ -1,4 +1,4 @@
-"""The cases of the benchmark: which sizes, in which order."""
+"""List the cases of the kernels' benchmark: op, sizes and order."""
 
 import os
 from dataclasses import dataclass

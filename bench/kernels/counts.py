@@ -1,4 +1,4 @@
-"""FLOP and bytes of the cases by formula, and the least time that they take on a machine.
+"""Compute FLOP and bytes of a case by formula, and the least time they take on a machine.
 
 Per instance, for the folded form with fused pooling; each stage is a kernel that reads its inputs
 from memory and writes its results there, at the ceilings that were measured on the machine.

@@ -1,4 +1,4 @@
-"""What the command tells the process that measures, and what that leaves behind if it dies."""
+"""Files between the benchmark's command and its measuring process: settings, progress, rows."""
 
 import json
 import os

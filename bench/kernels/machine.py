@@ -1,4 +1,4 @@
-"""The machine under test: its device, what it can do at best, clocks and memory."""
+"""Describe the machine: device, highest copy and product rates, clocks, memory."""
 
 import ctypes
 import gc

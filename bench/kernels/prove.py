@@ -1,4 +1,4 @@
-"""What only a device can prove of the fused kernels; `python -m bench.kernels.prove [--sanitize]`.
+"""Check on a GPU what a CPU cannot; `python -m bench.kernels.prove [--sanitize]`.
 
 Not a part of the benchmark: it takes no times, compute-sanitizer must be able to run a piece of it,
 and a fault must not cost the benchmark its budget. Each proof runs in a process of its own. Without

@@ -1,4 +1,4 @@
-"""The formulas that the kernels are measured against, in plain torch of our own.
+"""The formulas in plain torch, written here, that the kernels are compared with.
 
 Rows are embedded and scored packed, for all bags in one product; softmax and weighted sums then run
 bag by bag. That is the stronger of the ways to write it without kernels: "by bag" does everything

@@ -1,4 +1,4 @@
-"""The short table of the kernels' benchmark, and the verdict on the fused kernels."""
+"""Print the table of the kernels' benchmark, and whether the fused kernels are worth keeping."""
 
 from typing import Any
 

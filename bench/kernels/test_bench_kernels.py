@@ -1,4 +1,4 @@
-"""One case a row; `hmil-fast bench kernels` runs them, starts again after a crash, and sums up."""
+"""Measure one case a test; `hmil-fast bench kernels` runs them and restarts after a crash."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What a case runs: its inputs, the rivals and ours."""
+"""Make the inputs of a case and a function for each implementation to compare."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""One bag pooled in parts that are never in memory together: chunks of a file, shards of ranks."""
+"""Pool one bag in parts that are never in memory together: chunks of a file, shards of ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

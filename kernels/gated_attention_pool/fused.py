@@ -1,4 +1,4 @@
-"""The fused kernels as two functions of tensors: configure, cut into tiles, launch."""
+"""Run the fused pooling kernels: choose a configuration, cut into tiles, launch."""
 
 import torch
 from torch import Tensor

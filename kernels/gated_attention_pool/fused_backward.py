@@ -1,4 +1,4 @@
-"""Gradients of gated attention pooling: gates again tile by tile, weights' products by cuBLAS."""
+"""Backward pass of pooling in Triton: recomputes the gates; cuBLAS makes weight gradients."""
 
 from typing import NamedTuple
 

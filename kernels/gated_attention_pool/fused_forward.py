@@ -1,4 +1,4 @@
-"""Gated attention pooling in Triton: one program per tile, then the tiles of a bag in order."""
+"""Forward pass of pooling in Triton: one program pools a tile, another adds up a bag's tiles."""
 
 from typing import Any
 

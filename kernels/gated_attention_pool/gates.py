@@ -1,4 +1,4 @@
-"""Triton parts that the forward and the backward kernel share."""
+"""The gates tanh(Vx + b) and sigmoid(Ux + b) in Triton, for the forward and the backward kernel."""
 
 import triton
 import triton.language as tl

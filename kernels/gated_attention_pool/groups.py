@@ -1,4 +1,4 @@
-"""Which bags the CPU path works on together: short ones that follow one another share a tile."""
+"""Group short bags for the CPU path, so that neighbours share a tile."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Gated attention pooling as a custom op: one node for torch.compile, one home of the choice."""
+"""Gated attention pooling as a custom op of torch, which chooses fused or streaming."""
 
 from typing import Any, cast
 

@@ -1,4 +1,4 @@
-"""Instance-level agreement of the attentions of two adjacent levels of the label tree."""
+"""Hierarchy alignment loss: 1 − cosine of parent and summed child attention, per instance."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Hierarchy alignment as a custom op, so that torch.compile sees one node."""
+"""Hierarchy alignment as a custom op of torch, which chooses fused or streaming."""
 
 from typing import Any
 

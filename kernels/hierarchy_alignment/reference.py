@@ -1,4 +1,4 @@
-"""Hierarchy alignment in plain torch, on logits only."""
+"""Hierarchy alignment in plain torch, from attention logits: the documentation."""
 
 import torch
 from torch import Tensor

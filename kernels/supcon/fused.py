@@ -1,4 +1,4 @@
-"""The sums of supcon in Triton: tiles of the products live in registers only.
+"""The sums of SupCon in Triton; products of rows stay in registers.
 
 A program owns a block of rows and runs over a share of the columns; the shares of a block are
 added up in their order, without atomics. The running maximum costs little beside the products and

@@ -1,4 +1,4 @@
-"""Rows and labels of all ranks, for a loss over all of them."""
+"""All-gather of embeddings and labels over the ranks, for SupCon over all of them."""
 
 from torch import Tensor
 

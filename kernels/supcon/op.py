@@ -1,4 +1,4 @@
-"""log Σ exp over the other rows as a custom op, so that torch.compile sees one node."""
+"""Log-sum-exp of SupCon over the other rows, as a custom op of torch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The sums of supcon tile by tile: no [R, R] matrix, neither forward nor backward.
+"""The sums of SupCon tile by tile: no [R, R] matrix, neither forward nor backward.
 
 The products are symmetric, so only tiles on and right of the diagonal are worked out; each serves
 its rows and its columns. Tiles come in a fixed order: the same input gives the same bits.
