@@ -146,7 +146,7 @@ class FoldTrainer:
         patience = recipe.patience
         while self.epoch < recipe.epochs and self.epoch - 1 - self.best["epoch"] < patience:
             start = time.perf_counter()
-            instances, bags = self._train_epoch(stopped)
+            instances, bags = self.train_epoch(stopped)
             seconds = time.perf_counter() - start
             terms = self._means()
             val = validate(
@@ -207,7 +207,7 @@ class FoldTrainer:
         if now is not None:
             report(replace(now, val_loss=self.best["val_loss"], last=True))
 
-    def _train_epoch(self, stopped: list[int]) -> tuple[int, int]:
+    def train_epoch(self, stopped: list[int]) -> tuple[int, int]:
         """Train the steps of the epoch that are left; how many instances and bags they had."""
         config, recipe = self.run.config, self.recipe
         seed = (config.seed, self.fold, self.epoch)
@@ -243,7 +243,7 @@ class FoldTrainer:
                 draw = np.random.default_rng((*seed, self.step, distributed.rank()))
                 torch.manual_seed(int(draw.integers(2**31)))
                 self._set_rate((self.step + 0.5) / (first + len(batches)))
-                self._train_step(x, bags, y, len(chosen) / len(batch))
+                self.train_step(x, bags, y, len(chosen) / len(batch))
                 self.step += 1
                 if batch is not batches[-1]:
                     self._save_or_stop(stopped)
@@ -256,7 +256,7 @@ class FoldTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
 
-    def _train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
+    def train_step(self, x: Tensor | Chunks, bags: Tensor, targets: Tensor, share: float) -> None:
         """One step; nothing in it makes the host wait for the device.
 
         Args:

@@ -117,8 +117,8 @@ def lse_fused(z: Tensor, temperature: float) -> Tensor:
     (rows, dim), z = z.shape, z.contiguous()
     if rows < 2:
         return z.new_zeros(rows)
-    config = LSE[_precision()]
-    shares, share = _shares(rows, config, z.device)
+    config = LSE[product_precision()]
+    shares, share = column_shares(rows, config, z.device)
     partial = z.new_empty(shares, rows)
     with torch.cuda.device_of(z):
         lse_kernel[(triton.cdiv(rows, config.ROWS), shares)](
@@ -133,8 +133,8 @@ def lse_fused_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: float)
     (rows, dim), z = z.shape, z.contiguous()
     if not z.numel():
         return torch.zeros_like(z)
-    config = BACKWARD[_precision()]
-    shares, share = _shares(rows, config, z.device)
+    config = BACKWARD[product_precision()]
+    shares, share = column_shares(rows, config, z.device)
     block_d = min(256, max(16, triton.next_power_of_2(dim)))
     partial = z.new_empty(shares, rows, dim)
     with torch.cuda.device_of(z):
@@ -146,7 +146,7 @@ def lse_fused_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: float)
     return partial.sum(0).div_(temperature)
 
 
-def _shares(rows: int, config: Config, device: torch.device) -> tuple[int, int]:
+def column_shares(rows: int, config: Config, device: torch.device) -> tuple[int, int]:
     """Number of shares of the columns, and columns of each."""
     units = 1
     if device.type == "cuda":
@@ -157,7 +157,8 @@ def _shares(rows: int, config: Config, device: torch.device) -> tuple[int, int]:
     return triton.cdiv(rows, share), share
 
 
-def _precision() -> str:
+def product_precision() -> str:
+    """Triton's name of the precision of products that torch is set to."""
     if interpreted():
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"

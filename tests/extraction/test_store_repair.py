@@ -20,7 +20,7 @@ import pytest
 
 from hmil_fast.cli.main import main
 from hmil_fast.errors import DamagedError, StoreError
-from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store
+from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store, slide_dirname
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import location
 from hmil_fast.io.store.objects import _client
@@ -68,7 +68,13 @@ def flip(file: Path, place: int, bit: int = 0) -> None:
 
 def shard(path: Path, slide_id: str) -> Path:
     store = open_store(path)
-    return Path(str(store._slide_dir(slide_id))) / store.record(slide_id).attempt / "features/c/0/0"
+    return (
+        path
+        / "slides"
+        / slide_dirname(slide_id)
+        / store.record(slide_id).attempt
+        / "features/c/0/0"
+    )
 
 
 def without_checksum(path: Path) -> None:
@@ -368,7 +374,7 @@ def test_in_an_object_store(s3: str, capsys: Capture) -> None:
         fill(store, slide_id)
     place = location(s3)
     bucket, prefix = s3.removeprefix("s3://").split("/", 1)
-    attempt = store._slide_dir("s1") / store.record("s1").attempt
+    attempt = store.path / "slides" / slide_dirname("s1") / store.record("s1").attempt
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     for key in ("features/c/0/0", "coords/zarr.json"):
         name = f"{prefix}/{(attempt / key).key}"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hmil_fast.errors import StoreError, UsageError
-from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store
+from hmil_fast.io.store import FeatureStore, StoreSpec, create_store, open_store, slide_dirname
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import ObjectUrl, location
 from hmil_fast.io.store.writer import SlideWriter
@@ -44,7 +44,7 @@ def fill(store: FeatureStore, slide_id: str, n: int, shard: int = 65_536) -> Non
 
 
 def find(store: FeatureStore, slide_id: str, key: str) -> ObjectUrl:
-    slide = store._slide_dir(slide_id)
+    slide = store.path / "slides" / slide_dirname(slide_id)
     assert isinstance(slide, ObjectUrl)
     return slide / store.record(slide_id).attempt / key
 
@@ -146,7 +146,7 @@ def test_a_writer_that_gave_up_or_was_killed_leaves_what_sweep_takes(
     assert list(tmp_path.iterdir()) == []
     fill(store, "s", 3)
     assert list(tmp_path.iterdir()) == []
-    slide = store._slide_dir("s")
+    slide = store.path / "slides" / slide_dirname("s")
     attempt = slide / f"a-{'0' * 32}.zarr"
     backend_of(attempt).replace(attempt / "features/c/0/0", b"half")
     assert store.sweep(3600) == []

@@ -55,8 +55,8 @@ def test_odd_sizes(size: tuple[int, int], tau: float, dtype: torch.dtype) -> Non
 def test_shares_of_the_columns_add_up(monkeypatch: pytest.MonkeyPatch, tau: float) -> None:
     monkeypatch.setattr(fused, "_PROGRAMS", 40)
     count = 150 if interpreted() else 1500
-    config = fused.LSE[fused._precision()]
-    shares, share = fused._shares(count, config, DEVICE)
+    config = fused.LSE[fused.product_precision()]
+    shares, share = fused.column_shares(count, config, DEVICE)
     assert shares > 2
     assert (shares - 1) * share < count <= shares * share
     _check(*_rows(count, 6), tau, DTYPES[0], TOLERANCE[DTYPES[0]] * max(1, 0.1 / tau))

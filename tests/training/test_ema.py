@@ -54,13 +54,13 @@ def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
     with (run.path / "log.jsonl").open("a") as log:
         one = FoldTrainer(run, 0, cache, Runtime("cpu"), log)
         rates, averages = [], {}
-        step = one._train_step
+        step = one.train_step
 
         def note(*arguments: Any) -> None:
             rates.append(one.optimizer.param_groups[0]["lr"])
             step(*arguments)
 
-        monkeypatch.setattr(one, "_train_step", note)
+        monkeypatch.setattr(one, "train_step", note)
 
         def keep(report: Any) -> None:
             if not report.last:

@@ -31,7 +31,7 @@ def wrap(owner, name, rank, told):
         calls.append(name)
         if rank == 0 and name == place and len(calls) == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
-        pause = told["seconds"] if rank == told["late"] and name != "_train_epoch" else 0
+        pause = told["seconds"] if rank == told["late"] and name != "train_epoch" else 0
         time.sleep(pause)
         result = whole(*args, **named)
         time.sleep(pause)
@@ -47,7 +47,7 @@ def child(rank, port, told):
     fold.SAVE_EVERY_S = 0.0
     for owner, names in (
         (Run, ("is_done",)),
-        (fold.FoldTrainer, ("__init__", "_resume", "_train_epoch", "train")),
+        (fold.FoldTrainer, ("__init__", "_resume", "train_epoch", "train")),
         (fold, ("read_checkpoint", "write_predictions")),
         (command, ("create_run", "train_run")),
     ):
@@ -126,7 +126,7 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(
     scope="module",
-    params=[("write_predictions:1", "fold-0"), ("_train_epoch:5", "fold-1")],
+    params=[("write_predictions:1", "fold-0"), ("train_epoch:5", "fold-1")],
     ids=["at the end of a fold", "within the second fold"],
 )
 def killed(

@@ -133,14 +133,14 @@ def test_a_stop_ends_the_running_step_and_keeps_everything(
     (run.fold_path(0) / "predictions.csv").unlink()
     stopped: list[int] = []
     one = trainer(run, cohort, tmp_path)
-    step = one._train_step
+    step = one.train_step
 
     def stop_in_the_second(*arguments: Any) -> None:
         step(*arguments)
         if one.step == 1:
             stopped.append(signal.SIGTERM)
 
-    monkeypatch.setattr(one, "_train_step", stop_in_the_second)
+    monkeypatch.setattr(one, "train_step", stop_in_the_second)
     with pytest.raises(Stopped):
         one.train(stopped, lambda report: None)
     assert (one.epoch, one.step) == (0, 2)
@@ -170,12 +170,12 @@ def test_it_saves_from_time_to_time_within_an_epoch(
     monkeypatch.setattr(one, "_save", lambda name, **_: saved.append((one.epoch, one.step)))
     monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
     steps = -(-len(one.train_bags) // 3)
-    one._train_epoch([])
+    one.train_epoch([])
     assert saved == [(0, step) for step in range(1, steps)]
     monkeypatch.setattr(module, "SAVE_EVERY_S", 60.0)
     saved.clear()
     one.epoch, one.step = 1, 0
-    one._train_epoch([])
+    one.train_epoch([])
     assert saved == []
 
 

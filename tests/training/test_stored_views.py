@@ -111,10 +111,10 @@ def test_a_step_gets_the_views_that_were_drawn(
     trainer = FoldTrainer(run, 0, cache, Runtime("cpu"), None)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     monkeypatch.setattr(
-        trainer, "_train_step", lambda x, bags, y, share: seen.append((x.clone(), bags, y))
+        trainer, "train_step", lambda x, bags, y, share: seen.append((x.clone(), bags, y))
     )
     trainer.step = done
-    trainer._train_epoch([])
+    trainer.train_epoch([])
     lengths = cache.lengths[trainer.train_bags]
     config = run.config
     seed = (config.seed, 0, 0)

@@ -96,7 +96,7 @@ def test_a_step_reads_nothing_of_the_device(
         targets.tolist()
     with Reads(meta) as reads:
         for one.epoch in range(2):
-            one._train_step(x, bags, targets, 1.0)
+            one.train_step(x, bags, targets, 1.0)
     assert reads.found == []
     assert all(p.grad is not None for p in one.model.parameters())
 
@@ -115,7 +115,7 @@ def test_cuda_never_waits_in_a_step(
 
     def steps() -> None:
         for (x, bags), y in zip(cache.batches(chosen, device), targets, strict=True):
-            one._train_step(x, bags, y, 1.0)
+            one.train_step(x, bags, y, 1.0)
 
     steps()
     torch.cuda.synchronize()
