@@ -101,6 +101,17 @@ def test_the_workflow_and_the_hooks_run_what_is_here() -> None:
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format"]
 
 
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    dead = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert dead == []
+
+
 def test_the_installed_command_answers_without_any_dependency(wheel: Path, tmp_path: Path) -> None:
     made = run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
