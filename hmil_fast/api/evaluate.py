@@ -54,6 +54,12 @@ def evaluate(
         UsageError: The run is not trained to its end, the cohort shares slides or patients with
             it, an argument contradicts another, or a file cannot be read or written.
         StoreError: No such store or slide, or a damaged one.
+
+    Example:
+        >>> import hmil_fast
+        >>> metrics = hmil_fast.evaluate("run")
+        >>> sorted(metrics["pooled"]["levels"])  # coarse first
+        ['0', '1']
     """
     run = as_run(run)
     if labels is None and out is not None:
@@ -95,6 +101,12 @@ def compare(
 
     Arguments, result and errors are those of `hmil_fast.evaluation.compare.compare_runs`; a run may
     be given by its folder.
+
+    Example:
+        >>> import hmil_fast
+        >>> result = hmil_fast.compare(["run", "run/baseline"], resamples=100)
+        >>> result["slides"]
+        12
     """
     return compare_runs([as_run(run) for run in runs], metrics, resamples)
 

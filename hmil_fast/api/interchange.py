@@ -1,13 +1,9 @@
-"""`hmil-fast store import` and `export`: features of other tools into a store, and out of one."""
+"""Import features of other tools into a store, and export them from one."""
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
 from hmil_fast.bags.match_names import match_slides
 from hmil_fast.errors import HmilError, SlideError, StoreError, UsageError
@@ -24,119 +20,171 @@ from hmil_fast.io.interchange import (
 from hmil_fast.io.store import at_scale, create_store, open_store
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.layout import STORE_FILE
-from hmil_fast.tables import read_table
+from hmil_fast.io.store.location import Location, location
+from hmil_fast.tables import Say, quiet, read_table
+
+_Work = Sequence[tuple[str, Callable[[], Taken]]]
+# shows the progress of a loop over slides
+Track = Callable[[_Work], Iterable[tuple[str, Callable[[], Taken]]]]
 
 
-def import_features(args: argparse.Namespace) -> int:
-    """Import files of features into a store, which is made if there is none; run again, it resumes.
+def untracked(work: _Work) -> _Work:
+    """Show no progress."""
+    return work
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What an import or export has done.
+
+    Attributes:
+        slides: Slides in all.
+        before: Slides that were done before.
+        tiles: Tiles of the slides that were done now.
+        failed: Slides that failed, each with its error.
+        notes: Slides by note.
+        target: The store, or the folder.
+        left_out: What of the store was not exported.
+    """
+
+    slides: int
+    before: int
+    tiles: int
+    failed: Sequence[tuple[str, HmilError]]
+    notes: Mapping[str, Sequence[str]]
+    target: Location
+    left_out: Sequence[str] = ()
+
+
+def import_features(
+    source: Path | str,
+    store: Location | str,
+    format: str,  # noqa: A002
+    hints: Hints = Hints(),
+    *,
+    manifest: Path | None = None,
+    slide_mpp: float | None = None,
+    say: Say = quiet,
+    track: Track = untracked,
+) -> Transfer:
+    """Import files of features into a store, which is made if it does not exist; it resumes.
+
+    Args:
+        source: A file, or a folder of them.
+        store: Folder or URL of the store.
+        format: A key of `hmil_fast.io.interchange.FORMATS`.
+        hints: What the files do not state: coordinates, encoder, dtype.
+        manifest: Level-0 resolutions as a table slide_id,mpp.
+        slide_mpp: Level-0 resolution of the other slides, in µm/px.
+        say: Called with each note.
+        track: Shows progress.
 
     Raises:
         UsageError: No file to import, or no slide in them that has tiles.
         SlideError: A new store is to be made, and no file can be read.
         StoreError: The store cannot be made or opened.
     """
-    form = FORMATS[args.format]
-    sources = find_files(form, args.source)
-    mpp = _resolutions(args, [slide_id for slide_id, _ in sources])
-    hints = Hints(args.coords, args.encoder, mpp, args.dtype)
-    backend_of(args.store).check(args.store, writing=True)
-    if backend_of(args.store).exists(args.store / STORE_FILE):
-        store = open_store(args.store)
+    form = FORMATS[format]
+    files = find_files(form, Path(source))
+    mpp = _resolutions(manifest, slide_mpp, [slide_id for slide_id, _ in files], say)
+    hints = replace(hints, mpp=mpp)
+    path = location(store)
+    backend = backend_of(path)
+    backend.check(path, writing=True)
+    if backend.exists(path / STORE_FILE):
+        opened = open_store(path)
     else:
-        store = create_store(args.store, likely_spec(sources, form, hints))
+        opened = create_store(path, likely_spec(files, form, hints))
     work = [
-        (
-            slide_id,
-            lambda slide_id=slide_id, path=path: import_file(store, form, slide_id, path, hints),
-        )
-        for slide_id, path in sources
+        (slide_id, partial(import_file, opened, form, slide_id, file, hints))
+        for slide_id, file in files
     ]
-    return _each(work, "imported", f"Store: {store.path}")
+    return _transfer(work, opened.path, track)
 
 
-def export_features(args: argparse.Namespace) -> int:
-    """Export all slides of a store as files of another tool; run again, it resumes.
+def export_features(
+    store: Location | str,
+    target: Path | str,
+    format: str,  # noqa: A002
+    *,
+    mpp: float | None = None,
+    manifest: Path | None = None,
+    slide_mpp: float | None = None,
+    say: Say = quiet,
+    track: Track = untracked,
+) -> Transfer:
+    """Export all slides of a store as files of another tool; called again, it resumes.
+
+    Args:
+        store: Folder or URL of the store.
+        target: Folder of the files.
+        format: A key of `hmil_fast.io.interchange.FORMATS`.
+        mpp: Scale in µm/px of a store that has several; by default the finest.
+        manifest: Level-0 resolutions of slides that do not state theirs, a table slide_id,mpp.
+        slide_mpp: Level-0 resolution of the other slides, in µm/px.
+        say: Called with each note.
+        track: Shows progress.
 
     Raises:
         StoreError: There is no store, or it holds nothing.
         UsageError: It has no such scale.
     """
-    form = FORMATS[args.format]
-    whole = open_store(args.store)
-    store = at_scale(whole, args.mpp)
+    form = FORMATS[format]
+    whole = open_store(store)
+    opened = at_scale(whole, mpp)
     slides = [*whole.slide_ids(), *sorted(whole.unnamed)]  # the latter fail, and are named
     if not slides:
-        raise StoreError(f"the store {store.path} is empty", "Extract or import slides first.")
-    hints = Hints(mpp=_resolutions(args, slides))
+        raise StoreError(f"the store {opened.path} is empty", "extract or import slides first")
+    hints, folder = Hints(mpp=_resolutions(manifest, slide_mpp, slides, say)), Path(target)
     work = [
-        (
-            slide_id,
-            lambda slide_id=slide_id: export_slide(
-                store, form, slide_id, args.target, hints.mpp_of(slide_id)
-            ),
-        )
+        (slide_id, partial(export_slide, opened, form, slide_id, folder, hints.mpp_of(slide_id)))
         for slide_id in slides
     ]
-    code = _each(work, "exported", f"Folder: {args.target}")
+    done = _transfer(work, folder, track)
     left = []
     if len(whole.spec.scales) > 1:
-        at = "unknown" if store.spec.scales[0] is None else f"{store.spec.scales[0]:g}"
+        at = "unknown" if opened.spec.scales[0] is None else f"{opened.spec.scales[0]:g}"
         left.append(f"the scale at {at} µm per px was exported, --mpp takes another")
     if whole.spec.views:
         left.append(f"the {whole.spec.views} augmented views of every tile are not exported")
-    if left:
-        print("; ".join(left))
-    return code
+    return replace(done, left_out=left)
 
 
-def _each(work: Sequence[tuple[str, Callable[[], Taken]]], done: str, where: str) -> int:
-    """Do one slide after the other; one that fails stops no other."""
-    err, out = Console(stderr=True), Console(soft_wrap=True, highlight=False)
+def _transfer(work: _Work, target: Location, track: Track) -> Transfer:
+    """Import or export one slide after the other; a slide that fails stops no other."""
     before, tiles, failed = 0, 0, list[tuple[str, HmilError]]()
     notes: dict[str, list[str]] = {}
-    for slide_id, task in track(work, done, console=err, transient=True):
+    for slide_id, one in track(work):
         try:
-            taken = task()
+            taken = one()
         except (SlideError, StoreError) as error:
             failed.append((slide_id, error))
         except OSError as error:
-            failed.append((slide_id, SlideError(str(error), "Mend that, then run this again.")))
+            fix = "check the disks of source and target, then run the same command again"
+            failed.append((slide_id, SlideError(str(error), fix)))
         else:
             before += taken.before
             tiles += 0 if taken.before else taken.tiles
             for note in taken.notes:
                 notes.setdefault(note, []).append(slide_id)
-    for note, slides in notes.items():
-        names = slides[0] if len(slides) == 1 else f"{len(slides)} slides, {slides[0]} the first"
-        err.print(f"[yellow]{escape(names)}: {escape(note)}", highlight=False, soft_wrap=True)
-    out.print(
-        f"{len(work) - before - len(failed)} slides {done} ({tiles:,} tiles), {before} were done "
-        f"before, {len(failed)} failed. {where}",
-        markup=False,
-    )
-    for slide_id, problem in failed:
-        out.print(f"  {slide_id}: {problem.what}\n    Fix: {problem.fix}", markup=False)
-    return 1 if failed else 0
+    return Transfer(len(work), before, tiles, failed, notes, target)
 
 
-def _resolutions(args: argparse.Namespace, slide_ids: Sequence[str]) -> dict[str, float]:
-    """Level-0 µm/px by slide id from --manifest, and under "" from --slide-mpp."""
-    found: dict[str, float] = {} if args.slide_mpp is None else {"": args.slide_mpp}
-    path: Path | None = args.manifest
-    if path is None:
-        return found
-
-    def say(line: str) -> None:
-        print(f"note: {line}", file=sys.stderr)
-
-    table = read_table(path, ("slide_id", "mpp"), say)
+def _resolutions(
+    manifest: Path | None, slide_mpp: float | None, slide_ids: Sequence[str], say: Say
+) -> dict[str, float]:
+    """Read level-0 µm/px by slide id from a table slide_id,mpp; `slide_mpp` is under ""."""
+    mpp: dict[str, float] = {} if slide_mpp is None else {"": slide_mpp}
+    if manifest is None:
+        return mpp
+    table = read_table(manifest, ("slide_id", "mpp"), say)
     stated = {}
     for line, row in table.rows:
-        where, name = f"{path} line {line}", table.cell(row, "slide_id")
+        where, name = f"{manifest} line {line}", table.cell(row, "slide_id")
         if not name:
             raise UsageError(f"{where}: slide_id is empty", "give columns slide_id,mpp")
         stated[name] = as_mpp(table.cell(row, "mpp"), where)
     names = match_slides(stated, slide_ids)
     if left := [name for name in stated if name not in names]:
-        say(f"{path}: {len(left)} lines name none of the slides, such as {left[0]!r}")
-    return found | {slide_id: stated[name] for name, slide_id in names.items()}
+        say(f"{manifest}: {len(left)} lines name none of the slides, such as {left[0]!r}")
+    return mpp | {slide_id: stated[name] for name, slide_id in names.items()}

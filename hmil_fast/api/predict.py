@@ -76,6 +76,12 @@ def predict(
     Raises:
         UsageError: No such run or prior, no slides, or features of another kind.
         StoreError: No such store or slide, or a damaged one.
+
+    Example:
+        >>> import hmil_fast
+        >>> predictions = hmil_fast.predict("run", "features", ["s00"], alpha=0.1)
+        >>> predictions.slides[0].probabilities[-1].shape  # of the leaves
+        (3,)
     """
     run = as_run(run)
     store = as_store(run, store, say)

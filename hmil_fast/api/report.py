@@ -1,6 +1,7 @@
 """Draw what a run predicts: the heatmap of one slide, the report of all."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hmil_fast.api.opening import as_run, as_store, slide_files
@@ -12,10 +13,25 @@ from hmil_fast.io.store import FeatureStore
 from hmil_fast.io.store.location import Location
 from hmil_fast.report.heatmap import HeatmapOptions, draw_heatmap
 from hmil_fast.report.html.page import write_report
-from hmil_fast.report.viewer_data import make_views
+from hmil_fast.report.viewer_data import Track, make_views, untracked
 from hmil_fast.runs.predictions import Prediction
 from hmil_fast.runs.run import Run
 from hmil_fast.tables import Say, quiet
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    Attributes:
+        most_heatmaps: Add the heatmaps of at most this many slides to those already there.
+        allow_missing: Write the report although the store lacks some of the run's slides.
+        prior: How frequent each leaf is, as for `predict`; another one evaluates the run again.
+    """
+
+    most_heatmaps: int = 100
+    allow_missing: bool = False
+    prior: Prior | str | None = None
 
 
 def heatmap(
@@ -48,6 +64,12 @@ def heatmap(
         UsageError: No such run or node, the model has no attention, or the PNG cannot be written.
         StoreError: No such store or slide, or the slide has no tiles or no coordinates.
         SlideError: The slide's file cannot be opened, or is another slide's.
+
+    Example:
+        >>> import hmil_fast
+        >>> prediction = hmil_fast.heatmap("run", "features", "s00", "s00.png")
+        >>> prediction.slide_id
+        's00'
     """
     run = as_run(run)
     file = slide_files(slides).get(slide_id) if slides else None
@@ -68,11 +90,10 @@ def report(
     store: FeatureStore | Location | str | None = None,
     *,
     slides: Sequence[Path | str] = (),
-    most_heatmaps: int = 100,
-    allow_missing: bool = False,
-    prior: Prior | str | None = None,
+    options: ReportOptions = ReportOptions(),
     runtime: Runtime = Runtime(),
     say: Say = quiet,
+    track: Track = untracked,
 ) -> Path:
     """Write a run's report, one HTML file; with a store it shows the slides under their attention.
 
@@ -81,11 +102,10 @@ def report(
         store: A store that holds the run's slides, or its place.
         slides: Slide files, folders or globs, as extracted: the tiles of the highest attention are
             cut from them. Needs a store.
-        most_heatmaps: Add the heatmaps of at most this many slides to those already there.
-        allow_missing: Write the report although the store lacks some of the run's slides.
-        prior: How frequent each leaf is, as for `predict`; another one evaluates the run anew.
+        options: Number of heatmaps, prior, and whether slides may be missing.
         runtime: Device and precision.
         say: Called with each note.
+        track: Shows the progress of a loop over slides.
 
     Returns:
         The report's path, RUN/report.html.
@@ -96,7 +116,7 @@ def report(
     """
     run = as_run(run)
     files = slide_files(slides) if slides else {}
-    prior = None if prior is None else resolve_prior(run, prior)
+    prior = None if options.prior is None else resolve_prior(run, options.prior)
     if files and (store is None or not {slide.slide_id for slide in run.slides} & files.keys()):
         raise UsageError(
             "--slides cuts tiles of slides in the store, and there is no --store"
@@ -106,13 +126,13 @@ def report(
         )
     if store is not None:
         store = as_store(run, store, say)
-        _refuse_another_store(run, store, allow_missing=allow_missing)
+        _refuse_another_store(run, store, allow_missing=options.allow_missing)
     if prior is None:
         read_metrics(run)
     else:
         evaluate_run(run, EvaluationOptions(prior=prior))
     if store is not None:
-        make_views(run, store, most_heatmaps, files, runtime)
+        make_views(run, store, options.most_heatmaps, files, runtime, say, track)
     return write_report(run.path)
 
 

@@ -62,6 +62,14 @@ def train(
         UsageError: A file or setting cannot be used, or `out` holds another run.
         StoreError: The store is missing or damaged.
         Stopped: Ctrl-C or SIGTERM; the same call resumes.
+
+    Example:
+        >>> import hmil_fast
+        >>> from hmil_fast import Recipe, TrainConfig
+        >>> config = TrainConfig(Recipe(hidden=8, epochs=2), baseline="none", folds=2)
+        >>> run = hmil_fast.train("features", "labels.csv", "tree.yaml", "small-run", config)
+        >>> run.is_done(0), run.is_done(1)
+        (True, True)
     """
     out = Path(out)
     splits = None if splits is None else Path(splits)

@@ -34,8 +34,8 @@ class Slide:
 
 
 def read_labels(
-    path: Path,
-    tree: LabelTree,
+    path: Path | str,
+    tree: LabelTree | Path | str,
     inner: bool = False,
     say: Say = quiet,
     leaves_only: bool = False,
@@ -46,14 +46,23 @@ def read_labels(
 
     Args:
         path: The table.
-        tree: The label tree.
+        tree: The label tree, or a YAML file of it.
         inner: Whether a label may be an inner node; `LabelTree.path` says what it names.
         say: Told which columns are used and which are not, and what is read as something else.
         leaves_only: Leave out slides whose label is an inner node.
 
     Raises:
         UsageError: The file cannot be read or a row cannot be used; names file, line and field.
+
+    Example:
+        >>> import hmil_fast
+        >>> slides = hmil_fast.read_labels("labels.csv", "tree.yaml")
+        >>> slides[0].slide_id, slides[0].label
+        ('s00', 'N')
     """
+    path = Path(path)
+    if not isinstance(tree, LabelTree):
+        tree = LabelTree.from_yaml(Path(tree))
     table = read_table(path, ("slide_id", "label", "patient_id", "split"), say)
     for name in ("slide_id", "label"):
         if name not in table.columns:

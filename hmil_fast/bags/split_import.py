@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmil_fast.bags.fold import Fold
 from hmil_fast.bags.label_file import Slide
-from hmil_fast.bags.manifest import Manifest
+from hmil_fast.bags.manifest import Manifest, write_splits
 from hmil_fast.bags.match_names import plain
 from hmil_fast.bags.split_pickle import read_plain_pickle
 from hmil_fast.columns import MISSING, PARTS, part_of
@@ -17,6 +17,21 @@ from hmil_fast.tables import Say, quiet, read_table
 FORMATS = ("csv", "clam", "hmil")
 _HMIL_NAME = re.compile(r"(train|val|test)_splits_(\d+)\.pkl")
 _Row = tuple[str, str, str, str]  # slide_id, part, label, patient_id
+
+
+def write_import(
+    paths: Sequence[Path | str], kind: str, out: Path | str, say: Say = quiet
+) -> Manifest:
+    """Read split files and write them as the manifest `out`; arguments as for `import_splits`.
+
+    Raises:
+        UsageError: A file cannot be read or used, or `out` exists.
+    """
+    manifest, out = import_splits([Path(path) for path in paths], kind, say), Path(out)
+    if out.exists():
+        raise UsageError(f"{out} exists", "delete it, or give another --out")
+    write_splits(out, manifest.folds, manifest.slides, made_with={})
+    return manifest
 
 
 def import_splits(paths: Sequence[Path], kind: str, say: Say = quiet) -> Manifest:
@@ -45,12 +60,12 @@ def import_splits(paths: Sequence[Path], kind: str, say: Say = quiet) -> Manifes
         read = _csv if kind == "csv" else _clam
         if kind == "clam":
             _check_numbers(files)
-        said: set[str] = set()
+        told: set[str] = set()
 
         def once(line: str, file: Path) -> None:  # files of a kind have one header
             tail = line.removeprefix(str(file))
-            if tail not in said:
-                said.add(tail)
+            if tail not in told:
+                told.add(tail)
                 say(line)
 
         folds = [list(read(file, partial(once, file=file))) for file in files]

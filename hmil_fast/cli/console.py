@@ -1,9 +1,10 @@
 """Where people are told what happens: notes and progress on stderr, results on stdout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 
 
 def stderr(*, quiet: bool = False) -> Console:
@@ -18,3 +19,10 @@ def notes(console: Console) -> Callable[[str], None]:
         console.print(f"[yellow]note:[/] {escape(text)}")
 
     return note
+
+
+def track_slides(slide_ids: Sequence[str], count: int) -> Iterable[str]:
+    """Show the progress of a loop over slides, of which `count` are worked on."""
+    err = Console(stderr=True)
+    quiet = not err.is_terminal  # it would leave an empty line
+    return track(slide_ids, "slides", count, console=err, transient=True, disable=quiet)

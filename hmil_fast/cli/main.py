@@ -15,12 +15,7 @@ from types import FrameType
 
 from hmil_fast import __version__
 from hmil_fast.cli.extract import add_doctor, add_extract, add_status
-from hmil_fast.cli.options import (
-    Command,
-    Commands,
-    add_command,
-    path,
-)
+from hmil_fast.cli.options import Command, Commands, add_command, path
 from hmil_fast.cli.results import add_compare, add_export, add_results
 from hmil_fast.cli.settings import add_settings
 from hmil_fast.cli.store import add_store
@@ -39,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    # argparse takes a list of words in one piece only; those behind an option come back here
+    # argparse takes a list of words in one piece only; words behind an option come back here
     if rest and ("words" not in args or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         getattr(args, args.words).extend(rest)
     command: Command = args.run
@@ -63,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a full disk, a folder that may not be written to
-        sys.stderr.write(f"hmil-fast: {error}\nFix: mend that, then run the same command again\n")
+        sys.stderr.write(
+            f"hmil-fast: {error}\nFix: check the disk and the permissions there, then run the same "
+            "command again\n"
+        )
         return 1
 
 

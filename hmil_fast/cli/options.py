@@ -1,10 +1,11 @@
-"""What the commands of the command line are made of: a command, and kinds of numbers."""
+"""Add a command to the parser, and convert texts of options to numbers, paths and stores."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hmil_fast.errors import UsageError
 
@@ -22,8 +23,30 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its parsed arguments."""
     parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def add_old_name(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """Add the name that an option had in version 0.1.0: hidden, and noted on stderr when used."""
+    new = f"--{settings['dest'].replace('_', '-')}"
+
+    class OldName(argparse.Action):
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Any,
+            option_string: str | None = None,
+        ) -> None:
+            sys.stderr.write(f"note: {name} is now called {new}\n")
+            setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
+
+    if settings.pop("action", None) == "store_true":
+        settings |= {"nargs": 0, "const": True}
+    parser.add_argument(
+        name, action=OldName, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **settings
+    )
 
 
 def positive(text: str) -> float:

@@ -3,14 +3,13 @@
 import argparse
 import json
 import sys
-from argparse import SUPPRESS
 from collections.abc import Callable
-from typing import Any
 
 from hmil_fast.cli.options import (
     Command,
     Commands,
     add_command,
+    add_old_name,
     count,
     count_or_none,
     fraction,
@@ -180,17 +179,17 @@ def _add_heatmap(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
-        from hmil_fast.api.report import report
+        from hmil_fast.api.report import ReportOptions, report
+        from hmil_fast.cli.console import track_slides
 
         written = report(
             args.run_path,
             args.store,
             slides=args.slides,
-            most_heatmaps=args.heatmaps,
-            allow_missing=args.allow_missing,
-            prior=args.prior,
+            options=ReportOptions(args.heatmaps, args.allow_missing, args.prior),
             runtime=Runtime(args.device),
             say=_note(),
+            track=track_slides,
         )
         print(f"report: {written}")
         return 0
@@ -216,7 +215,7 @@ def _add_report(commands: "Commands[argparse.ArgumentParser]") -> None:
         action="store_true",
         help="write the report although the store lacks some of the run's slides",
     )
-    _add_old_name(parser, "--overwrite", dest="allow_missing", action="store_true")
+    add_old_name(parser, "--overwrite", dest="allow_missing", action="store_true")
     _add_prior(parser)
     _add_slides(parser)
     _add_device(parser)
@@ -255,7 +254,7 @@ def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="N",
         help="number of bootstrap draws, and of permutations (default: 2000)",
     )
-    _add_old_name(parser, "--draws", dest="resamples", type=count)
+    add_old_name(parser, "--draws", dest="resamples", type=count)
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
@@ -283,15 +282,10 @@ def _add_run_command(
     return parser
 
 
-def _add_old_name(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    """Add the name that an option had in the version before, hidden."""
-    parser.add_argument(name, default=SUPPRESS, help=SUPPRESS, **settings)
-
-
 def _add_alpha(parser: argparse.ArgumentParser, default: str) -> None:
     text = f"error rate allowed for conformal predictions{default}"
     parser.add_argument("--alpha", type=fraction, metavar="RATE", help=text)
-    _add_old_name(parser, "--risk", dest="alpha", type=fraction)
+    add_old_name(parser, "--risk", dest="alpha", type=fraction)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

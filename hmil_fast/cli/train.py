@@ -3,6 +3,7 @@
 import argparse
 
 from hmil_fast.cli.options import Commands, add_command, count, path, positive, store
+from hmil_fast.columns import PARTS
 from hmil_fast.config import MODELS, PRESETS, load_config, load_runtime
 
 
@@ -10,9 +11,19 @@ def add_splits(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add `splits import`."""
 
     def run(args: argparse.Namespace) -> int:
-        from hmil_fast.training.choose_folds import splits
+        from hmil_fast.bags.split_import import write_import
+        from hmil_fast.cli.console import notes, stderr
+        from hmil_fast.training.choose_folds import tested_text
 
-        return splits(args)
+        manifest = write_import(args.files, args.format, args.out, notes(stderr()))
+        print(f"{args.out}: {len(manifest.slides)} slides")
+        for number, fold in enumerate(manifest.folds):
+            sizes = ", ".join(f"{part} {len(getattr(fold, part))}" for part in PARTS)
+            print(f"fold {number}: {sizes}")
+        print(tested_text(manifest.folds, len(manifest.slides)))
+        if not any(slide.patient_id for slide in manifest.slides):
+            print("no patients are stated: `hmil-fast train` checks theirs against the label file")
+        return 0
 
     text = "Turn split files of others into a manifest for `train --splits`."
     parser = add_command(commands, "splits", text, run)

@@ -27,7 +27,8 @@ class TrainingBar:
         self._model = ""
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._console.is_terminal:  # else it would leave an empty line
+            self._bar.start()
         return self
 
     def __exit__(
@@ -36,7 +37,8 @@ class TrainingBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def update(self, event: "EpochReport | str") -> None:
         """Print a note, or show the end of an epoch or of a fold."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from hmil_fast import __version__
 from hmil_fast.errors import UsageError
+from hmil_fast.metrics import cell_text
 from hmil_fast.runs.checkpoint import read_checkpoint
 from hmil_fast.runs.run import Run, write_json, write_text
 
@@ -126,26 +127,17 @@ def _metrics(metrics: dict[str, Any], tree: dict[str, Any]) -> str:
     rows = []
     places = [(f"level {level}", "levels", level) for level in pooled["levels"]]
     for name, group, level in [*places, ("tree", "tree", None)]:
-        ours = pooled[group] if level is None else pooled[group][level]
+        cells = pooled[group] if level is None else pooled[group][level]
         here = fold[group] if level is None else fold[group].get(level, {})
-        for metric, cell in ours.items():
+        for metric, cell in cells.items():
             if isinstance(cell, dict) and isinstance(cell.get("value"), float):
-                rows.append([name, metric, _value(cell), _value(here.get(metric))])
+                rows.append([name, metric, cell_text(cell), cell_text(here.get(metric))])
     levels = "; ".join(f"level {l}: {', '.join(names)}" for l, names in enumerate(tree["names"]))
     return (
         f"Every slide tested once, by the fold that did not see it: {pooled['slides']} slides of "
         f"{pooled['patients']} patients, 95 % intervals over resampled patients. "
         f"{_text(levels)}.\n\n" + _table(["", "metric", "all folds", "this fold"], rows)
     )
-
-
-def _value(cell: dict[str, Any] | None) -> str:
-    if not cell or cell.get("value") is None:
-        return "—"
-    text = f"{cell['value']:.3f}"
-    if cell.get("low") is None or cell.get("high") is None:
-        return text
-    return f"{text} [{cell['low']:.3f}, {cell['high']:.3f}]"
 
 
 def _tree(tree: dict[str, Any]) -> str:
@@ -165,11 +157,11 @@ def _tree(tree: dict[str, Any]) -> str:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -1,31 +1,26 @@
-"""`hmil-fast doctor`: what this machine has, and what is to be known of slides before a job."""
+"""Check this machine, and examine slides before extraction."""
 
-import argparse
-import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 
-from hmil_fast.errors import HmilError, StoreError, UsageError
+from hmil_fast.errors import HmilError, StoreError
 from hmil_fast.extraction.encoders import (
     DEFAULT_ENCODER,
     Encoder,
     encoder_names,
     first_line,
-    load_encoder,
     plugins,
 )
-from hmil_fast.extraction.jobs.progress import searching
 from hmil_fast.extraction.preflight import (
     estimate,
     nbytes,
@@ -35,7 +30,7 @@ from hmil_fast.extraction.preflight import (
     tile_seconds,
 )
 from hmil_fast.extraction.prepare import each_tenth, prepare_slide
-from hmil_fast.extraction.slides import SlideTask, collect_slides
+from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Progress
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location
@@ -45,12 +40,18 @@ from hmil_fast.kernels.dispatch import describe
 
 PACKAGES = ("hmil-fast", "torch", "triton", "timm", "zarr", "numcodecs", "openslide-python")
 PROBE_TILES = 32
-SIGNS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[red]✗[/]"}
+# called with the slide and how many were examined before; then, on a large slide without small
+# levels, with the share and px of the level that was searched for tissue
+Watch = Callable[[str, int, float, int], None]
+
+
+def _no_watch(slide_id: str, before: int, share: float, px: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: its state ("ok", "note" or "bad"), and what to do about it."""
+    """A check's result: its state ("ok", "note" or "bad"), what it found, and the fix."""
 
     state: str
     what: str
@@ -59,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """What a job has to expect of one slide; fields after `fix` are empty where `error` is set.
+    """What an extraction would make of one slide; fields after `fix` are empty if `error` is set.
 
     Attributes:
         coarser: Level and effective mpp of further scales; `tiles` and what follows are of all.
@@ -86,39 +87,30 @@ class SlideReport:
     note: str | None = None
 
 
-def doctor(args: argparse.Namespace) -> int:
-    """Look at the machine and at slides; returns 1 where something cannot be used.
+def examine(
+    tasks: Sequence[SlideTask],
+    tiles: TileSpec,
+    encoder: Encoder | None,
+    store: Location | None = None,
+    disk: Location | None = None,
+    watch: Watch = _no_watch,
+) -> tuple[list[Finding], list[SlideReport]]:
+    """Examine slides before their extraction: open each, lay its grid, time a sample of tiles.
 
-    Raises:
-        UsageError: No slides where some are named, a bad manifest, or no such encoder.
+    Args:
+        tasks: The slides.
+        tiles: The tiles that would be extracted.
+        encoder: What would encode them; without one there are no times and sizes.
+        store: Where features would go: examine 16 of the slides, and estimate the whole job.
+        disk: A place on the disk that features would go to; by default that of `store`, or of the
+            working directory.
+        watch: Called with progress, see `Watch`.
     """
-    findings = machine_findings()
-    slides: list[SlideReport] = []
-    if args.slides or args.manifest:
-        said: list[str] = []
-        tasks = collect_slides(
-            args.slides, args.manifest, args.slide_mpp, args.reader, args.glass, said.append
-        )
-        findings += [Finding("note", text) for text in said]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder: Encoder | None = None
-        try:
-            encoder = load_encoder(args.encoder, args.weights, device)
-        except UsageError as error:
-            findings.append(Finding("bad", error.what, error.fix))
-        spec = tile_spec(args)
-        chosen = tasks if args.store is None else sample(tasks)
-        slides, more = slide_reports(chosen, spec, encoder, args.store or Path.cwd())
-        findings += more
-        if args.store is not None and encoder is not None:
-            findings.append(_whole_job(tasks, slides, spec, encoder, args.store))
-    if args.json:
-        both = {"machine": [asdict(f) for f in findings], "slides": [asdict(s) for s in slides]}
-        print(json.dumps(both, indent=1))
-    else:
-        _print_findings(findings)
-        _print_slides(slides)
-    return _exit_code(findings, slides)
+    chosen = tasks if store is None else sample(tasks)
+    slides, findings = slide_reports(chosen, tiles, encoder, store or disk or Path.cwd(), watch)
+    if store is not None and encoder is not None:
+        findings.append(_whole_job(tasks, slides, tiles, encoder, store))
+    return findings, slides
 
 
 def _whole_job(
@@ -139,40 +131,10 @@ def _whole_job(
         return Finding("bad", error.what, error.fix)
 
 
-def print_slides(
-    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder, store: Location
-) -> int:
-    """Look at slides only (`extract --dry-run`); returns 1 where something cannot be used."""
-    slides, findings = slide_reports(tasks, spec, encoder, store)
-    _print_findings(findings)
-    _print_slides(slides)
-    return _exit_code(findings, slides)
-
-
-def tile_spec(args: argparse.Namespace) -> TileSpec:
-    """The tiles that a command line asks for."""
-    mpp, *coarser = sorted(args.mpp or [0.5])
-    return TileSpec(
-        args.tile,
-        mpp,
-        args.min_tissue,
-        args.allow_upsample,
-        tuple(coarser),
-        args.views,
-        args.view_seed,
-        args.stain_norm,
-    )
-
-
-def _exit_code(findings: Sequence[Finding], slides: Sequence[SlideReport]) -> int:
-    bad = any(finding.state == "bad" for finding in findings)
-    return 1 if bad or any(slide.error for slide in slides) else 0
-
-
 def machine_findings() -> list[Finding]:
-    """Hardware, versions, readers and encoders."""
+    """Check hardware, versions, readers and encoders."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = [
+    findings = [
         Finding(
             "ok",
             f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
@@ -183,18 +145,18 @@ def machine_findings() -> list[Finding]:
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
             bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-            found.append(
+            findings.append(
                 Finding("ok", f"GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}")
             )
     else:
-        found.append(
+        findings.append(
             Finding(
                 "note",
                 "no CUDA device: everything runs on the CPU in float32",
                 "nothing, unless this machine has a GPU; then check `nvidia-smi` and its driver",
             )
         )
-    found.append(Finding("ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)))
+    findings.append(Finding("ok", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)))
     for what, names in (
         ("slide reader nvImageCodec", ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")),
         ("slide reader cuCIM", ("cucim-cu13", "cucim-cu12")),
@@ -202,26 +164,30 @@ def machine_findings() -> list[Finding]:
     ):
         installed = [name for name in names if _version(name) != "missing"]
         if installed:
-            found.append(Finding("ok", f"{what}: {installed[0]} {_version(installed[0])}"))
+            findings.append(Finding("ok", f"{what}: {installed[0]} {_version(installed[0])}"))
         else:
             text = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
-            found.append(Finding("note", f"{what} is not installed", text))
-    found.append(Finding("ok", f"kernels: {describe()}"))
-    found.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
+            findings.append(Finding("note", f"{what} is not installed", text))
+    findings.append(Finding("ok", f"kernels: {describe()}"))
+    findings.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
     others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)
-    found.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))
+    findings.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))
     text = f"encoders with weights from the hub or --weights: {others}, and any timm model"
-    found.append(Finding("ok", text))
+    findings.append(Finding("ok", text))
     cards, broken = plugins()
     if cards:
         text = ", ".join(card.name for card in cards)
-        found.append(Finding("ok", f"encoders of plugins: {text}"))
-    found += [Finding("note", error.what, error.fix) for error in broken]
-    return found
+        findings.append(Finding("ok", f"encoders of plugins: {text}"))
+    findings += [Finding("note", error.what, error.fix) for error in broken]
+    return findings
 
 
 def slide_reports(
-    tasks: Sequence[SlideTask], spec: TileSpec, encoder: Encoder | None, store: Location
+    tasks: Sequence[SlideTask],
+    spec: TileSpec,
+    encoder: Encoder | None,
+    store: Location,
+    watch: Watch = _no_watch,
 ) -> tuple[list[SlideReport], list[Finding]]:
     """Open every slide, lay its grid, and time a sample of tiles.
 
@@ -230,14 +196,14 @@ def slide_reports(
         spec: The tiles asked for.
         encoder: What would encode them; without one there are no times and sizes.
         store: Where features would go; it need not exist.
+        watch: Called with progress.
     """
     encode_s, dim = (None, 0) if encoder is None else (tile_seconds(encoder), encoder.card.dim)
-    err = Console(stderr=True, soft_wrap=True, highlight=False)
-    with err.status("") as status:
-        reports = []
-        for n, task in enumerate(tasks):
-            status.update(escape(f"{n} of {len(tasks)} slides: {task.slide_id}"))
-            reports.append(_report(task, spec, encode_s, dim, _progress(err, task)))
+    reports = []
+    for number, task in enumerate(tasks):
+        watch(task.slide_id, number, 0.0, 0)
+        tenth = each_tenth(partial(watch, task.slide_id, number))
+        reports.append(_report(task, spec, encode_s, dim, tenth))
     if encoder is None:
         return reports, []
     need = sum(report.bytes for report in reports)
@@ -247,15 +213,6 @@ def slide_reports(
         fix = "free some, or give a --store on a larger disk"
         findings.append(Finding("bad", f"the disk of {store} has {nbytes(free)} free", fix))
     return reports, findings
-
-
-def _progress(err: Console, task: SlideTask) -> Progress:
-    """Prints each tenth of the search for tissue on a large slide."""
-    return each_tenth(
-        lambda share, px: err.print(
-            f"{task.slide_id}: {searching(share, px)}", markup=False, style="dim"
-        )
-    )
 
 
 def _report(
@@ -307,40 +264,11 @@ def _seen(
             mpp_effective=grid.mpp_effective,
             coarser=tuple((scale.level, scale.mpp_effective) for scale in ready.grids[1:]),
             tiles=every,
-            bytes=every * (2 * dim * (1 + spec.views) + 9),
+            bytes=every * tile_bytes(spec, dim, "float16"),
             seconds=None if encode_s is None else every * (max(encode_s, decode_s)),
             note=note,
             fix=fix,
         )
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    out = Console(soft_wrap=True, highlight=False)
-    for finding in findings:
-        out.print(f"{SIGNS[finding.state]} ", end="")
-        out.print(finding.what, markup=False)
-        if finding.fix:
-            out.print(f"  Fix: {finding.fix}", markup=False, style="dim")
-
-
-def _print_slides(slides: Sequence[SlideReport]) -> None:
-    for s in slides:
-        if s.error is not None:
-            _print_findings([Finding("bad", f"{s.slide_id}: {s.error}", s.fix or "")])
-            continue
-        time_left = "" if s.seconds is None else f", about {max(s.seconds, 1):.0f} s"
-        scales = ((s.level, s.mpp_effective), *s.coarser)
-        levels, mpps = (
-            " and ".join(f"{each:.4g}" for each in x) for x in zip(*scales, strict=True)
-        )
-        text = (
-            f"{s.slide_id}: {s.reader}, {s.codec}, {s.size[0]}×{s.size[1]} px in {s.levels} "
-            f"level{'s' * (s.levels > 1)}, {s.mpp:.4g} µm/px from {s.mpp_source}; reads level "
-            f"{levels}, tiles of {mpps} µm/px: {s.tiles:,} tiles, "
-            f"{nbytes(s.bytes)}{time_left}; {s.reader_reason}"
-        )
-        note = f" ({s.note})" if s.note else ""
-        _print_findings([Finding("note" if note else "ok", text + note, s.fix or "")])
 
 
 def _version(name: str) -> str:

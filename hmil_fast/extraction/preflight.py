@@ -11,7 +11,6 @@ import torch
 
 from hmil_fast.errors import StoreError
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.jobs.worklist import size
 from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store.backend import backend_of
@@ -57,7 +56,7 @@ class Estimate:
 
 def sample(tasks: Sequence[SlideTask]) -> list[SlideTask]:
     """Up to 16 slides, evenly from the smallest to the largest file."""
-    order = sorted(tasks, key=lambda task: size(task.path))
+    order = sorted(tasks, key=lambda task: task.file_bytes)
     count = min(SAMPLE, len(order))
     return [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]
 
@@ -119,7 +118,7 @@ def estimate(
     """
 
     def weight(task: SlideTask) -> int:
-        return 1 if task.path.suffix.lower() in _ELSEWHERE else size(task.path)
+        return 1 if task.path.suffix.lower() in _ELSEWHERE else task.file_bytes
 
     known: dict[str, tuple[int, int]] = {}
     for task in tasks:

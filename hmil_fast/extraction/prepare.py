@@ -47,7 +47,7 @@ class Prepared:
         if none and found:
             small = self.grid.read_px > min(self.reader.info.level_dimensions[self.grid.level])
             why = "the slide is smaller than a tile" if small else "none holds enough tissue"
-            fix = "take a smaller --tile or --min-tissue, with a new --store"
+            fix = "take a smaller --tile-size or --min-tissue, with a new --store"
             notes.append((f"0 tiles: {why}", fix))
         if self.tissue.note:
             empty = "0 tiles: " if none and not found else ""
@@ -96,6 +96,16 @@ def prepare_slide(task: SlideTask, spec: TileSpec, progress: Progress | None = N
     except BaseException:
         reader.close()
         raise
+
+
+def thumbnail_for_tissue(reader: SlideReader) -> tuple[NDArray[np.uint8], float]:
+    """Return the thumbnail uint8 [h, w, 3] on which tissue is looked for, and its µm per px.
+
+    Raises:
+        SlideError: The slide states no plausible mpp.
+    """
+    require_mpp(reader.info)
+    return _thumbnails(reader, None)[1:]
 
 
 def _thumbnails(

@@ -38,6 +38,14 @@ class SlideTask:
     reader: str | None = None
     glass: tuple[int, int, int] | None = None
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file; 0 if it does not exist."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
 
 def collect_slides(
     inputs: Sequence[str],

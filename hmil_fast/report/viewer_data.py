@@ -7,19 +7,16 @@ of these the pixels where the slide's file is at hand. The browser paints the ov
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hmil_fast.config import Runtime
-from hmil_fast.errors import SlideError, StoreError
+from hmil_fast.errors import SlideError, StoreError, some
 from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.report.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.report.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
@@ -28,6 +25,7 @@ from hmil_fast.report.drawing import paint
 from hmil_fast.report.html.data import read_view, view_file
 from hmil_fast.runs.predictions import Prediction, read_predictions
 from hmil_fast.runs.run import Run, write_text
+from hmil_fast.tables import Say, quiet
 
 TOP_TILES = 6
 MOST_CELLS = 6000  # a slide of more tiles is shown in larger cells
@@ -39,14 +37,25 @@ _NO_PLACE = 255  # places among the colours are 0..254
 _SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut tiles
 
 
+# shows the progress of a loop over slides, of which so many are worked on
+Track = Callable[[Sequence[str], int], Iterable[str]]
+
+
+def untracked(slide_ids: Sequence[str], count: int) -> Iterable[str]:
+    """Show no progress."""
+    return slide_ids
+
+
 def make_views(
     run: Run,
     store: FeatureStore,
     most: int,
     slides: Mapping[str, Path] | None = None,
     runtime: Runtime = Runtime(),
+    say: Say = quiet,
+    track: Track = untracked,
 ) -> None:
-    """Make the views that the report lacks, at most so many; what cannot be shown is named.
+    """Make the views that the report lacks, at most `most`; report what cannot be shown.
 
     Args:
         run: A trained run.
@@ -54,17 +63,19 @@ def make_views(
         most: Views to make.
         slides: Files by slide id, to cut the tiles of the highest attention from.
         runtime: Device and precision.
+        say: Called with what cannot be shown, and what was guessed.
+        track: Shows the progress of a loop over slides.
 
     Raises:
         UsageError: The store is of another kind than the run's.
     """
     store = run.at_run_scales(store)
-    err, slides = Console(stderr=True, soft_wrap=True), slides or {}
-    said: dict[str, list[Prediction]] = {}
+    slides = slides or {}
+    predictions: dict[str, list[Prediction]] = {}
     for p in read_predictions(run.path / "predictions.csv", run.tree):
-        said.setdefault(p.slide_id, []).append(p)
+        predictions.setdefault(p.slide_id, []).append(p)
     missing, notes = [], dict[str, list[str]]()
-    for slide_id, of_folds in said.items():
+    for slide_id, of_folds in predictions.items():
         try:
             lacks = why_not_drawn(store.record(slide_id))
             why = None if lacks is None else f"not shown, with {lacks}"
@@ -77,25 +88,21 @@ def make_views(
         view = read_view(view_file(run.path, slide_id), [np.mean(p, axis=0) for p in levels])
         if view is None or (slide_id in slides and not view["cut"]):
             missing.append(slide_id)
-    columns = (TextColumn("slides"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     made = 0
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task("", total=min(most, len(missing)))
-        for slide_id in missing:
-            if made == most:
-                break
-            try:
-                found = write_view(run, store, slide_id, slides.get(slide_id), err, runtime)
-            except StoreError as error:
-                err.print(f"[yellow]not shown:[/] {escape(error.what)}")
-                continue
-            for note in found:
-                notes.setdefault(note, []).append(slide_id)
-            made += 1
-            bar.advance(task)
+    for slide_id in track(missing, min(most, len(missing))):
+        if made == most:
+            break
+        try:
+            of_view = write_view(run, store, slide_id, slides.get(slide_id), runtime)
+        except (StoreError, OSError) as error:
+            why = error.what if isinstance(error, StoreError) else str(error)
+            notes.setdefault(f"not shown: {why}", []).append(slide_id)
+            continue
+        for note in of_view:
+            notes.setdefault(note, []).append(slide_id)
+        made += 1
     for note, of in notes.items():
-        names = ", ".join(of[:5]) + (f", … ({len(of)} slides)" if len(of) > 5 else "")
-        err.print(f"[yellow]{escape(note)}:[/] {escape(names)}")
+        say(f"{note}: {some(of)}" + (f" ({len(of)} slides)" if len(of) > 5 else ""))
 
 
 def write_view(
@@ -103,7 +110,6 @@ def write_view(
     store: FeatureStore,
     slide_id: str,
     slide: Path | None = None,
-    err: Console | None = None,
     runtime: Runtime = Runtime(),
 ) -> tuple[str, ...]:
     """Predict a slide and write down what the viewer shows of that very forward.
@@ -114,7 +120,6 @@ def write_view(
         slide_id: The slide.
         slide: The slide's file, to cut the highest tiles from at their own resolution; else they
             are cut from the thumbnail. It is drawn on where the store has no thumbnail.
-        err: Told why a file could not be used.
         runtime: Device and precision.
 
     Returns:
@@ -124,10 +129,11 @@ def write_view(
         StoreError: The slide is not in the store, or has no tiles or no coordinates.
     """
     record = store.record(slide_id)
+    notes: list[str] = []
     try:
         canvas = draw_on(store, slide_id, slide)
     except SlideError as error:
-        (err or Console(stderr=True)).print(f"[yellow]file not used:[/] {escape(error.what)}")
+        notes.append(f"the slide's file is not used: {error.what}")
         slide, canvas = None, draw_on(store, slide_id)
     prediction, maps = slide_maps(run, store, slide_id, runtime)
     likely = likeliest_first(run.tree, prediction, maps)
@@ -145,7 +151,7 @@ def write_view(
                 for tile, cut in zip(wanted, pixels, strict=True)
             }
         except SlideError as error:
-            (err or Console(stderr=True)).print(f"[yellow]no tiles cut:[/] {escape(error.what)}")
+            notes.append(f"no tiles are cut: {error.what}")
     cells, cell_side, places = _cells(coords, canvas.side, [m.weights for m in maps])
     unit = max(1.0, max(canvas.size) / 65535)
     view = {
@@ -183,7 +189,7 @@ def write_view(
     path = view_file(run.path, slide_id)
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(view, separators=(",", ":"), allow_nan=False))
-    return canvas.notes
+    return (*notes, *canvas.notes)
 
 
 def thumbnail_is_sharp(canvas: Canvas, record: SlideRecord) -> bool:

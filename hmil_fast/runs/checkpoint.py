@@ -68,7 +68,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(state)  # noqa: SIM118
     except OSError as error:
         raise UsageError(
-            f"cannot read the checkpoint {path}: {error.strerror}", "mend that, then try again"
+            f"cannot read the checkpoint {path}: {error.strerror}",
+            "check the path and its permissions",
         ) from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UsageError(

@@ -91,8 +91,8 @@ class Run:
                 f"on: {'; '.join(map(describe, changes))}",
                 f"import features of these slides with --encoder {self.store['encoder']['name']}"
                 if imported
-                else "extract these slides with the run's --encoder, --weights and --tile, and "
-                "with the same list of --mpp",
+                else "extract these slides with the run's --encoder, --weights and --tile-size, "
+                "and with the same list of --mpp",
             )
         return store
 
@@ -212,12 +212,18 @@ def _cannot_write(path: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write {path}: {error.strerror}", "name a place you can write to")
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path | str) -> Run:
     """Open a run folder.
 
     Raises:
         UsageError: It is not a run folder, or a file in it is damaged.
+
+    Example:
+        >>> import hmil_fast
+        >>> hmil_fast.open_run("run").config.folds
+        2
     """
+    path = Path(path)
     if not (path / "config.yaml").exists():
         raise UsageError(
             f"{path} is not a run folder: it has no config.yaml", "name the --out of a training"

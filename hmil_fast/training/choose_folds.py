@@ -1,8 +1,6 @@
-"""The folds of a run: made, or taken from a manifest, and looked at before anything is trained."""
+"""Choose the folds of a run: make them or take them from a manifest, and check them."""
 
-import argparse
 import dataclasses
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +16,8 @@ from hmil_fast.bags.manifest import (
     read_manifest,
     sources,
     versions,
-    write_splits,
 )
 from hmil_fast.bags.match_names import alike, match_slides
-from hmil_fast.bags.split_import import import_splits
 from hmil_fast.bags.splits import Slide, cut_validation, make_folds
 from hmil_fast.columns import PARTS
 from hmil_fast.config import TrainConfig
@@ -32,24 +28,6 @@ from hmil_fast.training.standardise import APART, columns_apart
 
 Say = Callable[[str], None]
 Split = tuple[list[Fold], list[Slide]]
-
-
-def splits(args: argparse.Namespace) -> int:
-    """Turn split files of others into a manifest for `hmil-fast train --splits`."""
-    manifest = import_splits(
-        args.files, args.format, lambda line: print(f"note: {line}", file=sys.stderr)
-    )
-    if args.out.exists():
-        raise UsageError(f"{args.out} exists", "delete it, or give another --out")
-    write_splits(args.out, manifest.folds, manifest.slides, made_with={})
-    print(f"{args.out}: {len(manifest.slides)} slides")
-    for number, fold in enumerate(manifest.folds):
-        sizes = ", ".join(f"{part} {len(getattr(fold, part))}" for part in ("train", "val", "test"))
-        print(f"fold {number}: {sizes}")
-    print(_tests(manifest.folds, len(manifest.slides)))
-    if not any(slide.patient_id for slide in manifest.slides):
-        print("no patients are stated: `hmil-fast train` checks theirs against the label file")
-    return 0
 
 
 def choose_folds(
@@ -175,7 +153,7 @@ def _from_manifest(
     if changed:
         say(f"{path} was made with another {', '.join(changed)}; the folds are used as they are")
     if len(manifest.folds) > 1:
-        say(_tests(manifest.folds, len(used)))
+        say(tested_text(manifest.folds, len(used)))
     check_folds(manifest.folds, chosen, str(path))
     folds = []
     for number, fold in enumerate(manifest.folds):
@@ -273,7 +251,8 @@ def _check_validation(folds: Sequence[Fold], slides: Sequence[Slide], say: Say) 
         )
 
 
-def _tests(folds: Sequence[Fold], slides: int) -> str:
+def tested_text(folds: Sequence[Fold], slides: int) -> str:
+    """Say how many slides are tested, and how many of them in several folds."""
     often = Counter(slide_id for fold in folds for slide_id in fold.test)
     several = sum(count > 1 for count in often.values())
     text = f"{len(often)} of {slides} slides are tested"

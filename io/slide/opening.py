@@ -29,7 +29,7 @@ MAX_TILE_PX = 2**26  # of one of the file's own tiles, which is decoded whole
 
 
 def open_slide(
-    path: Path,
+    path: Path | str,
     *,
     mpp: float | None = None,
     fallback_mpp: float | None = None,
@@ -51,6 +51,12 @@ def open_slide(
     Raises:
         SlideError: The file is missing, unreadable, cut off, or no reader opens it.
         UsageError: There is no such reader.
+
+    Example:
+        >>> import hmil_fast
+        >>> with hmil_fast.open_slide("slides/s00.tif") as slide:
+        ...     slide.info.level_dimensions[0]
+        (512, 512)
     """
     path = Path(path)
     if reader is not None and reader not in (*READERS, STRICT):

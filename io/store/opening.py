@@ -69,7 +69,14 @@ def open_store(path: str | Location) -> FeatureStore:
     """Open a store that exists; never writes.
 
     Raises:
-        StoreError: there is none, it is malformed, or a newer release wrote it.
+        StoreError: There is no store, it is malformed, or a newer release wrote it.
+
+    Example:
+        >>> import hmil_fast
+        >>> store = hmil_fast.open_store("features")
+        >>> x, bags = store.read_packed(store.slide_ids())  # float16 [ΣN, D], int64 [B, 2]
+        >>> len(bags) == len(store.slide_ids())
+        True
     """
     path = location(path)
     backend = backend_of(path)

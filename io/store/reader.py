@@ -252,7 +252,7 @@ class AttemptReader:
         return StoreError(
             f"slide {self.record.slide_id!r} cannot be read from the store: "
             f"{key}: {error.strerror or error} ({self.folder})",
-            f"{getattr(error, 'fix', 'Mend that (permissions, links, disk), then try again.')} "
+            f"{getattr(error, 'fix', 'Check permissions, links and disk, then try again.')} "
             f"If the file is lost, run `hmil-fast store drop {self._store()}` with this slide's "
             "id, and extract it again.",
         )

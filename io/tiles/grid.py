@@ -45,14 +45,18 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.tile_px <= MAX_READ_PX:
-            raise UsageError(f"a tile of {self.tile_px} px", f"pass --tile 1 to {MAX_READ_PX}")
+            raise UsageError(
+                f"tiles of {self.tile_px} px cannot be read", f"pass --tile-size 1 to {MAX_READ_PX}"
+            )
         for mpp in self.scales:
             if not 0.01 <= mpp <= 1000:
-                raise UsageError(f"tiles at {mpp} µm per px", "pass --mpp between 0.01 and 1000")
+                raise UsageError(
+                    f"tiles cannot be made at {mpp} µm per px", "pass --mpp between 0.01 and 1000"
+                )
         for fine, coarse in pairwise(self.scales):
             if coarse < fine * (1 + 2 * SAME_MPP):
                 raise UsageError(
-                    f"scales of {fine:g} and {coarse:g} µm per px",
+                    f"scales of {fine:g} and {coarse:g} µm per px are too near to each other",
                     "name each --mpp once, and none within 2 % of another",
                 )
         if not 0 <= self.min_tissue <= 1:
@@ -202,7 +206,7 @@ def _lattice(info: SlideInfo, spec: TileSpec, finer: _Lattice | None) -> _Lattic
         raise SlideError(
             f"{info.path.name}: a tile of {spec.tile_px} px at {spec.mpp:g} µm per px is "
             f"{read_px:,} px at {level_mpp:.4g} µm per px, its nearest level",
-            "ask for a finer --mpp or a smaller --tile, or add pyramid levels to the slide",
+            "ask for a finer --mpp or a smaller --tile-size, or add pyramid levels to the slide",
         )
     lattice = _Lattice(spec, level, level_mpp, size, read_px)
     count = math.prod(lattice.shape)

@@ -81,11 +81,11 @@ def build_transform(
         UsageError: An unknown interpolation or backend, or DALI asked for but not installed.
     """
     if interpolation not in INTERPOLATIONS:
-        raise UsageError(f"interpolation {interpolation!r}", f"use one of {INTERPOLATIONS}")
+        raise UsageError(f"interpolation is {interpolation!r}", f"use one of {INTERPOLATIONS}")
     if backend == "auto":
         backend = "auto" if dali_installed() and read_px == input_px else "torch"
     if backend not in ("auto", "dali", "torch"):
-        raise UsageError(f"backend {backend!r}", "use auto, dali or torch")
+        raise UsageError(f"backend is {backend!r}", "use auto, dali or torch")
     by_torch = _TorchTransform(input_px, mean, std, interpolation, device)
     if backend == "torch":
         return by_torch

@@ -73,12 +73,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("", "required: COMMAND"),
         ("extrakt x", "invalid choice: 'extrakt'"),
         ("extract x", "required: --store"),
-        ("extract x --store s --tile 8", "--tile: '8' is not a whole number from 16 to 8192"),
-        ("extract x --store s --tile 25.6", "--tile: '25.6' is not a whole number"),
+        (
+            "extract x --store s --tile-size 8",
+            "--tile-size: '8' is not a whole number from 16 to 8192",
+        ),
+        ("extract x --store s --tile-size 25.6", "--tile-size: '25.6' is not a whole number"),
         ("extract x --store s --mpp 0", "--mpp: '0' is not a number above 0"),
         ("extract x --store s --slide-mpp nan", "--slide-mpp: 'nan' is not a number above 0"),
         ("extract x --store s --min-tissue 25", "'25' is not a number from 0 to 1"),
-        ("extract x --store s --batch 0", "--batch: '0' is not a whole number from 1 up"),
+        ("extract x --store s --batch-size 0", "--batch-size: '0' is not a whole number from 1 up"),
         ("extract x --store s --unknown 3", "unrecognized arguments: --unknown"),
         ("store burn s", "invalid choice: 'burn'"),
         ("extract x --store s3:/bucket/ex", "--store: 's3:/bucket/ex' is no store: give a folder"),
@@ -193,7 +196,7 @@ def test_a_store_without_a_slide_takes_the_settings_that_mend_the_first_try(
     slide_file: SlideFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slide, store = str(slide_file("cmu1_small_pyramid.tif")), tmp_path / "s"
-    args = ["extract", slide, "--tile", "512", "--store", str(store)]
+    args = ["extract", slide, "--tile-size", "512", "--store", str(store)]
     assert main([*args, "--mpp", "0.4"]) == 1
     assert "--allow-upsample" in capsys.readouterr().out
     assert main([*args, "--mpp", "0.4", "--allow-upsample"]) == 0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hmil_fast.cli.job_bar import JobBar
 from hmil_fast.cli.main import main
-from hmil_fast.extraction.jobs.progress import JobProgress
-from hmil_fast.extraction.jobs.worklist import TilesDone
+from hmil_fast.extraction.jobs.messages import JobStarted, TilesDone
 from hmil_fast.extraction.slides import SlideTask
 
 
@@ -44,9 +44,10 @@ def test_the_progress_of_a_job_fits_80_columns(tmp_path: Path) -> None:
     console = Console(file=file, force_terminal=True, width=80, color_system=None)
     path = tmp_path / "s.tif"
     path.write_bytes(b"x" * 1000)
-    with JobProgress(console, [SlideTask(f"s{i}", path) for i in range(1234)]) as progress:
-        progress.tiles(TilesDone("s0", 100, 50_000))
-        progress._bar.refresh()
+    with JobBar(console) as bar:
+        bar.update(JobStarted([SlideTask(f"s{i}", path) for i in range(1234)]))
+        bar.update(TilesDone("s0", 100, 50_000))
+        bar._bar.refresh()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     line = next(line for line in re.split(r"[\r\n]", plain) if "tiles/s" in line)
     assert re.search(r" left (\d+:\d\d:\d\d|-:--:--)$", line.rstrip())

@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hmil_fast.api.extract import run_job
+from hmil_fast.api.extract import JobOptions, extract
 from hmil_fast.api.train import train
 from hmil_fast.bags.splits import Slide, read_labels
 from hmil_fast.cli.demo import CONFIG as DEMO
 from hmil_fast.config import Runtime, load_config
 from hmil_fast.demo.cohort import MPP, TILE, read_manifest, write_cohort
 from hmil_fast.evaluation.evaluate import read_metrics
-from hmil_fast.extraction.encoders import DEFAULT_ENCODER, load_encoder
-from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
-from hmil_fast.extraction.slides import collect_slides
-from hmil_fast.io.store import FeatureStore, create_store
+from hmil_fast.io.store import FeatureStore
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.labels import LabelTree
 from hmil_fast.report.attention import likeliest_first, slide_maps
@@ -46,13 +43,13 @@ def demo(
     tmp_path_factory: pytest.TempPathFactory, one_thread: None
 ) -> tuple[FeatureStore, LabelTree, list[Slide]]:
     """The demo's cohort, extracted as the demo does it: half a minute on two cores."""
-    import torch
 
     cohort = write_cohort(tmp_path_factory.mktemp("demo") / "cohort")
-    spec = TileSpec(tile_px=TILE, mpp=MPP)
-    encoder = load_encoder(DEFAULT_ENCODER, None, torch.device("cpu"))
-    store = create_store(cohort.parent / "store", store_spec(encoder, spec, "float16"))
-    assert run_job(collect_slides([str(cohort / "slides")]), Extractor(store, encoder, spec)) == 0
+    spec, place = TileSpec(tile_px=TILE, mpp=MPP), cohort.parent / "store"
+    options = JobOptions(device="cpu", preflight=False)
+    summary = extract(cohort / "slides", place, spec, options=options)
+    assert summary.failed == []
+    store = summary.store
     tree = LabelTree.from_yaml(cohort / "tree.yaml")
     return store, tree, read_labels(cohort / "labels.csv", tree)
 

@@ -134,7 +134,7 @@ def test_an_encoder_that_fails_once_costs_the_slides_of_that_batch(
     store = new_store(tmp_path / "store", once)
     results = extract(store, once, tasks, batch=4)
     assert results["a"].error is not None
-    assert "smaller --batch" in results["a"].error.fix
+    assert "smaller --batch-size" in results["a"].error.fix
     assert store.slide_ids() == ["b", "c"]
 
 

@@ -143,7 +143,7 @@ def test_the_commands_know_plugins(
     slide = slide_file("cmu1_small_pyramid.tif")
     done = cli_process(
         "extract", slide, "--store", tmp_path / "store", "--encoder", "mean", "--mpp", "1",
-        "--batch", "16", "--precision", "bf16",
+        "--batch-size", "16", "--precision", "bf16",
         PYTHONPATH=path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]

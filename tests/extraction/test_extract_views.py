@@ -148,7 +148,7 @@ def test_stain_norm_is_the_slides_own_and_kept(
 def test_the_command(tmp_path: Path, cli: Cli, encoder: Encoder, slide_file: SlideFile) -> None:
     slide, path = slide_file("cmu1_small_pyramid.tif"), tmp_path / "s"
     asked = ("extract", slide, "--store", path, "--mpp", 4, "--views", 2, "--view-seed", 3)
-    done = cli(*asked, "--stain-norm", "macenko", "--batch", 4)
+    done = cli(*asked, "--stain-norm", "macenko", "--batch-size", 4)
     assert done.returncode == 0, done.stderr
     store = open_store(path)
     assert store.info()["views"] == 2

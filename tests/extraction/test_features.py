@@ -243,7 +243,7 @@ def test_an_error_amid_a_slide_leaves_no_thread_on_the_closed_file(
     for result in extractor.run(tasks, lambda task, done, total: None):
         assert result.error is not None
         assert "out of memory" in result.error.what
-        assert "smaller --batch" in result.error.fix
+        assert "smaller --batch-size" in result.error.fix
     names = [thread.name for thread in threading.enumerate()]
     ours = ("decode", "feed", "open-slide", "write", "commit")
     assert not [name for name in names if name.startswith(ours)]

@@ -124,7 +124,7 @@ def test_other_tiles_do_not_go_into_the_same_store(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["extract", str(job.table.folder), "--store", str(job.store), "--mpp", "2"]
-    assert main([*args, "--tile", "128"]) == 2
+    assert main([*args, "--tile-size", "128"]) == 2
     said = capsys.readouterr()
     what, fix = said.err.splitlines()
     assert "tile_px" in what

@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 SLIDES = 4
-TILES = ("--mpp", "1", "--batch", "4")
+TILES = ("--mpp", "1", "--batch-size", "4")
 
 HOLDER = """
 import sys

@@ -88,7 +88,7 @@ def test_a_disk_too_small_is_refused_before_any_work(
     lines = ["path,slide_id", *(f"{slide},s{number}" for number in range(rows))]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     store = tmp_path / "store"
-    args = ["--manifest", str(tmp_path / "list.csv"), "--tile", "32", "--views", "15"]
+    args = ["--manifest", str(tmp_path / "list.csv"), "--tile-size", "32", "--views", "15"]
     args += ["--store", str(store), "--encoder", "efficientnet-lite0"]
     assert main(["extract", *args]) == 2
     what, fix = capsys.readouterr().err.strip().splitlines()

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hmil_fast.cli.extract_output import print_summary
 from hmil_fast.cli.main import main
 from hmil_fast.errors import HmilError
-from hmil_fast.extraction.jobs.events import EVENTS, Failures, save_job
+from hmil_fast.extraction.jobs.events import EVENTS, Failures, retry_abandoned, save_job
 from hmil_fast.extraction.jobs.leases import LEASES, MAX_DEATHS, Leases
-from hmil_fast.extraction.jobs.retry import forget_deaths
 from hmil_fast.extraction.jobs.status import read_status
-from hmil_fast.extraction.jobs.summary import Report
+from hmil_fast.extraction.jobs.summary import Collector
 from hmil_fast.extraction.pipeline.result import SlideResult
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import FeatureStore, StoreSpec, create_store
@@ -149,7 +149,7 @@ def test_a_slide_that_is_to_be_tried_again_is_left_and_not_failed(
         (store.path / LEASES / f"a.{deaths}").write_bytes(first.read_bytes())
     Failures(store.path).record("a", HmilError("3 processes died", "use --retry-failed"))
     assert (read_status(store.path)["left"], in_work(store.path)) == (0, [])
-    forget_deaths(store.path, ["a"])
+    retry_abandoned(store.path, ["a"])
     now = read_status(store.path)
     assert (now["left"], now["failed"]) == (1, [])
 
@@ -178,11 +178,11 @@ def summary(
     """What a job over slides a and b says at its end, on stdout and stderr."""
     err = io.StringIO()
     tasks = [SlideTask(name, Path(f"{name}.tif")) for name in ("a", "b")]
-    report = Report(Console(file=err, width=100), store, tasks)
+    collector = Collector(store, tasks, lambda event: None)
     put(store, "b")  # by one that died before it could say so
     for message in messages:
-        report(message)
-    report.print(2)
+        collector(message)
+    print_summary(collector.summary(2), Console(file=err, width=100))
     return capsys.readouterr().out, err.getvalue()
 
 

@@ -31,7 +31,7 @@ def test_a_stopped_job_is_resumed_by_the_same_command(
     start: Start, slides: Path, tmp_path: Path, check_store: CheckStore, cli: Cli
 ) -> None:
     store = tmp_path / "store"
-    args = ("extract", slides, "--store", store, "--mpp", 1, "--batch", 4)
+    args = ("extract", slides, "--store", store, "--mpp", 1, "--batch-size", 4)
     kept: dict[str, bytes] = {}
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         process = start(*args)

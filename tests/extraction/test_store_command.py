@@ -12,7 +12,7 @@ from hmil_fast.cli.main import main
 
 Cli = Callable[..., "CompletedProcess[str]"]
 pytestmark = pytest.mark.usefixtures("own_signals")
-TILES = ("--tile", "96", "--mpp", "2")
+TILES = ("--tile-size", "96", "--mpp", "2")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ SLIDES = 6
 
 
 def command(slides: Path, store: Path) -> list[object]:
-    return ["extract", slides, "--store", store, "--mpp", 1, "--batch", 4, "--workers", 2]
+    return ["extract", slides, "--store", store, "--mpp", 1, "--batch-size", 4, "--workers", 2]
 
 
 def events(store: Path) -> dict[int, list[dict[str, Any]]]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -315,12 +314,11 @@ def test_a_file_that_hangs_hdf5_stops_no_other(
             break
     else:
         pytest.skip("this HDF5 reads every one of these files")
-    about = {"coords": None, "encoder": None, "dtype": None, "slide_mpp": None, "manifest": None}
-    args = Namespace(format="trident", source=good.parent, store=tmp_path / "s", **about)
-    assert import_features(args) == 1
-    out = capsys.readouterr().out
-    assert out.startswith("1 slides imported (40 tiles), 0 were done before, 1 failed")
-    assert f"  a: {path}: was not read within" in out
+    done = import_features(good.parent, tmp_path / "s", "trident")
+    assert (done.slides, done.tiles, done.before) == (2, 40, 0)
+    ((slide_id, error),) = done.failed
+    assert slide_id == "a"
+    assert error.what.startswith(f"{path}: was not read within")
     before = h5_process.h5_process()
     for _ in range(3):
         read("trident", good)

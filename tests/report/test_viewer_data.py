@@ -23,7 +23,7 @@ from hmil_fast.report.attention import slide_maps, top_tiles
 from hmil_fast.report.canvas import cut_tiles, draw_on
 from hmil_fast.report.colour_scale import LIMIT, colour_places, concentration, tile_values
 from hmil_fast.report.html.data import view_file
-from hmil_fast.report.viewer_data import MOST_CELLS, _cells, write_view
+from hmil_fast.report.viewer_data import MOST_CELLS, _cells, make_views, write_view
 from hmil_fast.runs.run import open_run
 
 
@@ -165,7 +165,7 @@ def test_commands_cut_tiles_from_the_slides_they_are_given(
     assert main([*command, "--top-k", "3", *slides]) == 0
     assert Image.open(out).height > plain + 6 * 96
 
-    report = ["report", run_path, "--store", str(store.path), "--overwrite"]
+    report = ["report", run_path, "--store", str(store.path), "--allow-missing"]
     path = view_file(tmp_path / "run", "s06")
     assert main(report) == 0
     assert not json.loads(path.read_text())["cut"]
@@ -183,5 +183,37 @@ def test_commands_cut_tiles_from_the_slides_they_are_given(
     tifffile.imwrite(tmp_path / "slides" / "s06.tif", pixels[:128], tile=(64, 64))
     path.unlink()
     assert main([*report, *slides]) == 0
-    assert "no tiles cut" in capsys.readouterr().err
+    assert "no tiles are cut" in capsys.readouterr().err
     assert not json.loads(path.read_text())["cuts"]
+
+
+@pytest.mark.parametrize(
+    "slide_id", ["切片" * 24, "切" * 200, "a/../b", "%2E.", "s 1 🔬", "." * 300, "x" * 254]
+)
+def test_a_slide_of_any_name_is_shown(run: Any, cohort: Any, tmp_path: Path, slide_id: str) -> None:
+    """Also one whose percent-escaped name is longer than a file name may be."""
+    shutil.copytree(run.path, tmp_path / "run")
+    opened, old = open_run(tmp_path / "run"), cohort.store
+    store = create_store(tmp_path / "store", old.spec)
+    record = old.record("s06")
+    with store.writer(slide_id, record.num_tiles, record.attrs) as writer:
+        writer.append(old.features("s06"))
+        jpeg = {"thumbnail.jpg": old.file("s06", "thumbnail.jpg") or b""}
+        writer.commit(old.coords("s06"), old.status("s06"), jpeg)
+    write_view(opened, store, slide_id)
+    path = view_file(opened.path, slide_id)
+    assert path.parent == opened.path / "views"
+    assert json.loads(path.read_text())["slide_id"] == slide_id
+
+
+def test_a_view_that_cannot_be_written_is_said_and_stops_no_other(
+    run: Any, cohort: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    (tmp_path / "run" / "views").mkdir(exist_ok=True)
+    view_file(opened.path, "s06").mkdir()
+    notes: list[str] = []
+    make_views(opened, cohort.store, 100, say=notes.append)
+    assert any("Is a directory" in note and note.endswith(": s06") for note in notes)
+    assert view_file(opened.path, "s07").exists()

@@ -292,5 +292,5 @@ def test_training_takes_the_folds_of_another_run_and_answers_with_sums(
         predictions = read_predictions(out / name, opened.tree)
         coarse = all_levels(opened.tree, stack_leaves(predictions, opened.tree))[0]
         assert np.abs(stack_heads(predictions)[0] - coarse).max() > 1e-3
-    assert main(["compare", str(run.path), str(out), "--draws", "50"]) == 0
+    assert main(["compare", str(run.path), str(out), "--resamples", "50"]) == 0
     assert "36 slides of 30 patients" in capsys.readouterr().out

@@ -212,4 +212,4 @@ def test_a_wrong_store_does_not_touch_a_good_report(
         assert "dim is 8, was 16" in err if what == "kind" else "of the kind" in err
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     if what == "some":
-        assert main([*command, "--store", wrong, "--overwrite"]) == 0
+        assert main([*command, "--store", wrong, "--allow-missing"]) == 0

@@ -1,4 +1,4 @@
-"""`hmil-fast extract --engine dask`: one loop a dask worker, on this machine or on many."""
+"""Run a job on the workers of a dask cluster, one loop over slides in each."""
 
 import logging
 import queue
@@ -12,12 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from hmil_fast import __version__
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.engines.local import Job
-from hmil_fast.extraction.jobs.summary import Report
+from hmil_fast.extraction.jobs.summary import Collector
 from hmil_fast.io.slide.base import cpus
 
 CONNECT_SECONDS = 10.0
@@ -28,33 +26,35 @@ _ALONE_SECONDS = 900.0  # without a worker
 _STILLBORN = 3  # workers that may die before they have loaded the encoder, for each there is
 
 
-def run_on_dask(job: Job, devices: Sequence[str], scheduler: str | None, report: Report) -> None:
-    """Do a job on the workers of a dask cluster, also on those that come later.
+def run_on_dask(
+    job: Job, devices: Sequence[str], scheduler: str | None, collector: Collector
+) -> None:
+    """Run a job on the workers of a dask cluster, also on those that join later.
 
     Args:
         job: The job; its paths must mean the same on all hosts.
         devices: Without a scheduler, a worker on this machine each; else one, for all workers.
         scheduler: Address or scheduler file of a running cluster; None starts one on loopback.
-        report: Told what happens.
+        collector: Takes the messages of the workers.
 
     Raises:
-        UsageError: no scheduler answers.
+        UsageError: No scheduler answers.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         job = _everywhere(job)
         with _no_ctrl_c():  # neither for its threads nor for its workers: only we stop them
-            client = _connect(devices, scheduler, report, stack)
-        loops = _Loops(client, job, devices, report)
+            client = _connect(devices, scheduler, collector, stack)
+        loops = _Loops(client, job, devices, collector)
         stack.callback(loops.stop)
         loops.run()
 
 
 def check_cluster(scheduler: str | None) -> None:
-    """See that dask is there, and the scheduler file where one is given.
+    """Check that dask is installed and that the scheduler file exists.
 
     Raises:
-        UsageError: it is not.
+        UsageError: One of them is missing.
     """
     try:
         from distributed import Client  # noqa: F401
@@ -66,14 +66,14 @@ def check_cluster(scheduler: str | None) -> None:
     if scheduler is None or Path(scheduler).is_file() or "://" in scheduler:
         return
     if "/" in scheduler or scheduler.endswith(".json"):
-        raise UsageError(f"there is no file {scheduler}", _START)
+        raise UsageError(f"the scheduler file {scheduler} does not exist", _START)
 
 
 class _Loops:
     """The loops of a job, one in each worker that is there."""
 
-    def __init__(self, client: Any, job: Job, devices: Sequence[str], report: Report) -> None:
-        self._client, self._job, self._devices, self._report = client, job, devices, report
+    def __init__(self, client: Any, job: Job, devices: Sequence[str], collector: Collector) -> None:
+        self._client, self._job, self._devices, self._collector = client, job, devices, collector
         self._topic = f"hmil-fast-{uuid.uuid4().hex}"
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._futures: dict[str, Any] = {}  # by address, also those that have ended
@@ -96,21 +96,21 @@ class _Loops:
                 continue
             workers = self._workers()
             if workers is None:
-                self._report.note("[red]the dask scheduler is gone[/], and with it its workers")
+                self._collector.note("the dask scheduler is gone, and with it its workers", "bad")
                 self._running.clear()
                 return
             self._update(workers)
             if workers and not self._running:
                 self._listen(1.0)  # what was said last may still be on its way
                 if self._settled_at is None:
-                    self._report.note("[red]no worker of the cluster can go on")
+                    self._collector.note("no worker of the cluster can go on", "bad")
                 return
             if workers:
                 alone_since = None
                 continue
             alone_since = alone_since or now
             if not told and now - alone_since > CONNECT_SECONDS:
-                self._report.note("[yellow]the cluster has no worker: start some, the job waits")
+                self._collector.note("the cluster has no worker: start some, the job waits")
                 told = True
             if now - alone_since > _ALONE_SECONDS:
                 return
@@ -143,7 +143,7 @@ class _Loops:
                 del self._running[number]
                 self._stillborn += number not in self._started
                 self._client.cancel([future], force=True)
-                self._report.note(f"[yellow]worker {address} is gone")
+                self._collector.note(f"worker {address} is gone")
             elif future.status == "error":
                 del self._running[number]
                 why = str(future.exception()).split("\n", 1)[0] or type(future.exception()).__name__
@@ -188,7 +188,7 @@ class _Loops:
         number = facts["loop"]
         message = unpack(facts)
         if message is not None:
-            self._report(message)
+            self._collector(message)
         elif "started" in facts:
             self._started.add(number)
         elif "settled" in facts:
@@ -200,7 +200,7 @@ class _Loops:
 
     def _note_problem(self, address: str, what: str, fix: str) -> None:
         text = f"worker {address} ended: {what}. Fix: {fix}"
-        self._report.note(f"[red]{escape(text)}")
+        self._collector.note(text, "bad")
 
 
 def _everywhere(job: Job) -> Job:
@@ -232,11 +232,11 @@ def _entered(stack: ExitStack, resource: Any) -> Any:
 
 
 def _connect(
-    devices: Sequence[str], scheduler: str | None, report: Report, stack: ExitStack
+    devices: Sequence[str], scheduler: str | None, collector: Collector, stack: ExitStack
 ) -> Any:
     from distributed import Client, LocalCluster
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if scheduler is None:
             cluster = _entered(
@@ -262,11 +262,11 @@ def _connect(
             why = str(error).split("\n", 1)[0]
             raise UsageError(f"no dask scheduler at {scheduler}: {why}", _START) from None
         _entered(stack, client)
-    for warning in said:
+    for warning in caught:
         if "Mismatched versions" in str(warning.message):
             lines = [line for line in str(warning.message).split("\n") if line.startswith("| ")]
             names = ", ".join(line.split("|")[1].strip() for line in lines[1:])
-            report.note(f"[yellow]other versions on the cluster than here: {escape(names)}")
+            collector.note(f"other versions on the cluster than here: {names}")
     return client
 
 

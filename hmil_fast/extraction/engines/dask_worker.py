@@ -1,7 +1,6 @@
-"""What runs in a dask worker: our own loop over the slides of the job, with a warm encoder.
+"""The loop over a job's slides that runs in each dask worker, with its encoder loaded.
 
-The store's leases share the slides out, not the scheduler: a worker that dies is one more dead
-process to them, and dask only starts the loops and carries their messages.
+Leases divide the slides, not the scheduler: dask starts the loops and carries their messages.
 """
 
 import time
@@ -15,10 +14,11 @@ from distributed import get_worker
 
 from hmil_fast import __version__
 from hmil_fast.device import pick_device
-from hmil_fast.errors import HmilError, Stopped, StoreError
+from hmil_fast.errors import HmilError, Stopped
 from hmil_fast.extraction.engines.local import Job
-from hmil_fast.extraction.jobs.watchdog import alarm
-from hmil_fast.extraction.jobs.worklist import Elsewhere, Message, SearchDone, TilesDone, work
+from hmil_fast.extraction.jobs.messages import Elsewhere, Message, SearchDone, TilesDone
+from hmil_fast.extraction.jobs.watchdog import worker_watchdog
+from hmil_fast.extraction.jobs.worklist import work
 from hmil_fast.extraction.pipeline.extractor import Extractor
 from hmil_fast.extraction.pipeline.result import SlideResult
 from hmil_fast.io.store import open_store
@@ -66,13 +66,12 @@ def run_loop(job: Job, devices: Sequence[str], topic: str, number: int, version:
         encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
         tell(started=True)
-        work(extractor, job.tasks, job.lease_seconds, emit, alarm(job.slide_timeout))
+        work(extractor, job.tasks, job.lease_seconds, emit, worker_watchdog(job.slide_timeout))
         tell(settled=True)
     except HmilError as error:
         tell(problem=[error.what, error.fix])
     except OSError as error:
-        problem = StoreError(str(error), "mend that, then run the same command again")
-        tell(problem=[problem.what, problem.fix])
+        tell(problem=[str(error), "check the disk of the store, then run the same command again"])
     except Stopped:
         pass
     finally:

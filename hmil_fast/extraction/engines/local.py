@@ -1,4 +1,4 @@
-"""Worker processes on this machine, each with a warm encoder; leases share the slides out."""
+"""Run a job in worker processes on this machine; leases divide the slides among them."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 
 import torch
-from rich.markup import escape
 
 from hmil_fast.device import pick_device
 from hmil_fast.errors import HmilError, Stopped, StoreError
 from hmil_fast.extraction.encoders import EncoderChoice
 from hmil_fast.extraction.jobs.leases import held_by
-from hmil_fast.extraction.jobs.summary import Report
-from hmil_fast.extraction.jobs.watchdog import alarm
-from hmil_fast.extraction.jobs.worklist import Message, work
+from hmil_fast.extraction.jobs.messages import Message
+from hmil_fast.extraction.jobs.summary import Collector
+from hmil_fast.extraction.jobs.watchdog import worker_watchdog
+from hmil_fast.extraction.jobs.worklist import work
 from hmil_fast.extraction.pipeline.extractor import Extractor
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide.base import cpus
@@ -32,7 +32,7 @@ _DRAIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is to do, and how."""
+    """A job as it is sent to its workers."""
 
     store: Location
     tasks: Sequence[SlideTask]
@@ -44,15 +44,15 @@ class Job:
     slide_timeout: float
 
 
-def run_workers(job: Job, devices: Sequence[str], report: Report) -> None:
-    """Do a job in processes of its own, one a device; one that dies is replaced.
+def run_workers(job: Job, devices: Sequence[str], collector: Collector) -> None:
+    """Run a job in worker processes, one a device; a worker that dies is replaced.
 
-    A slide on which too many died fails, by its leases; so deaths come to an end.
+    A slide on which several workers died is abandoned by its leases, so deaths come to an end.
 
     Args:
         job: The job.
         devices: A device each; one may come twice.
-        report: Told what happens.
+        collector: Takes the messages of the workers.
     """
     running: dict[Connection, tuple[SpawnProcess, str]] = {}
     try:
@@ -67,13 +67,13 @@ def run_workers(job: Job, devices: Sequence[str], report: Report) -> None:
                     process, device = running.pop(pipe)
                     pipe.close()
                     process.join()
-                    if process.exitcode and _report_death(job, process, report):
+                    if process.exitcode and _report_death(job, process, collector):
                         _start(job, device, len(devices), running)
                     continue
                 if isinstance(message, HmilError):
-                    report.note(f"[red]a worker ended:[/] {escape(str(message))}")
+                    collector.note(f"a worker ended: {message}", "bad")
                 else:
-                    report(message)
+                    collector(message)
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -86,20 +86,20 @@ def _start(
     job: Job, device: str, workers: int, running: dict[Connection, tuple[SpawnProcess, str]]
 ) -> None:
     spawn = get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_worker, args=(job, device, workers, theirs), daemon=True)
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_worker, args=(job, device, workers, sender), daemon=True)
     # Ctrl-C reaches the whole group; workers inherit the mask, so that only we stop them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    running[ours] = process, device
+    sender.close()
+    running[receiver] = process, device
 
 
-def _report_death(job: Job, process: SpawnProcess, report: Report) -> bool:
-    """Say that a worker died; whether it is worth starting another one."""
+def _report_death(job: Job, process: SpawnProcess, collector: Collector) -> bool:
+    """Report that a worker died; return whether to start another one."""
     code = process.exitcode or 0
     if code == -signal.SIGALRM:
         how = f"was ended, no tile was done for {job.slide_timeout / 60:g} minutes"
@@ -107,7 +107,7 @@ def _report_death(job: Job, process: SpawnProcess, report: Report) -> bool:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     slides = held_by(job.store, process.pid or 0)
     at = f" while it worked on {', '.join(slides)}" if slides else ""
-    report.note(f"[yellow]worker {process.pid} {how}{escape(at)}")
+    collector.note(f"worker {process.pid} {how}{at}")
     return bool(slides)
 
 
@@ -133,11 +133,11 @@ def _worker(job: Job, device: str, workers: int, pipe: Connection) -> None:
         store = open_store(job.store)
         encoder = job.encoder.load(pick_device(device))
         extractor = Extractor(store, encoder, job.spec, batch=job.batch, threads=threads)
-        work(extractor, job.tasks, job.lease_seconds, emit, alarm(job.slide_timeout))
+        work(extractor, job.tasks, job.lease_seconds, emit, worker_watchdog(job.slide_timeout))
     except HmilError as error:
         emit(error)
     except OSError as error:
-        emit(StoreError(str(error), "mend that, then run the same command again"))
+        emit(StoreError(str(error), "check the disk of the store, then run the same command again"))
     except Stopped as stopped:
         raise SystemExit(stopped.exit_code) from None
 

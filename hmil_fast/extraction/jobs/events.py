@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hmil_fast.errors import HmilError, StoreError
-from hmil_fast.extraction.jobs.leases import machine
+from hmil_fast.extraction.jobs.leases import machine, reset_deaths
 from hmil_fast.io.store import slide_dirname
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location
@@ -101,6 +101,13 @@ class Failures:
 
     def _path(self, slide_id: str) -> Location:
         return self.folder / f"{slide_dirname(slide_id)}.json"
+
+
+def retry_abandoned(store: Location, slide_ids: Iterable[str]) -> None:
+    """Let slides be tried again that were abandoned after repeated crashes of their processes."""
+    failures = Failures(store)
+    for slide_id in reset_deaths(store, slide_ids):
+        failures.forget(slide_id)
 
 
 def save_job(store: Location, slide_ids: Iterable[str]) -> None:

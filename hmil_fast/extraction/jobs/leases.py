@@ -1,12 +1,13 @@
-"""Leases: which process works on which slide, so that no two do the same one.
+"""Leases: which process works on which slide, so that no two processes extract the same slide.
 
-Only a saving: what makes a slide exist is the store's exclusive commit, with leases or without.
+Leases only save work: a slide exists once the store's exclusive commit has succeeded, with a lease
+or without.
 
 The lease of a slide is the file `leases/<slide>.<deaths>`, created exclusively. Its holder touches
-it while it works; in an object store it writes it anew, if it is still the version that it read.
-A lease that stood still for its time, or whose process is gone from this machine, is dead, and who
-creates `<slide>.<deaths + 1>` succeeds it: of several takers one can. No clock of another machine
-is read, and a taker that dies leaves a lease that dies like any other.
+it while it works; in an object store it rewrites it, on condition that nobody else did. A lease is
+dead when it was not touched for its time, or when its process is gone from this machine. Whoever
+creates `<slide>.<deaths + 1>` then holds the slide; of several processes one succeeds. The clocks
+of two machines are never compared. A holder that dies leaves a lease that expires like any other.
 """
 
 import json
@@ -16,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,15 @@ class Lease:
 
 
 class Leases:
-    """The leases that this process holds and those it sees others hold.
+    """The leases that this process holds, and a watch on those of other processes.
 
     Attributes:
         seconds: As given.
-        pause: Seconds to wait before asking again for a slide that another process holds.
+        pause: Seconds to wait before the next try for a slide that another process holds.
 
     Args:
         store: The feature store.
-        seconds: A lease untouched for so long is dead.
+        seconds: A lease that was not touched for this long is dead.
         on_beat: Called every quarter of that time, by the thread that touches the leases.
     """
 
@@ -60,6 +61,7 @@ class Leases:
         self._backend = backend_of(store)
         self._backend.make_folder(self.folder)
         self.seconds = seconds
+        # many processes may wait for a job's last slides and must not flood a server
         self.pause = min(self._backend.poll_s, seconds / 4)
         self._on_beat = on_beat
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
@@ -71,14 +73,14 @@ class Leases:
         self._heart.start()
 
     def take(self, slide_id: str, *, fresh: bool = False) -> Lease | None:
-        """Take the lease of a slide; None while it is held.
+        """Take the lease of a slide; None while another process holds it.
 
         Args:
             slide_id: The slide.
             fresh: Take it only if no process died on it yet.
 
         Raises:
-            SlideError: As many processes as may have died while they worked on it.
+            SlideError: `MAX_DEATHS` processes died while they worked on it.
         """
         if slide_id in self._held:
             return None
@@ -87,68 +89,68 @@ class Leases:
         last: dict[str, Any] = {}
         for deaths in range(1 if fresh else MAX_DEATHS):
             path = self.folder / f"{name}.{deaths}"
-            found = read_lease(path)
-            if found is None:
-                # held before it is there: a signal between the two would leave it behind
+            existing = read_lease(path)
+            if existing is None:
+                # listed before it exists: a signal between the two would leave the file behind
                 lease = self._held[slide_id] = Lease(slide_id, path, deaths)
                 if self._backend.create_exclusive(path, text, lasting=False):
-                    # where its holder gave up in between, one who came later may be further
+                    # if its holder released it in between, another process may hold the next one
                     if not self._backend.exists(self.folder / f"{name}.{deaths + 1}"):
                         return lease
                     self.release(slide_id)
                     return None
                 del self._held[slide_id]
-                found = read_lease(path)
-            if found is None or self._alive(path, *found):
+                existing = read_lease(path)
+            if existing is None or self._alive(path, *existing):
                 return None
-            last = found[0]
+            last = existing[0]
         if fresh:
             return None
         where = f"the last one was process {last.get('pid')} on {last.get('host')}"
         raise SlideError(
             f"slide {slide_id!r}: {MAX_DEATHS} processes died while they worked on it, {where}",
-            "look at it with `hmil-fast doctor`, give the job more memory or a smaller --batch; "
-            "to have it tried again run the same command with --retry-failed",
+            "check it with `hmil-fast doctor`; give the job more memory or a smaller --batch-size; "
+            "to try it again run the same command with --retry-failed",
         )
 
     def release(self, slide_id: str) -> None:
-        """Give a lease back, with those of the dead before it."""
+        """Release a lease, and delete those of the dead processes before it."""
         lease = self._held.pop(slide_id, None)
         if lease is None:
             return
         for deaths in range(lease.deaths):
             self._backend.unlink(lease.path.with_name(f"{slide_dirname(slide_id)}.{deaths}"))
-        if self._is_ours(read_lease(lease.path)):
+        if self._is_own(read_lease(lease.path)):
             self._backend.unlink(lease.path)
 
     def held(self) -> list[Lease]:
-        """What this process holds."""
+        """The leases that this process holds."""
         return list(self._held.values())
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all leases."""
         self._closing.set()
         for slide_id in list(self._held):
-            with suppress(OSError):  # it will be taken over
+            with suppress(OSError):  # another process takes it over
                 self.release(slide_id)
 
     def _beat(self) -> None:
         while not self._closing.wait(self.seconds / 4):
             for lease in self.held():
                 with suppress(OSError):
-                    found = read_lease(lease.path)
-                    if found is not None and self._is_ours(found):
-                        beats = {"beats": int(found[0].get("beats", 0)) + 1}
-                        text = json.dumps(found[0] | beats).encode()
-                        self._backend.renew(lease.path, found[1], text)
+                    existing = read_lease(lease.path)
+                    if existing is not None and self._is_own(existing):
+                        facts, stamp = existing
+                        beats = {"beats": int(facts.get("beats", 0)) + 1}
+                        self._backend.renew(lease.path, stamp, json.dumps(facts | beats).encode())
             with suppress(OSError):
                 self._on_beat()
 
-    def _is_ours(self, found: tuple[dict[str, Any], Stamp] | None) -> bool:
-        return found is not None and found[0].get("owner") == self._me["owner"]
+    def _is_own(self, lease: tuple[dict[str, Any], Stamp] | None) -> bool:
+        return lease is not None and lease[0].get("owner") == self._me["owner"]
 
     def _alive(self, path: Location, lease: dict[str, Any], stamp: Stamp) -> bool:
-        if lease.get("machine") == self._me["machine"] and not runs(lease.get("pid")):
+        if is_gone(lease):
             return False
         stated = lease.get("seconds")
         seconds = self.seconds
@@ -163,27 +165,54 @@ class Leases:
 
 
 def read_lease(path: Location) -> tuple[dict[str, Any], Stamp] | None:
-    """A lease's text and when it was touched; None where it is gone."""
+    """The facts in a lease, empty if it is damaged, and its stamp; None if it does not exist."""
     try:
         text, stamp = backend_of(path).read_stamped(path, _MAX_BYTES)
-        found = json.loads(text)
+        facts = json.loads(text)
     except (OSError, StoreError):
         return None
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}, stamp
+        facts = {}
+    return facts if isinstance(facts, dict) else {}, stamp
 
 
 def read_leases(store: Location) -> list[tuple[str, dict[str, Any], Stamp]]:
-    """All leases, by name: those of the dead come first."""
+    """Name, facts and stamp of all leases, by name: those of dead processes come first."""
     folder = store / LEASES
     names = sorted(name for name in backend_of(folder).stamps(folder) if not name.startswith("."))
-    found = backend_of(store).map(lambda name: read_lease(folder / name), names)
-    return [(name, *lease) for name, lease in zip(names, found, strict=True) if lease]
+    leases = backend_of(store).map(lambda name: read_lease(folder / name), names)
+    return [(name, *lease) for name, lease in zip(names, leases, strict=True) if lease]
 
 
-def outlived(store: Location, done: Iterable[str], older_than_s: float) -> list[Location]:
-    """Leases on slides that are done, untouched for so many seconds: their holders died."""
+def reset_deaths(store: Location, slide_ids: Iterable[str]) -> list[str]:
+    """Delete the leases of slides that were abandoned after `MAX_DEATHS` deaths.
+
+    Unlike `Leases.take` this compares the clocks of machines: if they differ by minutes, two
+    processes may work on one slide, of which one commits.
+
+    Returns:
+        The slides whose leases were deleted.
+    """
+    backend = backend_of(store)
+    names, reset = backend.stamps(store / LEASES), []
+    for slide_id in slide_ids:
+        name = slide_dirname(slide_id)
+        paths = [store / LEASES / f"{name}.{deaths}" for deaths in range(MAX_DEATHS)]
+        last = read_lease(paths[-1]) if paths[-1].name in names else None
+        if last is None:
+            continue
+        lease, stamp = last
+        seconds = lease.get("seconds")
+        expired = not isinstance(seconds, (int, float)) or time.time() - stamp.time > seconds
+        if expired or is_gone(lease):
+            for path in reversed(paths):
+                backend.unlink(path)
+            reset.append(slide_id)
+    return reset
+
+
+def abandoned_leases(store: Location, done: Iterable[str], older_than_s: float) -> list[Location]:
+    """Leases on slides in the store that were not touched for so long: their holders died."""
     names = {slide_dirname(slide_id) for slide_id in done}
     return [
         store / LEASES / name
@@ -193,7 +222,7 @@ def outlived(store: Location, done: Iterable[str], older_than_s: float) -> list[
 
 
 def held_by(store: Location, pid: int) -> list[str]:
-    """Slides whose leases name a process of this host."""
+    """Slides whose leases a process of this host holds."""
     here = (socket.gethostname(), pid)
     return sorted(
         str(lease.get("slide_id"))
@@ -203,7 +232,7 @@ def held_by(store: Location, pid: int) -> list[str]:
 
 
 def machine() -> str:
-    """This kernel and its pid namespace, within which a pid means something; "" if unknown."""
+    """An id of this kernel and its pid namespace, within which a pid is unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -211,17 +240,18 @@ def machine() -> str:
         return f"unknown {uuid.uuid4().hex}"
 
 
-def runs(pid: object) -> bool:
-    """Whether this machine has such a process; True where the number is none."""
-    if not isinstance(pid, int) or pid <= 0:
-        return True
+def is_gone(facts: Mapping[str, Any]) -> bool:
+    """Whether a lease or event names a process of this machine that does not run any more."""
+    pid = facts.get("pid")
+    if facts.get("machine") != machine() or not isinstance(pid, int) or pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return True
     except (OSError, OverflowError):
-        return True
-    try:  # one that is dead, but that nobody has waited for, as in a container without an init
-        return not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" Z")
+        return False
+    try:  # a zombie has ended too: in a container without an init nobody waits for it
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" Z")
     except OSError:
-        return True
+        return False

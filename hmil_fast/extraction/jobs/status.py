@@ -1,38 +1,24 @@
-"""`hmil-fast status`: how far the jobs on a store are, from what they leave in it; read-only."""
+"""Read how far the jobs on a store are, from the files that they write into it."""
 
-import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from hmil_fast.errors import StoreError
 from hmil_fast.extraction.jobs.events import EVENTS, FAILED, JOBS, read_json
-from hmil_fast.extraction.jobs.leases import machine, read_leases, runs
+from hmil_fast.extraction.jobs.leases import is_gone, read_leases
 from hmil_fast.io.store import FeatureStore, open_store
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location, location
 
 WINDOW_SECONDS = 300.0
 _TAIL_BYTES = 2**18
-_NAMED = 3  # slides with undecodable tiles
-
-
-def status(args: argparse.Namespace) -> int:
-    """Print how far the jobs on a store are; exit code 1 where slides failed."""
-    found = read_status(args.store)
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        _print(found)
-    return 1 if found["failed"] else 0
 
 
 def read_status(path: str | Location) -> dict[str, Any]:
-    """How far the jobs on a store are.
+    """Read how far the jobs on a store are.
 
     Returns:
         `committed` (slides), `left` of the newest job (None if unknown), `in_work` (by whom, since
@@ -57,13 +43,14 @@ def read_status(path: str | Location) -> dict[str, Any]:
         lease = leases.get(slide_id)
         if lease is None or lease["dead"] or lease["since"] <= facts.get("time", 0):
             failed[slide_id] = facts
-    lists = backend_of(path).stamps(path / JOBS)
+    backend = backend_of(path)
+    lists = backend.stamps(path / JOBS)
     newest = (
         read_json(path / JOBS / max(lists, key=lambda name: lists[name].time)) if lists else None
     )
     left = len(set(newest[0]) - committed - failed.keys()) if newest else None
-    logs = [name for name in backend_of(path).stamps(path / EVENTS) if name.endswith(".jsonl")]
-    rates = list(backend_of(path).map(lambda name: _rate(path / EVENTS / name), logs))
+    logs = [name for name in backend.stamps(path / EVENTS) if name.endswith(".jsonl")]
+    rates = list(backend.map(lambda name: _rate(path / EVENTS / name), logs))
     known = _known(store, sorted(committed))
     running = [rate for rate in rates if rate is not None]
     return {
@@ -82,44 +69,10 @@ def read_status(path: str | Location) -> dict[str, Any]:
 
 
 def _read_all(path: Location, folder: str) -> list[Any]:
-    names = [name for name in backend_of(path).stamps(path / folder) if name.endswith(".json")]
-    found = backend_of(path).map(lambda name: read_json(path / folder / name), names)
+    backend = backend_of(path)
+    names = [name for name in backend.stamps(path / folder) if name.endswith(".json")]
+    found = backend.map(lambda name: read_json(path / folder / name), names)
     return [facts[0] for facts in found if facts]
-
-
-def undecoded(bad_tiles: Mapping[str, int]) -> str:
-    """How many tiles of how many slides cannot be decoded, those with the most named; "" if none.
-
-    Args:
-        bad_tiles: Of each slide.
-    """
-    bad = sorted((-count, slide_id) for slide_id, count in bad_tiles.items() if count)
-    if not bad:
-        return ""
-    named = ", ".join(f"{slide_id} ({-count:,})" for count, slide_id in bad[:_NAMED])
-    tiles, more = -sum(count for count, _ in bad), ", …" if len(bad) > _NAMED else ""
-    return (
-        f"{tiles:,} tile{'s' * (tiles > 1)} of {len(bad):,} slide{'s' * (len(bad) > 1)} "
-        f"cannot be decoded: {named}{more}"
-    )
-
-
-def noted(notes: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
-    """One text for each note that slides have, with the slides and what to do about it.
-
-    Args:
-        notes: Of each slide, as (what, fix).
-    """
-    slides: dict[tuple[str, str], list[str]] = {}
-    for slide_id, each in sorted(notes.items()):
-        for what, fix in each:
-            slides.setdefault((what, fix), []).append(slide_id)
-    return [
-        f"{len(ids):,} slide{'s' * (len(ids) > 1)}: {what}: {', '.join(ids[:_NAMED])}"
-        + (", …" if len(ids) > _NAMED else "")
-        + (f"\n    Fix: {fix}" if fix else "")
-        for (what, fix), ids in slides.items()
-    ]
 
 
 def _known(store: FeatureStore, slide_ids: list[str]) -> dict[str, tuple[int, list[Any]]]:
@@ -138,7 +91,6 @@ def _known(store: FeatureStore, slide_ids: list[str]) -> dict[str, tuple[int, li
 
 def _in_work(path: Location) -> list[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
-    here = machine()
     for name, lease, stamp in read_leases(path):  # those of the dead come first
         silent = max(0.0, time.time() - stamp.time)
         facts = {key: lease.get(key) for key in ("slide_id", "host", "pid", "since")}
@@ -148,7 +100,7 @@ def _in_work(path: Location) -> list[dict[str, Any]]:
         dead = isinstance(seconds, (int, float)) and silent > seconds
         slide = name.rpartition(".")[0]
         latest[slide] = {**facts, "silent_s": round(silent, 1), "dead": dead}
-        if lease.get("machine") == here and not runs(lease.get("pid")):
+        if is_gone(lease):
             del latest[slide]
     return list(latest.values())
 
@@ -178,31 +130,7 @@ def _rate(file: Location) -> float | None:
     silent = float(alive.get("silent_s") or WINDOW_SECONDS)
     if not events or time.time() - events[0]["time"] > silent:
         return None
-    if alive.get("machine") == machine() and not runs(alive.get("pid")):
+    if is_gone(alive):
         return None
     seconds = events[0]["time"] - events[-1]["time"]
     return (events[0]["tiles"] - events[-1]["tiles"]) / seconds if seconds > 0 else 0.0
-
-
-def _print(found: dict[str, Any]) -> None:
-    out = Console(soft_wrap=True, highlight=False)
-    left = "" if found["left"] is None else f"{found['left']} left, "
-    out.print(
-        f"{found['committed']} slides in the store, {left}{len(found['failed'])} failed; "
-        f"{found['processes']} processes at {found['tiles_per_second']:,.1f} tiles/s",
-        markup=False,
-    )
-    if text := undecoded(found["bad_tiles"]):
-        out.print(f"  {text}", markup=False)
-    for text in noted(found["notes"]):
-        out.print(f"  {text}", markup=False)
-    for lease in found["in_work"]:
-        since = time.strftime("%H:%M:%S", time.localtime(lease["since"]))
-        silent = f", silent for {lease['silent_s']:.0f} s" if lease["dead"] else ""
-        out.print(
-            f"  {lease['slide_id']}: since {since} by process {lease['pid']} on "
-            f"{lease['host']}{silent}",
-            markup=False,
-        )
-    for slide in found["failed"]:
-        out.print(f"  {slide['slide_id']}: {slide['error']}\n    Fix: {slide['fix']}", markup=False)

@@ -32,7 +32,7 @@ def explained(error: Exception, slide: Path) -> HmilError:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return SlideError(
             f"slide {slide}: out of memory ({first_line(error)})",
-            "run the same command with a smaller --batch",
+            "run the same command with a smaller --batch-size",
         )
     if isinstance(error, OSError):
         return SlideError(

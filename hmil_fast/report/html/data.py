@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hmil_fast.errors import UsageError
+from hmil_fast.io.store import slide_dirname
 from hmil_fast.labels import LabelTree
 from hmil_fast.metrics import all_levels, decide
 from hmil_fast.runs.predictions import Prediction, read_predictions, stack_leaves
@@ -88,8 +88,8 @@ def read_run(run: Path) -> ReportData:
 
 
 def view_file(run: Path, slide_id: str) -> Path:
-    """Where a slide's view lies in a run folder."""
-    return run / "views" / f"{quote(slide_id, safe='')}.json"
+    """Return the file of a slide's view in a run folder."""
+    return run / "views" / f"{slide_dirname(slide_id)}.json"
 
 
 def _views(
