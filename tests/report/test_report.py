@@ -1,25 +1,22 @@
 """The report: complete, self-contained and harmless; test_report_browser.py has it in use."""
 
-import base64
 import csv
-import io
 import json
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
-from hmil_fast.metrics import all_levels, decide, evaluate_predictions
-from hmil_fast.report.html.data import read_run, read_view, view_file
-from hmil_fast.report.html.levels import confusion_table
+from hmil_fast.report.html.data import read_view, view_file
+from hmil_fast.report.html.levels import confusion_of
 from hmil_fast.report.html.page import write_report
-from hmil_fast.report.html.trust import trust_section
 
 TREE = LabelTree.from_nested({"benign": ["N", r"_$\frac$"], "<i>malignant": ["IC", "{{title}}"]})
 HOSTILE = "</script><img src=x onerror=document.title='owned'>\"'&{{title}}"
@@ -56,72 +53,14 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.found if name == tag]
 
 
-def make_run(run: Path, folds: int = 2, baseline: bool = True) -> Path:
-    """A run folder of 24 slides with made-up predictions."""
-    rng = np.random.default_rng(0)
-    y = np.arange(24) % 4
-    p = rng.dirichlet(np.ones(4), 24) + 0.4 * np.eye(4)[y]
-    p /= p.sum(axis=1, keepdims=True)
-    levels, answers = all_levels(TREE, p), decide(TREE, p).nodes
-    ids = [HOSTILE, *(f"slide {i}" for i in range(1, 24))]
-    patients = [f"P{i // 2}" for i in range(24)]
-    fold = np.arange(24) // 2 % folds
-    (run / "views").mkdir(parents=True)
-    (run / "tree.json").write_text(json.dumps(TREE.to_dict()))
-    pooled = evaluate_predictions(TREE, y, p, patients, draws=50)
-    metrics = {"model": "hmil", "pooled": pooled, "folds": []}
-    for f in range(folds):
-        mine = np.flatnonzero(fold == f)
-        owners = [patients[i] for i in mine]
-        metrics["folds"].append(evaluate_predictions(TREE, y[mine], p[mine], owners, draws=0))
-    if baseline:
-        metrics["baseline"] = {"model": "mean<b>", "pooled": pooled}
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    with (run / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = [
-            f"p{level}_{n}" for level, level_names in enumerate(TREE.names) for n in level_names
-        ]
-        writer.writerow(
-            ["slide_id", "patient_id", "fold", "label", "prediction", "num_tiles", *names]
-        )
-        for i in range(24):
-            guess = TREE.leaves[answers[-1, i]]
-            writer.writerow(
-                [ids[i], patients[i], fold[i], TREE.leaves[y[i]], guess, 1000 - 37 * i]
-                + [float(q) for level in levels for q in level[i]]
-            )
-    lines = [
-        {"event": "epoch", "fold": f, "epoch": e, "loss": 2 / (e + 1), "terms": {"ce": 1.0},
-         "val_loss": 1.0, "val_balanced_accuracy": 0.5, "seconds": 1.0}
-        for f in range(folds) for e in range(3)
-    ]  # fmt: skip
-    text = "\n".join(json.dumps(line) for line in [{"event": "start"}, *lines])
-    (run / "log.jsonl").write_text(text + '\n{"event": "epo')
-    (run / "config.yaml").write_text("epochs: 3\nnote: </pre><script>alert(1)</script>\n")
-    write_made_up_view(run, HOSTILE, [[float(q) for q in level[0]] for level in levels])
-    return run
+@pytest.fixture
+def make_run(made_up_run: Callable[..., Path]) -> Callable[..., Path]:
+    return partial(made_up_run, tree=TREE, slide_id=HOSTILE)
 
 
-def write_made_up_view(run: Path, slide_id: str, probabilities: list[list[float]]) -> None:
-    """A view of four tiles and one map."""
-    file = io.BytesIO()
-    Image.effect_noise((90, 60), 60).convert("RGB").save(file, "WEBP")
-    picture = base64.b64encode(file.getvalue()).decode()
-    corners = np.array([[0, 0], [100, 0], [0, 100], [100, 100]], "<u2")
-    view = {
-        "slide_id": slide_id, "probabilities": probabilities, "size": [900, 600], "mpp": 0.5,
-        "side": 100.0, "tiles": 4, "picture": picture, "small": picture, "limit": 8.0, "unit": 1.0,
-        "cells": base64.b64encode(corners.tobytes()).decode(), "cell_side": 100.0, "cut": True,
-        "cuts": {}, "note": "</script><b>",
-        "maps": [{"level": 1, "node": 0, "spread": "", "places": dict.fromkeys(
-            ("share", "rank"), base64.b64encode(b"\x00\x40\xfe\xff").decode()),
-                  "top": [[2, 0, 100, 0.75]]}],
-    }  # fmt: skip
-    view_file(run, slide_id).write_text(json.dumps(view))
-
-
-def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
+def test_the_page_is_whole_and_fetches_nothing(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
     path = write_report(make_run(tmp_path / "run"))
     assert path == tmp_path / "run" / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -142,7 +81,7 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
     assert not list(path.parent.glob("*.new"))
 
 
-def test_names_stay_text(tmp_path: Path) -> None:
+def test_names_stay_text(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     page = Page(write_report(make_run(tmp_path / "run")).read_text(encoding="utf-8"))
     scripts = page.all("script")
     assert [s.get("type") for s in scripts] == ["application/json", "application/json", None]
@@ -152,7 +91,37 @@ def test_names_stay_text(tmp_path: Path) -> None:
         assert name in texts
 
 
-def test_every_number_is_there(tmp_path: Path) -> None:
+NAMES = (
+    "<script>document.title='owned'</script>", "</script><svg onload=alert(1)>",
+    "\"' onmouseover=alert(1) x=\"", "&lt;b&gt; --><!--<script> &amp;",
+    "{{ 7 * 7 }}{% raw %}{# config #}", "\u202eseman\u202c \u2028 \u2029 \u200f ]]>`${1}`",
+)  # fmt: skip
+
+
+def test_no_name_becomes_markup(tmp_path: Path, made_up_run: Callable[..., Path]) -> None:
+    every, leaves = " ".join(NAMES), NAMES[:4]
+    tree = LabelTree.from_nested({NAMES[4]: [*leaves[:2]], NAMES[5]: [*leaves[2:]]})
+    run = made_up_run(tmp_path / every.replace("/", "-"), tree, NAMES[5])
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"model": every}))
+    text = write_report(run).read_text(encoding="utf-8")
+    plain_tree = LabelTree.from_nested({"up": ["a", "b"], "other": ["c", "d"]})
+    plain = write_report(made_up_run(tmp_path / "run", plain_tree, "s")).read_text("utf-8")
+    page, plain_page = Page(text), Page(plain)
+    # the same elements with the same attributes as of plain names
+    elements = [[(tag, [*attrs]) for tag, attrs in p.found] for p in (page, plain_page)]
+    assert elements[0] == elements[1]
+    texts = "".join(page.texts)
+    for shown in (*NAMES, every, f"hmil-fast: {run.name}"):
+        assert shown in texts
+    assert NAMES[5] in [row.get("data-slide") for row in page.all("tr")]
+    islands = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+    assert json.loads(islands[0])["names"] == [list(level) for level in tree.names]
+    assert json.loads(islands[1])["slide_id"] == NAMES[5]
+    assert not re.search("[<&\u2028\u2029]", "".join(islands))
+
+
+def test_every_number_is_there(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run")
     texts = "".join(Page(write_report(run).read_text(encoding="utf-8")).texts)
     pooled = json.loads((run / "metrics.json").read_text())["pooled"]
@@ -168,7 +137,7 @@ def test_every_number_is_there(tmp_path: Path) -> None:
             assert f"{float(row['p1_' + row['prediction']]):.3f}{row['num_tiles']}" in texts
 
 
-def test_the_needed_files_are_enough(tmp_path: Path) -> None:
+def test_the_needed_files_are_enough(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run", folds=1, baseline=False)
     for name in ("log.jsonl", "config.yaml"):
         (run / name).unlink()
@@ -178,7 +147,9 @@ def test_the_needed_files_are_enough(tmp_path: Path) -> None:
     assert not any(b.get("class") == "look" for b in page.all("button"))
 
 
-def test_a_view_that_is_damaged_or_of_another_forward_is_left_out(tmp_path: Path) -> None:
+def test_a_view_that_is_damaged_or_of_another_forward_is_left_out(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
     run = make_run(tmp_path / "run")
     path = view_file(run, HOSTILE)
     view = json.loads(path.read_text())
@@ -194,7 +165,9 @@ def test_a_view_that_is_damaged_or_of_another_forward_is_left_out(tmp_path: Path
     assert 'class="look"' not in write_report(run).read_text(encoding="utf-8")
 
 
-def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
+def test_what_else_metrics_hold_is_shown_and_not_missed(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
     run = make_run(tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text())
     cell = {"value": 0.9125, "low": 0.8, "high": 0.97, "undefined": 0}
@@ -219,25 +192,39 @@ def test_what_else_metrics_hold_is_shown_and_not_missed(tmp_path: Path) -> None:
         assert text in texts, text
     for broken in ({"calibration": None, "conformal": {}}, {"calibration": {"levels": {"0": {}}}}):
         (run / "metrics.json").write_text(json.dumps(metrics | broken))
-        assert "<h3>Calibration" not in trust_section(read_run(run))
+        assert "<h3>Calibration" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_the_confusion_matrix_counts_rows_of_true_and_columns_of_predicted_classes() -> None:
     y, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 1, 1, 1, 0])
-    html = confusion_table(y, predicted, ["N", "<IC>", "X"], 1, [0, 0, 1])
-    page = Page(html)
-    cells = {(b["data-true"], b["data-said"]): b["title"] for b in page.all("button")}
-    assert set(cells) == {("0", "0"), ("0", "1"), ("1", "1"), ("2", "0")}
-    assert cells["0", "1"] == "N, predicted <IC>: 67% of the row"
-    assert re.findall(r">(\d+)</button>", html) == ["1", "2", "1", "1"]
+    confusion = confusion_of(y, predicted, ["N", "<IC>", "X"], [0, 0, 1])
+    assert [[cell.slides for cell in row] for row in confusion.rows] == [
+        [1, 2, 0], [0, 1, 0], [1, 0, 0],
+    ]  # fmt: skip
+    assert confusion.rows[0][1].share == pytest.approx(2 / 3)
     # lines between the parents, not between sisters
-    assert [t.get("class") for t in page.all("tr")[1:]] == [None, None, "cut-top"]
+    assert confusion.cut == [False, False, True]
+
+
+def test_the_page_shows_the_confusion_matrix(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    html = write_report(make_run(tmp_path / "run")).read_text(encoding="utf-8")
+    page = Page(html)
+    cells = [b for b in page.all("button") if b.get("data-level") == "1"]
+    counts = re.findall(r'data-level="1"[^>]*>(\d+)</button>', html)
+    assert sum(map(int, counts)) == 24
+    for cell in cells:
+        true, said = (TREE.leaves[int(cell[key] or 0)] for key in ("data-true", "data-said"))
+        assert re.fullmatch(
+            rf"{re.escape(true)}, predicted {re.escape(said)}: \d+% of the row", cell["title"] or ""
+        )
+    marks = [row.get("class") for row in page.all("tr")]
+    assert [mark for mark in marks if mark in ("said", "cut-top")] == ["said", "said", "cut-top"]
 
 
 @pytest.mark.parametrize("name", ["tree.json", "metrics.json", "predictions.csv"])
 @pytest.mark.parametrize("content", [None, "", "[]", "{", "\x00"])
 def test_missing_and_damaged_files_are_named(
-    tmp_path: Path, name: str, content: str | None
+    tmp_path: Path, make_run: Callable[..., Path], name: str, content: str | None
 ) -> None:
     run = make_run(tmp_path / "run")
     (run / name).unlink()
@@ -249,7 +236,7 @@ def test_missing_and_damaged_files_are_named(
     assert not (run / "report.html").exists()
 
 
-def test_a_bad_row_is_named_by_line(tmp_path: Path) -> None:
+def test_a_bad_row_is_named_by_line(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run")
     path = run / "predictions.csv"
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from hmil_fast.cli.main import main
+from hmil_fast.labels import LabelTree
+from hmil_fast.report.html.page import write_report
 
 pytestmark = pytest.mark.slow
 FLAGS = (
@@ -279,6 +281,23 @@ def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> No
             value = place / 254 if scale == "rank" else 8 ** (2 * place / 254 - 1)
             shown = page.do(f"open.value(...open.layer.cells[{places.index(place)}].slice(0, 2))")
             assert shown == pytest.approx(value)
+
+
+def test_names_run_nothing(
+    browser: Browser, made_up_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    evil = "</script><img src=x onerror=document.title='owned'><script>document.title='owned'"
+    names = [evil, "\"' autofocus onfocus=document.title='owned' x='", "{{ title }}", "\u202eN&lt;"]
+    tree = LabelTree.from_nested({f"{evil} 1": names[:2], f"{evil} 2": names[2:]})
+    run = made_up_run(tmp_path / "run", tree, evil)
+    browser.logged.clear()
+    browser.open(write_report(run))
+    look(browser)
+    browser.do("document.querySelectorAll('button[data-level]').forEach(b => b.click())")
+    assert browser.do("document.getElementById('viewer-name').textContent") == evil
+    assert browser.do("document.title") == "hmil-fast: run"
+    assert browser.do("[...document.querySelectorAll('#nodes label')].length") == 1
+    assert browser.logged == []
 
 
 def test_a_chain_of_only_children_is_one_row_and_says_how_even_its_attention_is(

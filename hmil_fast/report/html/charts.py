@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG text: ROC, reliability, training curves."""
+"""Draw the report's charts as SVG: ROC, reliability, training curves."""
 
 import io
 import re
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from hmil_fast.fonts import figure_fonts
@@ -33,7 +34,7 @@ _THEMED = {
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
-def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
+def roc_chart(y: Ints, p: Floats, names: Sequence[str], label: str = "ROC curves") -> Markup:
     """One-vs-rest ROC curve of every class that has positives and negatives, with its AUC."""
     from sklearn.metrics import roc_curve
 
@@ -70,10 +71,10 @@ def roc_chart(y: Ints, p: Floats, names: Sequence[str]) -> str:
             axes.legend(handles, labels, loc="lower right", title="AUC", alignment="left")
         else:
             figure.legend(handles, labels, loc="outside right upper", title="AUC", alignment="left")
-        return _svg(figure)
+        return _svg(figure, label)
 
 
-def reliability_chart(y: Ints, p: Floats) -> str:
+def reliability_chart(y: Ints, p: Floats, label: str = "reliability diagram") -> Markup:
     """Share of hits against the predicted class's probability, in ten bins."""
     edges, mean, accuracy, count = reliability_bins(y, p)
     filled = count > 0
@@ -96,10 +97,10 @@ def reliability_chart(y: Ints, p: Floats) -> str:
         )
         lower.bar(edges + 0.05, count, width=0.09, color=_BARS)
         lower.set(xlim=(-0.01, 1.01), ylabel="slides", xlabel="probability of the predicted class")
-        return _svg(figure)
+        return _svg(figure, label)
 
 
-def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
+def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> Markup:
     """Loss, validation and loss terms by epoch; one thin line per fold, the mean of folds thick.
 
     Args:
@@ -143,7 +144,7 @@ def curves_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
                 )
             axes.set(title=title, xlabel="epoch")
             axes.legend(handles, [f" {name}" for name in lines])
-        return _svg(figure)
+        return _svg(figure, "training curves")
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[int, float]]:
@@ -197,7 +198,8 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: "Figure") -> str:
+def _svg(figure: "Figure", label: str) -> Markup:
+    """The figure as an element in the page's colours and letters; matplotlib escapes names."""
     file = io.StringIO()
     with warnings.catch_warnings():  # letters that our font lacks: the browser has them
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -210,4 +212,5 @@ def _svg(figure: "Figure") -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     for colour, name in _THEMED.items():
         text = re.sub(rf"{colour}\b(?=[^<>]*>)", f"var(--{name})", text, flags=re.IGNORECASE)
-    return text
+    opening = Markup('<svg role="img" aria-label="{}"').format(label)
+    return opening + Markup(text.removeprefix("<svg"))  # noqa: S704

@@ -1,13 +1,16 @@
-"""The tables of one level of the tree: its confusion matrix, its nodes."""
+"""Gather the report's view of one level of the tree: curves, confusion matrix, nodes."""
 
 from collections.abc import Sequence
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from hmil_fast.metrics import level_name
+from hmil_fast.report.html.charts import reliability_chart, roc_chart
 from hmil_fast.report.html.data import ReportData
-from hmil_fast.report.html.tables import value_text
+from hmil_fast.report.html.tables import Metric, metric_of
 
 Ints = NDArray[np.int64]
 
@@ -17,68 +20,95 @@ _CLASS_METRICS = {
 }  # fmt: skip
 
 
-def confusion_table(
-    y: Ints, predicted: Ints, names: Sequence[str], level: int, groups: Sequence[int] | None = None
-) -> str:
-    """Counts of true (rows) against predicted classes, tinted by the share of the row.
+class Cell(NamedTuple):
+    """A cell of a confusion matrix: its slides and their share of the row."""
+
+    slides: int
+    share: float
+
+
+class Confusion(NamedTuple):
+    """A confusion matrix.
+
+    Attributes:
+        names: Class names in the order of the tree.
+        rows: Per true class the cells of the predicted classes.
+        cut: Per class whether its parent differs from that of the class before.
+    """
+
+    names: Sequence[str]
+    rows: list[list[Cell]]
+    cut: list[bool]
+
+
+class ClassRow(NamedTuple):
+    """The metrics of one node."""
+
+    name: str
+    slides: str
+    metrics: list[Metric | None]
+
+
+class Level(NamedTuple):
+    """What the report shows of a level; `classes` is empty where metrics.json lacks it."""
+
+    number: int
+    heading: str
+    roc: Markup
+    reliability: Markup
+    confusion: Confusion
+    class_metrics: list[str]
+    classes: list[ClassRow]
+
+
+def level_of(data: ReportData, level: int) -> Level:
+    """ROC, confusion and reliability of a level, over all tested slides."""
+    names = data.tree.names[level]
+    known = data.truths[level] >= 0
+    y, p = data.truths[level][known], data.probabilities[level][known]
+    groups: Sequence[int] | None = data.tree.parents[level - 1] if level else None
+    name = level_name(level, data.tree.num_levels)
+    return Level(
+        level,
+        f"{name[0].upper()}{name[1:]}: {', '.join(names)}",
+        roc_chart(y, p, names, f"ROC curves, {name}"),
+        reliability_chart(y, p, f"reliability diagram, {name}"),
+        confusion_of(y, data.answers[level][known], names, groups),
+        list(_CLASS_METRICS.values()),
+        _classes(data, level),
+    )
+
+
+def confusion_of(
+    y: Ints, predicted: Ints, names: Sequence[str], groups: Sequence[int] | None = None
+) -> Confusion:
+    """Count true (rows) against predicted classes.
 
     Args:
         y: True classes, int [n].
         predicted: Predicted classes, int [n].
         names: Class names in the order of the tree.
-        level: The tree's level; a cell shows the slides it counts by it.
         groups: Parent of each class; a line is drawn where it changes.
     """
     classes = len(names)
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (np.asarray(y), np.asarray(predicted)), 1)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rows = [
+        [Cell(int(n), float(part)) for n, part in zip(*row, strict=True)]
+        for row in zip(counts, share, strict=True)
+    ]
     cut = [bool(groups and k and groups[k] != groups[k - 1]) for k in range(classes)]
-    left = [' class="cut-left"' if c else "" for c in cut]
-    heads = "".join(
-        f'<th scope="col"{left[k]}><span>{escape(name)}</span></th>' for k, name in enumerate(names)
-    )
-    lines = []
-    for row, name in enumerate(names):
-        cells = []
-        for column, other in enumerate(names):
-            n, part = counts[row, column], share[row, column]
-            text = (
-                f'<button type="button" data-level="{level}" data-true="{row}" '
-                f'data-said="{column}" title="{escape(name)}, predicted {escape(other)}: '
-                f'{part:.0%} of the row">{n}</button>'
-                if n
-                else ""
-            )
-            cells.append(f'<td{left[column]} style="--share:{part:.3f}">{text}</td>')
-        kind = ' class="cut-top"' if cut[row] else ""
-        lines.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    many = " many" if classes > 2 else ""
-    return (
-        f'<table class="confusion{many}"><thead><tr class="said">'
-        f'<th class="axis">true ↓ predicted →</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>"
-    )
+    return Confusion(names, rows, cut)
 
 
-def classes_table(data: ReportData, level: int) -> str:
-    """What is known of every node of a level; empty where metrics.json does not say."""
+def _classes(data: ReportData, level: int) -> list[ClassRow]:
     nodes = (data.metrics["pooled"].get("classes") or {}).get(str(level)) or {}
     if not any(key in cells for cells in nodes.values() for key in _CLASS_METRICS):
-        return ""
-    heads = "".join(f'<th scope="col" class="n">{name}</th>' for name in _CLASS_METRICS.values())
-    lines = []
+        return []
+    rows = []
     for name in data.tree.names[level]:
         cells = nodes.get(name) or {}
-        values = "".join(
-            f'<td class="n">{value_text(cells.get(key))}</td>' for key in _CLASS_METRICS
-        )
-        slides = escape(str(cells.get("slides", "–")))
-        lines.append(
-            f'<tr><th scope="row">{escape(name)}</th><td class="n">{slides}</td>{values}</tr>'
-        )
-    return (
-        '<div class="wide"><table class="classes"><thead><tr><th scope="col">node</th>'
-        f'<th scope="col" class="n">slides</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        metrics = [metric_of(cells.get(key)) for key in _CLASS_METRICS]
+        rows.append(ClassRow(name, str(cells.get("slides", "–")), metrics))
+    return rows

@@ -1,94 +1,84 @@
-"""The report's table of slides, whose pictures open the viewer."""
+"""Gather the report's table of slides."""
 
 import json
-from collections.abc import Mapping
-from html import escape
-from typing import Any
+from typing import NamedTuple
 
 from hmil_fast.report.html.data import ReportData
-from hmil_fast.report.html.tables import count
 
 
-def slides_table(data: ReportData) -> str:
-    """Every tested slide; the head of a column sorts by it, a picture opens the viewer."""
-    shown = {slide_id: number for number, slide_id in enumerate(data.views)}
+class SlideRow(NamedTuple):
+    """A tested slide.
+
+    Attributes:
+        slide_id: The slide.
+        label: Name of its label.
+        answer: Name of the predicted leaf.
+        wrong: Whether the prediction differs from the label on a level that the label names.
+        true: Per level the true node; −1 below a label that is not a leaf.
+        predicted: Per level the predicted node.
+        probabilities: Per level those of the nodes, as JSON.
+        view: Number of its view, "" without one.
+        picture: Its small picture, WebP in base64, "" without a view.
+        cells: Class and text of the table's cells.
+    """
+
+    slide_id: str
+    label: str
+    answer: str
+    wrong: bool
+    true: list[int]
+    predicted: list[int]
+    probabilities: str
+    view: int | str
+    picture: str
+    cells: list[tuple[str, str]]
+
+
+class Slides(NamedTuple):
+    """The table of slides; `columns` have a name and a class, "n" for numbers."""
+
+    columns: list[tuple[str, str]]
+    rows: list[SlideRow]
+    mistakes: int
+    sure: bool
+    views: bool
+    left_out: int
+
+
+def slides_of(data: ReportData) -> Slides:
+    """Every tested slide in the order of predictions.csv."""
     columns = [
         ("slide", ""), ("patient", ""), ("fold", "n"), ("label", ""), ("prediction", ""),
         ("probability", "n"), ("tiles", "n"),
     ]  # fmt: skip
     if data.sure:
         columns.append(("sure of", ""))
-    heads = '<th scope="col">attention</th>' if shown else ""
-    heads += "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
-        for name, kind in columns
-    )
-    lines = []
-    for number, row in enumerate(data.rows):
-        leaf = data.answers[-1, number]
-        answer = data.tree.leaves[leaf]
-        wrong = _wrong(data, number)
-        p = [level[number] for level in data.probabilities]
-        cells = [
-            f'<td class="id">{escape(row.slide_id)}</td>',
-            f'<td class="id">{escape(row.patient_id)}</td>',
-            f'<td class="n">{data.folds[number]}</td>',
-            f"<td>{escape(row.label)}</td>",
-            f'<td class="answer">{escape(answer)}</td>',
-            f'<td class="n">{p[-1][leaf]:.3f}</td>',
-            f'<td class="n">{row.num_tiles}</td>',
-        ]
-        if data.sure:
-            sure = data.sure.get((row.slide_id, row.fold))
-            cells.append(f"<td>{escape(sure or '–')}</td>")
-        if shown:
-            look = _look(data.views.get(row.slide_id), row.slide_id)
-            cells.insert(0, f"<td>{look}</td>")
-        facts = {
-            "row": number,
-            "view": shown.get(row.slide_id, ""),
-            "slide": row.slide_id,
-            "label": row.label,
-            "answer": answer,
-            "true": ",".join(str(k) for k in data.truths[:, number]),
-            "said": ",".join(str(k) for k in data.answers[:, number]),
-            "p": json.dumps([[round(float(v), 4) for v in level] for level in p]),
-        }
-        attributes = "".join(f' data-{k}="{escape(str(v))}"' for k, v in facts.items())
-        kind = ' class="wrong"' if wrong else ""
-        lines.append(f"<tr{kind}{attributes}>{''.join(cells)}</tr>")
-    mistakes = sum(_wrong(data, number) for number in range(len(data.rows)))
-    note = f"{count(len(data.rows), 'slide')}, {mistakes or 'none'} of them predicted wrongly (✗)."
+    numbers = {slide_id: number for number, slide_id in enumerate(data.views)}
+    rows = [_row(data, number, numbers) for number in range(len(data.rows))]
+    mistakes = sum(row.wrong for row in rows)
+    return Slides(columns, rows, mistakes, bool(data.sure), bool(data.views), data.left_out)
+
+
+def _row(data: ReportData, number: int, numbers: dict[str, int]) -> SlideRow:
+    row, leaf = data.rows[number], data.answers[-1, number]
+    answer = data.tree.leaves[leaf]
+    p = [level[number] for level in data.probabilities]
+    true, predicted = data.truths[:, number], data.answers[:, number]
+    cells = [
+        ("id", row.slide_id), ("id", row.patient_id), ("n", str(row.fold)), ("", row.label),
+        ("answer", answer), ("n", f"{p[-1][leaf]:.3f}"), ("n", str(row.num_tiles)),
+    ]  # fmt: skip
     if data.sure:
-        note += " Sure of: the deepest node that meets the asked risk, – if none does."
-    if shown:
-        note += " A picture opens the slide under the attention paid for each node."
-    if data.left_out:
-        note += f" {count(data.left_out, 'slide')} would make this page too large to open."
-    return (
-        f'<p class="note">{note}</p><div class="filter">'
-        '<input type="search" id="find" placeholder="find" aria-label="find in the table"> '
-        '<select id="which" aria-label="which slides"><option value="all">all slides</option>'
-        '<option value="wrong">mistakes</option><option value="right">right answers</option>'
-        '</select> <button type="button" id="clear" hidden>show all</button>'
-        '<p id="shown" role="status"></p></div>'
-        f'<div class="wide"><table id="slide-table"><thead><tr>{heads}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _wrong(data: ReportData, number: int) -> bool:
-    """Whether the answer differs from the label on a level that the label names."""
-    true, answer = data.truths[:, number], data.answers[:, number]
-    return bool(((true >= 0) & (true != answer)).any())
-
-
-def _look(view: Mapping[str, Any] | None, slide_id: str) -> str:
-    """The small picture of a slide, which opens its view."""
-    if view is None:
-        return ""
-    return (
-        f'<button type="button" class="look" title="look at the slide"><img loading="lazy" '
-        f'alt="{escape(slide_id)} under its attention" '
-        f'src="data:image/webp;base64,{escape(view["small"])}"></button>'
+        cells.append(("", data.sure.get((row.slide_id, row.fold)) or "–"))
+    return SlideRow(
+        slide_id=row.slide_id,
+        label=row.label,
+        answer=answer,
+        wrong=bool(((true >= 0) & (true != predicted)).any()),
+        true=true.tolist(),
+        predicted=predicted.tolist(),
+        probabilities=json.dumps([[round(float(v), 4) for v in level] for level in p]),
+        view=numbers.get(row.slide_id, ""),
+        picture=data.views[row.slide_id]["small"] if row.slide_id in numbers else "",
+        cells=cells,
     )

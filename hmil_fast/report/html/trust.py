@@ -1,12 +1,11 @@
-"""How far a run's answers can be trusted: calibration, and answers that meet a risk."""
+"""Gather what shows how far a run's answers can be trusted: calibration, conformal answers."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from hmil_fast.metrics import level_name
 from hmil_fast.report.html.data import ReportData
-from hmil_fast.report.html.tables import count, number_text, value_text
+from hmil_fast.report.html.tables import Metric, metric_of, number_text
 
 _SCORES = {
     "ece": "calibration error", "ece_adaptive": "in bins of equal count", "brier": "Brier score",
@@ -19,128 +18,124 @@ _KINDS = {
 }
 
 
-def trust_section(data: ReportData) -> str:
-    """Operating point, calibration and conformal answers, as far as metrics.json has them."""
-    return _operating(data) + _calibration(data) + _conformal(data)
+class Operating(NamedTuple):
+    """The threshold for an asked sensitivity, chosen on other slides, and what it gives here."""
+
+    node: str
+    sensitivity: float
+    thresholds: list[str]
+    slides: list[int]
+    rows: list[tuple[str, Metric | None]]
 
 
-def _operating(data: ReportData) -> str:
-    """Sensitivity and specificity at the threshold that was chosen on other slides."""
-    found = data.metrics.get("operating") or {}
-    if "sensitivity" not in found and "specificity" not in found:
-        return ""
-    cells = "".join(
-        f'<tr><th scope="row">{name}</th><td class="n">{value_text(found.get(name))}</td></tr>'
-        for name in ("sensitivity", "specificity", "precision")
+class Calibration(NamedTuple):
+    """Scores per level before and after a temperature."""
+
+    temperatures: list[str]
+    slides: list[str]
+    prior: str
+    scores: list[str]
+    rows: list[tuple[str, list[tuple[str, str]]]]
+
+
+class Conformal(NamedTuple):
+    """Answers that are wrong for at most a share `risk` of the slides.
+
+    Attributes:
+        risk: The allowed share, 0 to 1.
+        note: A sentence on it, without its full stop.
+        rows: Per kind of answer its name, coverage, size and share of single leaves.
+        depths: Slides by the depth of the node they are answered with, as count and place.
+        leaves: Per true leaf its slides and the share of right answers of each kind.
+    """
+
+    risk: float
+    note: str
+    rows: list[tuple[str, list[Metric | None]]]
+    depths: list[tuple[int, str]]
+    leaves: list[tuple[str, list[str]]]
+
+
+class Trust(NamedTuple):
+    """The parts of the section; None where metrics.json lacks one."""
+
+    operating: Operating | None
+    calibration: Calibration | None
+    conformal: Conformal | None
+
+
+def trust_of(data: ReportData) -> Trust | None:
+    """What metrics.json has on trust; None where it has nothing."""
+    trust = Trust(_operating(data), _calibration(data), _conformal(data))
+    return trust if any(trust) else None
+
+
+def _operating(data: ReportData) -> Operating | None:
+    point = data.metrics.get("operating") or {}
+    if "sensitivity" not in point and "specificity" not in point:
+        return None
+    return Operating(
+        node=str(point.get("of")),
+        sensitivity=float(point.get("asked") or 0),
+        thresholds=[number_text(float(t)) for t in point.get("thresholds") or ()],
+        slides=[int(n) for n in point.get("positives") or ()],
+        rows=[(k, metric_of(point.get(k))) for k in ("sensitivity", "specificity", "precision")],
     )
-    of, asked = escape(str(found.get("of"))), float(found.get("asked") or 0)
-    limits = ", ".join(number_text(float(t)) for t in found.get("thresholds") or ())
-    slides = ", ".join(str(int(n)) for n in found.get("positives") or ())
-    return (
-        f'<h3>Operating point of {of}</h3><p class="note">Asked: a sensitivity of {asked:g}. The '
-        f"thresholds on its probability ({limits}) were chosen on {slides} slides of {of} that are "
-        f'not tested here.</p><div class="wide"><table id="operating">{cells}</table></div>'
-    )
 
 
-def _calibration(data: ReportData) -> str:
-    found = data.metrics.get("calibration") or {}
-    levels = found.get("levels") or {}
-    heads = "".join(f'<th scope="col" class="n">{name}</th>' for name in _SCORES.values())
-    lines = []
+def _calibration(data: ReportData) -> Calibration | None:
+    calibration = data.metrics.get("calibration") or {}
+    levels = calibration.get("levels") or {}
+    rows = []
     for level in range(data.tree.num_levels):
         scores = levels.get(str(level))
-        if not scores:
-            continue
-        cells = "".join(
-            f'<td class="n">{number_text((scores.get("before") or {}).get(key))} → '
-            f"<b>{number_text((scores.get('after') or {}).get(key))}</b></td>"
-            for key in _SCORES
-        )
-        name = level_name(level, data.tree.num_levels)
-        lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    if not lines:
-        return ""
-    slides = ", ".join(str(n) for n in found.get("slides") or ())
-    temperatures = ", ".join(f"{t:.2f}" for t in found.get("temperature") or ())
-    prior = (data.metrics.get("prior") or {}).get("name", "balanced")
-    note = (
-        f"Before and after a temperature ({temperatures}) that is fitted on held-out slides "
-        f"({slides}); less is better. The probabilities elsewhere in this report are without it. "
-        f"They are under the prior “{prior}”: the frequencies of the cohort are met by “cohort”."
-    )
-    return (
-        f'<h3>Calibration</h3><p class="note">{escape(note)}</p>'
-        '<div class="wide"><table id="calibration">'
-        f'<thead><tr><th scope="col">level</th>{heads}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        if scores:
+            before, after = scores.get("before") or {}, scores.get("after") or {}
+            pairs = [(number_text(before.get(k)), number_text(after.get(k))) for k in _SCORES]
+            rows.append((level_name(level, data.tree.num_levels), pairs))
+    if not rows:
+        return None
+    return Calibration(
+        temperatures=[f"{t:.2f}" for t in calibration.get("temperature") or ()],
+        slides=[str(n) for n in calibration.get("slides") or ()],
+        prior=(data.metrics.get("prior") or {}).get("name", "balanced"),
+        scores=list(_SCORES.values()),
+        rows=rows,
     )
 
 
-def _conformal(data: ReportData) -> str:
-    found = data.metrics.get("conformal") or {}
-    lines = []
+def _conformal(data: ReportData) -> Conformal | None:
+    conformal = data.metrics.get("conformal") or {}
+    rows = []
     for kind, name in _KINDS.items():
-        seen = found.get(kind) or {}
-        if "coverage" not in seen:
-            continue
-        says = seen.get("mean_leaves") or seen.get("mean_size")
-        single = seen.get("leaf_share") or seen.get("single_share")
-        cells = "".join(
-            f'<td class="n">{value_text(cell)}</td>' for cell in (seen["coverage"], says, single)
-        )
-        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
-    if not lines:
-        return ""
-    risk, said = float(found.get("risk") or 0), str(found.get("note") or "")
-    note = (
-        f"Asked: a right answer for {100 * (1 - risk):g} % of the slides, however unsure the model "
-        f"is; it may say less, but not be wrong more often. {said[:1].upper()}{said[1:]}."
-    )
-    heads = "".join(
-        f'<th scope="col" class="n">{name}</th>'
-        for name in ("right", "leaves in the answer", "answers of one leaf")
-    )
-    return (
-        f'<h3>Answers that meet a risk of {risk:g}</h3><p class="note">{escape(note)}</p>'
-        '<div class="wide"><table id="conformal"><thead><tr><th scope="col">answer</th>'
-        f"{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f"{_depths(data, found)}{_leaves(found)}"
+        answers = conformal.get(kind) or {}
+        if "coverage" in answers:
+            size = answers.get("mean_leaves") or answers.get("mean_size")
+            single = answers.get("leaf_share") or answers.get("single_share")
+            cells = (answers["coverage"], size, single)
+            rows.append((name, [metric_of(cell) for cell in cells]))
+    if not rows:
+        return None
+    note = str(conformal.get("note") or "")
+    depths = (conformal.get("node") or {}).get("depths") or {}
+    levels = data.tree.num_levels
+    return Conformal(
+        risk=float(conformal.get("risk") or 0),
+        note=note[:1].upper() + note[1:],
+        rows=rows,
+        depths=[(int(n), _place(int(depth), levels)) for depth, n in depths.items()],
+        leaves=_leaves(conformal.get("leaves") or {}),
     )
 
 
-def _depths(data: ReportData, found: Mapping[str, Any]) -> str:
-    """How deep the nodes lie that were answered."""
-    depths = (found.get("node") or {}).get("depths") or {}
-    named = [
-        f"{count(int(n), 'slide')} at {_depth(int(depth), data.tree.num_levels)}"
-        for depth, n in depths.items()
-    ]
-    return f'<p class="note">The node: {"; ".join(named)}.</p>' if named else ""
-
-
-def _depth(depth: int, levels: int) -> str:
+def _place(depth: int, levels: int) -> str:
     if depth == 0:
         return "the root, which says nothing"
     return "a leaf" if depth == levels else f"depth {depth}"
 
 
-def _leaves(found: Mapping[str, Any]) -> str:
-    """The share of right answers per true leaf: a risk is met on average, not for each."""
-    leaves: Mapping[str, Mapping[str, Any]] = found.get("leaves") or {}
-    if not leaves:
-        return ""
-    columns: Sequence[tuple[str, str]] = (("node", "node"), ("lac", "LAC"), ("aps", "APS"))
-    heads = "".join(f'<th scope="col" class="n">{name}</th>' for _, name in columns)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(leaf)}</th><td class="n">{seen.get("slides", "–")}</td>'
-        + "".join(f'<td class="n">{number_text(seen.get(key))}</td>' for key, _ in columns)
-        + "</tr>"
-        for leaf, seen in leaves.items()
-    )
-    return (
-        '<p class="note">Share of right answers per true leaf; the risk is met over all, not for '
-        'each.</p><div class="wide"><table><thead><tr><th scope="col">true leaf</th>'
-        f'<th scope="col" class="n">slides</th>{heads}</tr></thead><tbody>{lines}</tbody></table>'
-        "</div>"
-    )
+def _leaves(leaves: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    return [
+        (leaf, [str(row.get("slides", "–")), *(number_text(row.get(kind)) for kind in _KINDS)])
+        for leaf, row in leaves.items()
+    ]
