@@ -1,1 +1,1 @@
-"""Attention, heatmaps and the report."""
+"""Draw attention: heatmaps of a slide, and the report of a run."""

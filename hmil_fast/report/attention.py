@@ -1,4 +1,4 @@
-"""A slide's attention per node of the label tree, and the tiles that get most of it."""
+"""Compute a slide's attention per node of the label tree, and its top tiles."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from hmil_fast.runs.run import Run
 
 
 class NodeMap(NamedTuple):
-    """The attention paid for the sake of one node.
+    """The attention map of one node.
 
     Attributes:
         level: Level of the node.
@@ -33,7 +33,7 @@ class NodeMap(NamedTuple):
 def slide_maps(
     run: Run, store: FeatureStore, slide_id: str, runtime: Runtime = Runtime()
 ) -> tuple[Prediction, list[NodeMap]]:
-    """A slide's prediction and the attention maps of that very forward, as `node_maps` has them.
+    """A slide's prediction and the attention maps of that very forward, see `node_maps`.
 
     Raises:
         StoreError: The slide is not in the store.
@@ -59,8 +59,8 @@ def node_maps(
 ) -> list[NodeMap]:
     """One map per distinct node of the tree, that of the attention which its answer comes from.
 
-    A leaf has its own attention. An inner node whose evidence is that of its leaves has theirs,
-    Σ p(leaf | node) · a_leaf; one with a head of its own has the attention of that head.
+    A leaf has its own attention. An inner node whose evidence is that of its leaves has their
+    mean, Σ p(leaf | node) · a_leaf; one with a head of its own has the attention of that head.
 
     Args:
         tree: The label tree.

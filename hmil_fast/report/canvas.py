@@ -1,4 +1,4 @@
-"""What a slide's tiles are drawn on: the stored thumbnail, the slide's file, or a blank sheet."""
+"""Choose the picture under a heatmap: the stored thumbnail, the slide's file, or a blank sheet."""
 
 import io
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hmil_fast.io.slide.protocol import SlideReader
 
 _PX = 1536  # longest side of a picture that is made here
-_TILE_PX = 256  # of tiles whose size in px nobody states
+_TILE_PX = 256  # read size where the store states none
 _TILE_GREY = 222
 
 
@@ -49,7 +49,7 @@ class Canvas:
 
 
 def why_not_drawn(record: SlideRecord) -> str | None:
-    """What a slide lacks to be drawn; None if nothing."""
+    """Return what a slide lacks to be drawn, or None."""
     if not record.num_tiles:
         return "no tissue tiles"
     if record.attrs.get("coords_convention", "") is None:
@@ -58,7 +58,7 @@ def why_not_drawn(record: SlideRecord) -> str | None:
 
 
 def draw_on(store: FeatureStore, slide_id: str, slide: Path | None = None) -> Canvas:
-    """The canvas of a stored slide.
+    """Return the picture of a stored slide, with its tiles.
 
     Args:
         store: Holds the slide; imported ones may lack thumbnail, sizes and µm per px.
@@ -143,25 +143,25 @@ def _check(
     reader: "SlideReader", slide: Path, record: SlideRecord, coords: NDArray[np.int64]
 ) -> None:
     """Refuse a file of another size, or one that the tiles lie outside of."""
-    found, stated = reader.info.level_dimensions, record.attrs.get("level0_size")
-    width, height = found[0]
-    if stated is not None and list(found[0]) != [round(n) for n in stated]:
+    levels, stated = reader.info.level_dimensions, record.attrs.get("level0_size")
+    width, height = levels[0]
+    if stated is not None and list(levels[0]) != [round(n) for n in stated]:
         other = f"has {stated[0]} × {stated[1]} px"
-    elif record.attrs.get("level", 0) >= len(found):
+    elif record.attrs.get("level", 0) >= len(levels):
         other = f"was read from level {record.attrs['level']}"
     elif (coords >= (width, height)).any():
         other = "has tiles at up to {}, {}".format(*coords.max(axis=0).tolist())
     else:
         return
     raise SlideError(
-        f"{slide} is {width} × {height} px on {len(found)} levels, but the slide "
+        f"{slide} is {width} × {height} px on {len(levels)} levels, but the slide "
         f"{record.slide_id!r} in the store {other}",
         "name the file that was extracted",
     )
 
 
 def _spacing(coords: NDArray[np.int64]) -> float:
-    """The commonest distance of neighbours in one row or column; tiles rarely lie apart."""
+    """Return the commonest distance of neighbours in a row or column, in level-0 px."""
     steps = []
     for along in (0, 1):
         across = coords[:, 1 - along]
@@ -173,7 +173,7 @@ def _spacing(coords: NDArray[np.int64]) -> float:
 
 
 def _blank(coords: NDArray[np.int64], side: float, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """White, with the tiles in light grey."""
+    """Draw the tiles in light grey on white."""
     scale = min(1.0, _PX / max(size))
     picture = np.full(
         (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)), 3), 255, np.uint8

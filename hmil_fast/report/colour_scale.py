@@ -1,4 +1,4 @@
-"""From attention to colour: the one scale of heatmaps and of the report's viewer."""
+"""Map attention to colour, for heatmaps and the report's viewer alike."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +17,10 @@ _COLOURS = "viridis"  # even in lightness and safe for the colour-blind; pink ti
 
 
 def tile_values(weights: ArrayLike, scale: str) -> Floats:
-    """What is averaged where tiles share a place: times the even share, or ranks.
+    """Scale attention to multiples of the even share 1/N, or to ranks; overlaps average these.
 
     Args:
-        weights: Attention, float [N]; what is not finite is of no tile.
+        weights: Attention, float [N]; NaN for a tile that is in no bag.
         scale: One of `SCALES`.
 
     Returns:
@@ -28,13 +28,13 @@ def tile_values(weights: ArrayLike, scale: str) -> Floats:
     """
     values = np.asarray(weights, dtype=np.float64)
     known = np.isfinite(values)
-    found = np.full(values.shape, np.nan)
+    scaled = np.full(values.shape, np.nan)
     if scale == "rank":
-        found[known] = _ranks(values[known])
+        scaled[known] = _ranks(values[known])
     elif known.any():
         mean = values[known].mean()
-        found[known] = values[known] / mean if mean > 0 else 1.0
-    return found
+        scaled[known] = values[known] / mean if mean > 0 else 1.0
+    return scaled
 
 
 def _ranks(values: Floats) -> Floats:
@@ -75,7 +75,7 @@ def concentration(weights: ArrayLike) -> float:
 
 
 def spread(weights: ArrayLike) -> str:
-    """How concentrated attention is, in words."""
+    """Say how concentrated attention is, in words."""
     return f"top 10 % of tiles: {100 * concentration(weights):.3g} % of attention"
 
 

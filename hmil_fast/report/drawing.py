@@ -1,4 +1,4 @@
-"""Attention heatmaps: tiles painted over the slide's thumbnail, with a scale bar and a key."""
+"""Draw attention heatmaps over the slide's thumbnail, with a scale bar and a colour key."""
 
 import io
 import math
@@ -29,7 +29,7 @@ _DPI = 100
 
 
 class Node(NamedTuple):
-    """One panel of a sheet: the attention paid for the sake of a node of the label tree."""
+    """One panel of a sheet: the attention map of a node of the label tree."""
 
     title: str
     weights: ArrayLike  # float [N], one per tile
@@ -47,7 +47,7 @@ def heatmap_sheet(
     title: str,
     scale: str = "share",
 ) -> "Image":
-    """The plain thumbnail and beside it one heatmap per tree node, with how even each is.
+    """Draw the plain thumbnail and one heatmap per tree node, each with its concentration.
 
     Where tiles overlap, their mean is painted; a tile whose weight is not finite is not painted.
 
@@ -96,7 +96,7 @@ def _tissue(
 
 
 def _columns(panels: int, tallness: float) -> int:
-    """As near to a 16:10 page as whole panels allow, with few places left blank."""
+    """Choose the columns nearest to a 16:10 page, with few places left blank."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(panels / columns)
@@ -116,7 +116,7 @@ def paint(
     downsample: float,
     scale: str = "share",
 ) -> NDArray[np.uint8]:
-    """The thumbnail with every tile of a known weight tinted, see `heatmap_sheet`."""
+    """Tint every tile of a finite weight on the thumbnail, see `heatmap_sheet`."""
     thumbnail = np.asarray(thumbnail, dtype=np.uint8)
     corners = np.asarray(coords, dtype=np.float64).reshape(-1, 2)
     values = tile_values(weights, scale)
@@ -150,7 +150,7 @@ def _draw(
     columns: int,
     scale_name: str,
 ) -> "Image":
-    """Panels in a grid, each with its title; a key below; the scale bar in the first panel."""
+    """Draw panels in a grid, each with its title and scale bar, and the key below."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -160,7 +160,7 @@ def _draw(
 
     rows = math.ceil(len(panels) / columns)
     height, width = panels[0].shape[:2]
-    # a sheet stays a readable picture, a small thumbnail becomes one
+    # large sheets stay readable, small thumbnails are enlarged
     scale = _LONG_SIDE / max(height, width) / max(1.0, math.sqrt(columns * rows) / 1.5)
     w, h = max(240, round(width * scale)), max(1, round(height * scale))
     page = (

@@ -1,4 +1,4 @@
-"""A PNG of the attention per node of the label tree over the thumbnail, and the top tiles."""
+"""Write a PNG of a slide: its attention per node of the label tree, and its top tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,7 @@ from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
-from hmil_fast.report.attention import (
-    NodeMap,
-    answer_nodes,
-    likeliest_first,
-    slide_maps,
-    top_tiles,
-)
+from hmil_fast.report.attention import NodeMap, answer_nodes, likeliest_first, slide_maps, top_tiles
 from hmil_fast.report.canvas import cut_tiles, draw_on
 from hmil_fast.report.drawing import Node, heatmap_sheet
 from hmil_fast.report.tile_sheet import TileRow, stacked, tile_sheet
@@ -117,14 +111,14 @@ def _chosen(
             every = sorted({n for level in tree.names for n in level})
             raise UsageError(f"no node is called {name!r}", f"name some of {', '.join(every)}")
     if names:
-        asked = {
+        wanted = {
             tree.node(level, k)
             for level, nodes in enumerate(tree.names)
             for k, node in enumerate(nodes)
             if node in names
         }
-        # a map that all nodes share is also that of the node asked for
-        return [m for m in maps if m.node is None or (m.level, m.node) in asked]
+        # a map that all nodes share is also that of a wanted node
+        return [m for m in maps if m.node is None or (m.level, m.node) in wanted]
     likely = likeliest_first(tree, prediction, maps)
     return [maps[place] for place in sorted(likely[:MOST_PANELS])]
 

@@ -1,4 +1,4 @@
-"""The tiles of the highest attention, one row per node of the label tree."""
+"""Draw the tiles of the highest attention, one row per node of the label tree."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def tile_sheet(rows: Sequence[TileRow], width: int) -> Image.Image:
         draw.text((_MARGIN, top + 6), title, _INK, picture_font(title, 14, bold=True))
         for place, pixels in enumerate(row.pixels):
             left, y = _MARGIN + place * (side + _MARGIN), top + _HEAD
-            # whole pixels where a tile is enlarged: what was not scanned is not made up
+            # enlarged tiles show their pixels: nothing is interpolated
             smooth = Image.Resampling.LANCZOS if len(pixels) >= side else Image.Resampling.NEAREST
             page.paste(Image.fromarray(pixels).resize((side, side), smooth), (left, y))
             draw.rectangle((left - 1, y - 1, left + side, y + side), outline="#c8ccd2")
@@ -65,7 +65,7 @@ def tile_sheet(rows: Sequence[TileRow], width: int) -> Image.Image:
 
 
 def stacked(above: Image.Image, below: Image.Image) -> Image.Image:
-    """Two pictures, one below the other, on white."""
+    """Put one picture below another, on white."""
     size = (max(above.width, below.width), above.height + below.height)
     page = Image.new("RGB", size, "white")
     page.paste(above, (0, 0))

@@ -1,7 +1,7 @@
-"""What the report's viewer shows of a slide, as one small JSON file in RUN/views.
+"""Write what the report's viewer shows of a slide, one JSON file a slide in RUN/views.
 
-The thumbnail once, per cell and node one byte a colour scale, the highest tiles of every node, and
-of these the pixels where the slide's file is at hand. The browser paints the overlay.
+It holds the thumbnail once, per cell and node one byte a colour scale, the top tiles of every
+node, and their pixels where the slide's file is given. The browser paints the overlay.
 """
 
 import base64
@@ -34,7 +34,7 @@ _CUT_NODES = 6  # likeliest nodes whose highest tiles are cut from the slide
 _CUT_PX = 256
 _SMALL = (240, 96)
 _NO_PLACE = 255  # places among the colours are 0..254
-_SHARP = 0.75  # a thumbnail this near to the tiles' own resolution needs no cut tiles
+_SHARP = 0.75  # a thumbnail this close to the tiles' own resolution needs no cut tiles
 
 
 # shows the progress of a loop over slides, of which so many are worked on
@@ -165,9 +165,7 @@ def write_view(
         "tiles": record.num_tiles,
         "picture": _webp(Image.fromarray(canvas.picture), canvas.picture.shape[1::-1], 40),
         "small": _webp(
-            Image.fromarray(_best_painted(canvas, [maps[i] for i in likely])),
-            _SMALL,
-            70,
+            Image.fromarray(_best_painted(canvas, [maps[i] for i in likely])), _SMALL, 70
         ),
         "limit": LIMIT,
         "unit": unit,
@@ -230,7 +228,7 @@ def _cells(
         )
         inverse = inverse.reshape(-1)
         corners = np.rint(origin + places * side * times).astype(np.int64)
-    found = []
+    per_map = []
     for of_map in weights:
         known = np.isfinite(of_map)
         count = np.bincount(inverse[known], minlength=len(corners))
@@ -240,8 +238,8 @@ def _cells(
             mean = np.bincount(inverse[known], values, len(corners)) / np.maximum(count, 1)
             place = np.rint(254 * colour_places(mean, scale))
             painted[scale] = np.where(count > 0, place, _NO_PLACE).astype(np.uint8)
-        found.append(painted)
-    return corners, side * times, found
+        per_map.append(painted)
+    return corners, side * times, per_map
 
 
 def _webp(picture: Image.Image, most: tuple[int, ...], quality: int) -> str:

@@ -213,12 +213,16 @@ def test_the_page_shows_the_confusion_matrix(tmp_path: Path, make_run: Callable[
     counts = re.findall(r'data-level="1"[^>]*>(\d+)</button>', html)
     assert sum(map(int, counts)) == 24
     for cell in cells:
-        true, said = (TREE.leaves[int(cell[key] or 0)] for key in ("data-true", "data-said"))
+        true, said = (TREE.leaves[int(cell[key] or 0)] for key in ("data-true", "data-predicted"))
         assert re.fullmatch(
             rf"{re.escape(true)}, predicted {re.escape(said)}: \d+% of the row", cell["title"] or ""
         )
     marks = [row.get("class") for row in page.all("tr")]
-    assert [mark for mark in marks if mark in ("said", "cut-top")] == ["said", "said", "cut-top"]
+    assert [mark for mark in marks if mark in ("predicted", "cut-top")] == [
+        "predicted",
+        "predicted",
+        "cut-top",
+    ]
 
 
 @pytest.mark.parametrize("name", ["tree.json", "metrics.json", "predictions.csv"])

@@ -215,7 +215,7 @@ def test_the_table_sorts_by_key_and_is_filtered(page: Browser) -> None:
 
 def test_a_cell_of_the_confusion_matrix_lists_its_slides(page: Browser) -> None:
     cells = page.do("""[...document.querySelectorAll('button[data-level="1"]')].map(b => {
-        b.click(); return [Number(b.textContent), b.dataset.true, b.dataset.said,
+        b.click(); return [Number(b.textContent), b.dataset.true, b.dataset.predicted,
         [...document.querySelectorAll('#slide-table tbody tr')].filter(r => !r.hidden)
         .map(r => [r.cells[4].textContent, r.cells[5].textContent])]; })""")
     names = page.do("tree.names.at(-1)")
@@ -245,7 +245,7 @@ def test_nodes_are_switched_and_their_own_attention_painted(page: Browser) -> No
     assert len(said) == len(names) == 6  # no chains in this tree
     checked = "[...document.querySelectorAll('#nodes input')].findIndex(i => i.checked)"
     answer = page.do(checked)
-    assert "said" in page.do(
+    assert "predicted" in page.do(
         f"document.querySelectorAll('#nodes label')[{answer}].children[1].className"
     )
     tops = "[...document.querySelectorAll('#tops button')].map(b => b.ariaLabel).join()"

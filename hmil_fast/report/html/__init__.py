@@ -1,1 +1,1 @@
-"""The report of a run: one HTML file, with every picture inside."""
+"""Write the report of a run: one HTML file that holds every picture."""

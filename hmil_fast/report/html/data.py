@@ -1,4 +1,4 @@
-"""What the report needs of a run folder, read and checked."""
+"""Read and check the files of a run folder that the report shows."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ class ReportData:
         epochs: The epoch records of log.jsonl.
         config: Text of config.yaml, or None.
         views: What the viewer shows by slide id.
-        sure: By slide id and fold the node that meets the asked risk, "" for the root; empty
+        sure: By slide id and fold the node that meets the risk, "" for the root; empty
             where there is no conformal.csv.
         left_out: Number of views that would make the page too large to open.
     """
@@ -123,8 +123,8 @@ def read_view(path: Path, probabilities: Sequence[NDArray[np.float64]]) -> dict[
     """
     try:
         view = json.loads(path.read_text(encoding="utf-8"))
-        seen = zip(view["probabilities"], probabilities, strict=True)
-        same = all(np.allclose(shown, said, rtol=0, atol=0.02) for shown, said in seen)
+        pairs = zip(view["probabilities"], probabilities, strict=True)
+        same = all(np.allclose(shown, p, rtol=0, atol=0.02) for shown, p in pairs)
         whole = all(isinstance(view[name], kind) for name, kind in _VIEW_FIELDS.items())
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -154,7 +154,7 @@ def _tree(path: Path) -> LabelTree:
         tree = LabelTree.from_dict(data)
         tree.ancestors()
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UsageError(f"{path} is no label tree ({error!r})", _AGAIN) from None
+        raise UsageError(f"{path} is not a label tree ({error!r})", _AGAIN) from None
     return tree
 
 

@@ -41,16 +41,11 @@ class Confusion(NamedTuple):
     cut: list[bool]
 
 
-class ClassRow(NamedTuple):
-    """The metrics of one node."""
-
-    name: str
-    slides: str
-    metrics: list[Metric | None]
-
-
 class Level(NamedTuple):
-    """What the report shows of a level; `classes` is empty where metrics.json lacks it."""
+    """What the report shows of a level.
+
+    `classes` are the name, slides and metrics of each node, empty where metrics.json lacks them.
+    """
 
     number: int
     heading: str
@@ -58,7 +53,7 @@ class Level(NamedTuple):
     reliability: Markup
     confusion: Confusion
     class_metrics: list[str]
-    classes: list[ClassRow]
+    classes: list[tuple[str, str, list[Metric | None]]]
 
 
 def level_of(data: ReportData, level: int) -> Level:
@@ -102,7 +97,7 @@ def confusion_of(
     return Confusion(names, rows, cut)
 
 
-def _classes(data: ReportData, level: int) -> list[ClassRow]:
+def _classes(data: ReportData, level: int) -> list[tuple[str, str, list[Metric | None]]]:
     nodes = (data.metrics["pooled"].get("classes") or {}).get(str(level)) or {}
     if not any(key in cells for cells in nodes.values() for key in _CLASS_METRICS):
         return []
@@ -110,5 +105,5 @@ def _classes(data: ReportData, level: int) -> list[ClassRow]:
     for name in data.tree.names[level]:
         cells = nodes.get(name) or {}
         metrics = [metric_of(cells.get(key)) for key in _CLASS_METRICS]
-        rows.append(ClassRow(name, str(cells.get("slides", "–")), metrics))
+        rows.append((name, str(cells.get("slides", "–")), metrics))
     return rows

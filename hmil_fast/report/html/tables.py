@@ -29,7 +29,6 @@ _TREE_METRICS: dict[str, tuple[str, Range]] = {
     "mean_tree_distance": ("mean tree distance (edges, less is better)", None),
     "mistake_severity": ("tree distance of mistakes (edges, less is better)", None),
 }
-_PER_LEVEL: dict[str, str] = {"head_against_answer": "{} head prefers another node"}
 _COLOURS = ("var(--blue)", "var(--orange)")
 
 
@@ -65,13 +64,6 @@ class Row(NamedTuple):
     bar: Bar | None
 
 
-class Group(NamedTuple):
-    """The metrics of a level, or of the tree."""
-
-    heading: str
-    rows: list[Row]
-
-
 class Card(NamedTuple):
     """A number to look at first; `others` are further runs, each with its number."""
 
@@ -81,26 +73,26 @@ class Card(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The first section; `undefined` is the most resamples that left a metric undefined."""
+    """The first section; `groups` are the headings and metrics of the levels and the tree.
+
+    `undefined` is the most resamples that left a metric undefined.
+    """
 
     models: list[str]
     cards: list[Card]
-    groups: list[Group]
+    groups: list[tuple[str, list[Row]]]
     undefined: int
 
 
-class FoldRow(NamedTuple):
-    """The metrics of a fold."""
-
-    slides: str
-    numbers: list[str]
-
-
 class Folds(NamedTuple):
-    """The table of folds; a column has a level and a metric, a mean its standard deviation."""
+    """The table of folds.
+
+    Columns are level and metric, rows the slides and numbers of a fold, means a mean and its
+    standard deviation.
+    """
 
     columns: list[tuple[str, str]]
-    rows: list[FoldRow]
+    rows: list[tuple[str, list[str]]]
     means: list[tuple[str, str]]
 
 
@@ -138,14 +130,16 @@ def results_of(data: ReportData) -> Results:
         heading = f"{name[0].upper()}{name[1:]}: {counted(classes, 'node')}"
         cells = [run["levels"].get(str(level), {}) for run in pooled]
         chance = {"auc": 0.5, "balanced_accuracy": 1 / classes, "qwk": 0.0}
-        groups.append(Group(heading, _rows(_LEVEL_METRICS, cells, chance)))
+        groups.append((heading, _rows(_LEVEL_METRICS, cells, chance)))
     between: dict[str, tuple[str, Range]] = {
-        f"{key}_{level}": (text.format(level_name(level, levels)), _UNIT)
-        for key, text in _PER_LEVEL.items()
+        f"head_against_answer_{level}": (
+            f"{level_name(level, levels)} head prefers another node",
+            _UNIT,
+        )
         for level in range(levels - 1)
     }
     of_tree = _rows(_TREE_METRICS | between, [run["tree"] for run in pooled], {})
-    groups.append(Group("On the tree", of_tree))
+    groups.append(("On the tree", of_tree))
     of_levels = [pooled[0]["levels"].get(str(level), {}) for level in range(levels)]
     undefined = max(
         (
@@ -211,7 +205,7 @@ def folds_of(data: ReportData) -> Folds:
     return Folds(
         [*columns.values(), ("hierarchical", "F1")],
         [
-            FoldRow(str(fold.get("slides", "")), [number_text(value) for value in values])
+            (str(fold.get("slides", "")), [number_text(value) for value in values])
             for fold, values in zip(folds, table, strict=True)
         ],
         [_mean(column) for column in zip(*table, strict=True)],

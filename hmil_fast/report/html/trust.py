@@ -1,4 +1,4 @@
-"""Gather what shows how far a run's answers can be trusted: calibration, conformal answers."""
+"""Gather the report's section on trust: operating point, calibration, conformal answers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _KINDS = {
 
 
 class Operating(NamedTuple):
-    """The threshold for an asked sensitivity, chosen on other slides, and what it gives here."""
+    """The threshold for a wanted sensitivity, chosen on other slides, and what it gives here."""
 
     node: str
     sensitivity: float
