@@ -13,6 +13,7 @@ from hmil_fast.bags.fold import Fold, check_folds
 from hmil_fast.bags.label_file import Slide
 from hmil_fast.columns import PARTS
 from hmil_fast.errors import UsageError
+from hmil_fast.files import write_text
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
 
@@ -94,9 +95,7 @@ def write_splits(
         "folds": [asdict(f) for f in folds],
     }
     text = json.dumps({"version": _VERSION, "sha256": _digest(content), **content}, indent=1)
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(path, text + "\n")
 
 
 def read_splits(path: Path) -> tuple[list[Fold], list[Slide]]:

@@ -18,10 +18,11 @@ from hmil_fast.errors import UsageError
 from hmil_fast.evaluation.model_card import fold_card, markdown
 from hmil_fast.evaluation.predict import load_fold
 from hmil_fast.evaluation.prior import trained_shares
+from hmil_fast.files import write_file, write_text
 from hmil_fast.metrics import all_levels, balanced_prior, leaf_probabilities
 from hmil_fast.models.export_form import PlainHead
 from hmil_fast.models.feature_scale import NAME, scaled
-from hmil_fast.runs.run import Run, write_text
+from hmil_fast.runs.run import Run
 
 CHECK_SIZES = (1, 2, 37, 500, 5_000)
 TOLERANCE = 1e-3  # rounding of large scores is some 1e-5, another formula 1e-1
@@ -74,9 +75,10 @@ def export_run(run: Run, out: Path, folds: Sequence[int] | None = None) -> dict[
 def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
     model = load_fold(run, fold, torch.device("cpu"))
     head = PlainHead(model, run.tree.parents, level_shares(run, fold), summed=run.sums)
-    file, partial = out / f"fold-{fold}.onnx", out / f"fold-{fold}.onnx.partial"
-    card = fold_card(run, fold)
-    try:
+    file, card, difference = out / f"fold-{fold}.onnx", fold_card(run, fold), 0.0
+
+    def write(partial: Path) -> None:
+        nonlocal difference
         write_onnx(head, run.store["dim"], partial, card)
         difference = largest_difference(run, fold, model, partial)
         if not difference <= TOLERANCE:
@@ -85,9 +87,8 @@ def _export_fold(run: Run, out: Path, fold: int) -> tuple[Path, float]:
                 f"{TOLERANCE:.0e}",
                 "update onnx, onnxscript and onnxruntime, and report it if that does not help",
             )
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_file(file, write)
     write_text(file.with_suffix(".md"), markdown(card))
     return file, difference
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from hmil_fast import __version__
 from hmil_fast.errors import UsageError
+from hmil_fast.files import write_text
 from hmil_fast.metrics import cell_text
 from hmil_fast.runs.checkpoint import read_checkpoint
-from hmil_fast.runs.run import Run, write_json, write_text
+from hmil_fast.runs.run import Run, write_json
 
 _FEW_PATIENTS = 10
 _USE = """\

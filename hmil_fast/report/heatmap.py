@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hmil_fast.config import Runtime
 from hmil_fast.errors import UsageError
+from hmil_fast.files import write_file
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
 from hmil_fast.report.attention import NodeMap, answer_nodes, likeliest_first, slide_maps, top_tiles
@@ -91,11 +92,9 @@ def draw_heatmap(
             pixels = cut_tiles(slide, record, canvas, top)
             rows.append(TileRow(panel.title, pixels, m.weights[top], canvas.coords[top]))
         picture = stacked(picture, tile_sheet(rows, picture.width))
-    partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, "PNG")
-        partial.replace(out)
+        write_file(out, lambda partial: picture.save(partial, "PNG"))
     except OSError as error:
         raise UsageError(
             f"cannot write {out}: {error.strerror}", "name a place you can write to"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hmil_fast.config import Runtime
 from hmil_fast.errors import SlideError, StoreError, some
+from hmil_fast.files import write_text
 from hmil_fast.io.store import FeatureStore, SlideRecord
 from hmil_fast.report.attention import NodeMap, likeliest_first, slide_maps, top_tiles
 from hmil_fast.report.canvas import Canvas, cut_tiles, draw_on, why_not_drawn
@@ -24,7 +25,7 @@ from hmil_fast.report.colour_scale import LIMIT, SCALES, colour_places, spread, 
 from hmil_fast.report.drawing import paint
 from hmil_fast.report.html.data import read_view, view_file
 from hmil_fast.runs.predictions import Prediction, read_predictions
-from hmil_fast.runs.run import Run, write_text
+from hmil_fast.runs.run import Run
 from hmil_fast.tables import Say, quiet
 
 TOP_TILES = 6

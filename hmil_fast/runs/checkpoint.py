@@ -1,17 +1,17 @@
 """Checkpoints: tensors as safetensors, everything else as JSON in the file's header; no pickle."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from hmil_fast.errors import UsageError
+from hmil_fast.files import write_file
 
 
 def save_checkpoint(
@@ -39,20 +39,8 @@ def save_checkpoint(
         for group, values in groups.items()
         for name, value in values.items()
     }
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={"state": json.dumps(state)})
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o666 & ~umask)  # safetensors lets nobody else read it
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def sweep_partials(folder: Path) -> None:
-    """Delete what a killed process left half-written in a folder."""
-    for partial in folder.glob("*.partial"):
-        partial.unlink(missing_ok=True)
+    data = save(tensors, {"state": json.dumps(state)})  # its own files only their owner may read
+    write_file(path, lambda partial: partial.write_bytes(data))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,10 +9,10 @@ baseline/   the same again for the baseline on the same splits
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +20,7 @@ from hmil_fast.bags.manifest import sources
 from hmil_fast.bags.splits import Fold, Slide, read_splits, write_splits
 from hmil_fast.config import Runtime, TrainConfig, load_config, load_runtime
 from hmil_fast.errors import HmilError, UsageError
+from hmil_fast.files import write_text
 from hmil_fast.io.store import FeatureStore, SlideRecord, at_scale, join_scales
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.labels import LabelTree
@@ -252,11 +253,10 @@ def write_csv(to: Path | TextIO, rows: Iterable[Sequence[object]]) -> None:
         UsageError: The file cannot be written.
     """
     if isinstance(to, Path):
-        partial = _partial(to)
+        text = StringIO()
+        write_csv(text, rows)
         try:
-            with partial.open("w", newline="", encoding="utf-8") as file:
-                write_csv(file, rows)
-            partial.replace(to)
+            write_text(to, text.getvalue())
         except OSError as error:
             raise _cannot_write(to, error) from None
         return
@@ -266,14 +266,3 @@ def write_csv(to: Path | TextIO, rows: Iterable[Sequence[object]]) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON under its final name in one step."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text under its final name in one step."""
-    partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")

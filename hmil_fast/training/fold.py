@@ -19,6 +19,7 @@ from hmil_fast.config import Runtime
 from hmil_fast.device import amp, is_bf16, pick_device
 from hmil_fast.errors import Stopped, UsageError
 from hmil_fast.evaluation.predict import build_for_run, chunk_rows, fold_predictions, forward
+from hmil_fast.files import sweep_partials
 from hmil_fast.kernels.gated_attention_pool.chunked import Chunks
 from hmil_fast.losses import HmilLoss
 from hmil_fast.models.feature_scale import NAME, scaled
@@ -28,7 +29,6 @@ from hmil_fast.runs.checkpoint import (
     read_checkpoint,
     restore,
     save_checkpoint,
-    sweep_partials,
 )
 from hmil_fast.runs.predictions import write_predictions
 from hmil_fast.runs.run import Run

@@ -6,7 +6,7 @@ from typing import TextIO
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.config import Runtime
 from hmil_fast.errors import Stopped
-from hmil_fast.runs.checkpoint import sweep_partials
+from hmil_fast.files import sweep_partials
 from hmil_fast.runs.lock import own_log
 from hmil_fast.runs.predictions import run_predictions, write_predictions
 from hmil_fast.runs.run import Run

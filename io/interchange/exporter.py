@@ -2,7 +2,6 @@
 
 import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import SlideError
+from hmil_fast.files import create_file
 from hmil_fast.io.interchange.bag import COORDS, Bag, Hints
 from hmil_fast.io.interchange.formats import Format
 from hmil_fast.io.interchange.importer import Taken
@@ -81,22 +81,13 @@ def _outgoing(store: FeatureStore, slide_id: str, mpp: float | None) -> tuple[Ou
 
 def _put(part: Part, slide: Outgoing, hints: Hints) -> bool:
     """Write one file whole under its name; False when it lies there already."""
-    temporary = part.path.parent / f".{part.path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         if not os.path.lexists(part.path):
             part.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write(temporary)
-            local.sync(temporary)
-            # unlike a rename, a link never replaces what another process wrote meanwhile
-            os.link(temporary, part.path)
-            local.sync(part.path.parent)
-            return True
-    except FileExistsError:
-        pass
+            if create_file(part.path, part.write):
+                return True
     except OSError as error:
         raise local.failed(error, f"exporting slide {slide.slide_id!r}", part.path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     if not part.same(part.path, hints):
         raise SlideError(
             f"{part.path} exists with other content than slide {slide.slide_id!r} of the store",

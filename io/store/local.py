@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmil_fast.errors import StoreError
+from hmil_fast.files import create_file, sync, write_file
 from hmil_fast.io.store.protocol import A, B, Backend, ReadRun, Stamp
 
 _PIECE = 8 * 2**20
@@ -43,15 +43,6 @@ def free_bytes(path: Path) -> int | None:
 def touch(path: Path) -> None:
     """Set a folder's time to now: the sign of life that sweep looks at."""
     os.utime(path)
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_tree(folder: Path) -> None:
@@ -201,32 +192,11 @@ class LocalBackend(Backend[Path]):
 
     def create_exclusive(self, path: Path, data: bytes, *, lasting: bool = True) -> bool:
         """Create a file, whole or not at all: only a hard link does both in one step."""
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                if lasting:
-                    file.flush()
-                    os.fsync(file.fileno())
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                # over NFS a link may succeed and its reply be lost: then the file has two names
-                return temporary.stat().st_nlink == 2
-        finally:
-            temporary.unlink(missing_ok=True)
-        if lasting:
-            sync(path.parent)
-        return True
+        return create_file(path, lambda to: to.write_bytes(data), lasting=lasting)
 
     def replace(self, path: Path, data: bytes) -> None:
         """Write a file over an older one by renaming."""
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(path, lambda to: to.write_bytes(data), lasting=False)
 
     def rename(self, path: Path, name: str) -> None:
         """Rename a file within its folder and set its time to now."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from hmil_fast.errors import StoreError
+from hmil_fast.files import SUFFIX
 from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.commit import read_record
 from hmil_fast.io.store.layout import ASIDE, ATTEMPT_NAME, COMMIT_FILE, SLIDES, STORE_FILE
@@ -39,7 +40,7 @@ def _litter(folder: Location, file: str) -> Iterator[tuple[Location, float]]:
         youngest = min(youngest, time.time() - changed)
         yield folder / name, time.time() - changed
     for name in names:
-        temporary = name.startswith(f".{file}.") and name.endswith(".tmp")
+        temporary = name.startswith(f".{file}.") and name.endswith((".tmp", SUFFIX))  # .tmp: of 0.1
         if not temporary and not ATTEMPT_NAME.fullmatch(name):
             continue
         path = folder / name

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from hmil_fast.files import write_text
 from hmil_fast.labels import LabelTree
 from hmil_fast.report.colour_scale import KEYS, heat_colours
 from hmil_fast.report.html.charts import curves_chart
@@ -38,9 +39,7 @@ def write_report(run: Path) -> Path:
     """
     page = report_page(read_run(run))
     path = run / "report.html"
-    beside = run / "report.html.new"
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
     return path
 
 
