@@ -1,19 +1,18 @@
-"""The process that touches HDF5 files: `python -m hmil_fast.io.interchange.h5_child`.
+"""Read and write HDF5 files in a process of its own, which `h5_process` starts.
 
-It answers requests on stdin, one at a time, on stdout. A message is the length of a JSON object in
-8 bytes, the object, and the bytes of an array where the object says that one follows. A dataset is
-only touched when the file really holds its bytes: a few hundred bytes can declare terabytes, a
-half-written file reads as zeros, and links or external storage can name any file of this machine.
+It answers one request after the other over the connection whose descriptor is its argument. A
+dataset is only read when the file really holds its bytes: a few hundred bytes can declare
+terabytes, a half-written file reads as zeros, and links or external storage can name any file of
+this machine.
 """
 
-import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from hmil_fast.errors import HmilError
 from hmil_fast.io.interchange.bag import as_rows, refuse
-from hmil_fast.io.interchange.h5_process import message
+from hmil_fast.io.interchange.h5_process import receive, send
 
 _MOST_COMPRESSION = 16
 _MOST_CHUNK_BYTES = 256 * 2**20
@@ -80,43 +79,43 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return data
 
 
-def _open(asked: Request) -> Answer:
-    _files[asked["file"]] = h5py.File(asked["path"], "r", locking=False)
+def _open(request: Request) -> Answer:
+    _files[request["file"]] = h5py.File(request["path"], "r", locking=False)
     return None, None
 
 
-def _create(asked: Request) -> Answer:
-    _files[asked["file"]] = h5py.File(asked["path"], "x")
+def _create(request: Request) -> Answer:
+    _files[request["file"]] = h5py.File(request["path"], "x")
     return None, None
 
 
-def _close(asked: Request) -> Answer:
-    _files.pop(asked["file"]).close()
+def _close(request: Request) -> Answer:
+    _files.pop(request["file"]).close()
     return None, None
 
 
-def _shape(asked: Request) -> Answer:
-    data = dataset(_files[asked["file"]], asked["name"])
+def _shape(request: Request) -> Answer:
+    data = dataset(_files[request["file"]], request["name"])
     return {"shape": as_rows(data.shape), "dtype": data.dtype.str}, None
 
 
-def _rows(asked: Request) -> Answer:
-    data = dataset(_files[asked["file"]], asked["name"])
-    rows = slice(asked["start"], asked["stop"])
+def _rows(request: Request) -> Answer:
+    data = dataset(_files[request["file"]], request["name"])
+    rows = slice(request["start"], request["stop"])
     batch = len(data.shape) == 3 and data.shape[0] == 1
     found = np.asarray(data[0, rows] if batch else data[rows])
     return None, found.reshape(len(found), *as_rows(data.shape)[1:])
 
 
-def _names(asked: Request) -> Answer:
-    group = find(_files[asked["file"]], asked["name"])
+def _names(request: Request) -> Answer:
+    group = find(_files[request["file"]], request["name"])
     names = sorted(group) if isinstance(group, h5py.Group) and len(group) <= _MOST_NAMES else []
     return names, None
 
 
-def _attrs(asked: Request) -> Answer:
-    file = _files[asked["file"]]
-    path, item = Path(file.filename), find(file, asked["name"])
+def _attrs(request: Request) -> Answer:
+    file = _files[request["file"]]
+    path, item = Path(file.filename), find(file, request["name"])
     if len(item.attrs) > _MOST_ATTRS:
         raise refuse(path, f"has {len(item.attrs)} attributes")
     for name in item.attrs:
@@ -137,21 +136,23 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)[:1000]
 
 
-def _add(asked: Request) -> Answer:
-    _files[asked["file"]].create_dataset(asked["name"], tuple(asked["shape"]), asked["dtype"])
+def _add(request: Request) -> Answer:
+    _files[request["file"]].create_dataset(
+        request["name"], tuple(request["shape"]), request["dtype"]
+    )
     return None, None
 
 
-def _write(asked: Request) -> Answer:
-    block = asked["block"]
-    data = _files[asked["file"]][asked["name"]]
-    data[asked["start"] : asked["start"] + len(block)] = block
+def _write(request: Request) -> Answer:
+    block = request["block"]
+    data = _files[request["file"]][request["name"]]
+    data[request["start"] : request["start"] + len(block)] = block
     return None, None
 
 
-def _set(asked: Request) -> Answer:
-    attrs = _files[asked["file"]][asked["name"]].attrs
-    for key, value in asked["attrs"].items():
+def _set(request: Request) -> Answer:
+    attrs = _files[request["file"]][request["name"]].attrs
+    for key, value in request["attrs"].items():
         attrs[key] = "None" if value is None else value
     return None, None
 
@@ -160,50 +161,36 @@ _READING = {"open": _open, "shape": _shape, "rows": _rows, "names": _names, "att
 _WRITING = {"create": _create, "add": _add, "write": _write, "set": _set, "close": _close}
 
 
-def _answer(asked: Request) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
-    act: Callable[[Request], Answer] = (_READING | _WRITING)[asked["do"]]
+def _answer(request: Request) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
+    act: Callable[[Request], Answer] = (_READING | _WRITING)[request["do"]]
     try:
-        value, array = act(asked)
+        value, array = act(request)
     except HmilError as error:
         return {"refused": [error.what, error.fix]}, None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, FileExistsError):
             return {"exists": True}, None
-        if asked["do"] in _WRITING:  # a RuntimeError is what h5py makes of a full disk
+        if request["do"] in _WRITING:  # a RuntimeError is what h5py makes of a full disk
             number = getattr(error, "errno", None) or 0
             return {"failed": [number, str(error)[:200]]}, None
-        problem = refuse(Path(asked["path"]), f"is no sound HDF5 file: {str(error)[:200]}")
+        problem = refuse(Path(request["path"]), f"is no sound HDF5 file: {str(error)[:200]}")
         return {"refused": [problem.what, problem.fix]}, None
     return {"value": value}, array
 
 
-def read_message(source: BinaryIO) -> Request | None:
-    """The next request, its array under "block"; None at the end."""
-    head = source.read(8)
-    if len(head) < 8:
-        return None
-    asked: Request = json.loads(source.read(int.from_bytes(head, "little")))
-    if "array" in asked:
-        shape, dtype = asked.pop("array")
-        asked["block"] = np.empty(shape, dtype)
-        flat = asked["block"].reshape(-1).view(np.uint8)
-        flat[:] = np.frombuffer(source.read(flat.nbytes), np.uint8)
-    return asked
-
-
-def main() -> None:
-    """Answer until stdin ends; a request that takes too long ends the process, whatever hangs."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    while (asked := read_message(sys.stdin.buffer)) is not None:
+def main(connection: Connection) -> None:
+    """Answer until the connection ends; a request that takes too long ends the process."""
+    while True:
+        try:
+            request, block = receive(connection)
+        except (EOFError, OSError):
+            return
         # the default action of SIGALRM needs no Python, which a loop in C keeps from running
-        signal.setitimer(signal.ITIMER_REAL, asked["seconds"])
-        facts, array = _answer(asked)
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+        facts, array = _answer(request | {"block": block})
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for part in message(facts, array):
-            answers.write(part)
-        answers.flush()
+        send(connection, facts, array)
 
 
 if __name__ == "__main__":
-    main()
+    main(Connection(int(sys.argv[1])))
