@@ -1,4 +1,4 @@
-"""Feature files of other tools, into a store and out of one."""
+"""Import and export feature files of other tools."""
 
 from hmil_fast.io.interchange.bag import Bag, Hints
 from hmil_fast.io.interchange.exporter import export_slide

@@ -1,4 +1,4 @@
-"""What a feature file holds, whoever wrote it, and how arrays become what a store takes."""
+"""Read-only features of one slide from any format, and their conversion to a store's dtype."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""One slide of a store into files of another tool: whole files, never over others."""
+"""Export one slide of a store to files of another tool; existing files are never overwritten."""
 
 import os
 import re

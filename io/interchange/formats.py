@@ -1,4 +1,4 @@
-"""The formats by name, and the files of one below a folder."""
+"""Look up formats by name and find a format's files below a folder."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""One file of features into a store: checked, compared with what is there, committed whole."""
+"""Import one file of features into a store: check it, compare it with the store, commit it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A stored slide on its way out, and the files that a format makes of it."""
+"""Describe a stored slide for export, and the files that a format writes for it."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""What both readers share: padding, the thumbnail, the context manager."""
+"""Share between both readers: padding, the thumbnail, the context manager."""
 
 import os
 from collections.abc import Sequence

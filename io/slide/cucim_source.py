@@ -1,4 +1,4 @@
-"""cuCIM, for the tiled TIFFs that it is known to read right."""
+"""Decode tiles of a TIFF with cuCIM, for the tiled TIFFs that it is known to decode correctly."""
 
 import os
 import sys

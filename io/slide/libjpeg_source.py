@@ -1,4 +1,4 @@
-"""libjpeg-turbo, which refuses a tile that it has to warn of, as OpenSlide's does."""
+"""Decode JPEG tiles with libjpeg-turbo; a tile that causes a warning is refused."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""OpenSlide: everything that cuCIM is not given."""
+"""Read slides with OpenSlide: every file that the tiled reader does not take."""
 
 import threading
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a slide says about itself and how its pixels are asked for."""
+"""Define the slide reader's protocol: levels, scale and pixels of regions."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Each of a slide's own tiles decoded once, however the tiles asked for lie across them."""
+"""Cache decoded source tiles, so that each is decoded once however the grid crosses it."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

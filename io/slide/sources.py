@@ -1,4 +1,4 @@
-"""What makes pixels of the tiles that a TIFF stores: nvImageCodec, cuCIM, or nothing at all."""
+"""Choose the decoder of a TIFF's tiles: nvImageCodec, cuCIM, libjpeg-turbo or none."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a TIFF says before any native code sees it: levels, codecs, where every tile's bytes lie."""
+"""Read a TIFF's levels, codecs and tile offsets before any native code opens it."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""µm per px and objective power as a TIFF states them: Aperio's text, OME-XML, resolution tags."""
+"""Read µm per px and objective power of a TIFF: Aperio's text, OME-XML, resolution tags."""
 
 import math
 import re

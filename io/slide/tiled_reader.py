@@ -1,4 +1,4 @@
-"""Tiled TIFFs of RGB tiles: their bytes read and checked here, their pixels made by a source."""
+"""Read tiled RGB TIFFs: check each tile's bytes, then decode it with a source."""
 
 import os
 import threading

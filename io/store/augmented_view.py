@@ -1,4 +1,4 @@
-"""One augmented view of a store's tiles, read as if the store held nothing else."""
+"""Present one augmented view of a store's tiles as a store."""
 
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store.reader import AttemptReader

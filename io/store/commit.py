@@ -1,4 +1,4 @@
-"""The protocol: an attempt's files, then one exclusively created record that makes them a slide.
+"""Commit a slide: write the attempt's files, then create one record exclusively.
 
 A process may die at any step: before the record exists nothing does, after it the slide is whole.
 Of two writers one wins; the other deletes its own attempt.

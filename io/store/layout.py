@@ -1,4 +1,4 @@
-"""How a slide lies on disk: names, chunk and shard arithmetic, the numpy side of a dtype."""
+"""Name folders and files of a store; compute chunk and shard sizes and numpy dtypes."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or a prefix in an object store."""
+"""Parse where a store lies: a folder, or a prefix in an object store."""
 
 import re
 from dataclasses import dataclass

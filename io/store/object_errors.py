@@ -1,4 +1,4 @@
-"""Errors of object stores in words, each with a fix."""
+"""Turn errors of obstore into OSErrors with a fix."""
 
 import errno
 import re

@@ -1,4 +1,4 @@
-"""Tell a damaged store.json from damaged slides, and write it anew from what the slides say."""
+"""Detect a damaged store.json, and rebuild it from the slides."""
 
 import uuid
 

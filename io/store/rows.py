@@ -1,4 +1,4 @@
-"""The features of one scale of a slide while they are written."""
+"""Write the features of one scale of a slide, shard by shard."""
 
 from typing import Any
 

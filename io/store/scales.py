@@ -1,4 +1,4 @@
-"""One scale of a store that holds several, or all of them joined, read as a store of its own."""
+"""Present one scale of a store of several, or all of them joined, as a store."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

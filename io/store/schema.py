@@ -1,4 +1,4 @@
-"""What store.json and commit.json hold, and the checks on reading them."""
+"""Define the content of store.json and commit.json, and check it on reading."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The store as its users see it: committed slides in, committed slides out."""
+"""Read, check and remove committed slides of a store."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

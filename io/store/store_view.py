@@ -1,4 +1,4 @@
-"""A part of a store, read as if the store held nothing else."""
+"""Present a part of a store as a store."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any

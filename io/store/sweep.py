@@ -1,4 +1,4 @@
-"""Find and delete what killed or beaten writers left behind, and what repair set aside."""
+"""Find and delete files that killed writers left, and files that repair renamed."""
 
 import math
 import time

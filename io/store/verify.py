@@ -1,4 +1,4 @@
-"""Check committed slides to the last bit."""
+"""Verify committed slides: sizes, checksums, digests, finite features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

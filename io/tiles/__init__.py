@@ -1,1 +1,1 @@
-"""From a slide to an encoder's input: tissue, grid, decoding, transform."""
+"""Turn a slide into an encoder's input: tissue, grid, decoding, transform."""

@@ -1,4 +1,4 @@
-"""What is done to each tile's pixels: random numbers of the tile alone, whatever its batch."""
+"""Draw the random numbers that augment each tile; they do not depend on its batch."""
 
 import hashlib
 from dataclasses import asdict, dataclass, fields

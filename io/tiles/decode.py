@@ -1,4 +1,4 @@
-"""Tiles ahead of their consumer: threads decode into a bounded ring of slabs, in order."""
+"""Decode tiles ahead of use: threads fill a bounded ring of slabs, in order."""
 
 import math
 import queue

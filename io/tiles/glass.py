@@ -1,4 +1,4 @@
-"""The colour of the empty glass on a thumbnail, against which tissue stands out."""
+"""Estimate the colour of the empty glass on a thumbnail."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which tiles of a slide are read: level, size and corners, in integer level pixels."""
+"""Compute which tiles of a slide are read: level, size and corners in integer level px."""
 
 import math
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""Augmentation and stain normalisation of a batch of tiles in plain torch."""
+"""Augment and stain-normalise a batch of tiles in torch."""
 
 import numpy as np
 import torch

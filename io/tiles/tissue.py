@@ -1,4 +1,4 @@
-"""Where the tissue is, seen on a thumbnail: classical, deterministic, no weights."""
+"""Find tissue on a thumbnail: classical, deterministic, without weights."""
 
 import math
 from collections.abc import Sequence

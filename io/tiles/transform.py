@@ -1,4 +1,4 @@
-"""Tiles to encoder input: resize with antialias where sizes differ, change, scale, normalise."""
+"""Transform tiles to encoder input: resize with antialias, augment, scale, normalise."""
 
 from collections.abc import Sequence
 from typing import Protocol

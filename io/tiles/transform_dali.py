@@ -1,4 +1,4 @@
-"""The transform as a DALI graph, the same for both devices."""
+"""Transform tiles with a DALI graph, the same for CPU and GPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
