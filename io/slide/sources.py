@@ -1,4 +1,4 @@
-"""Choose the decoder of a TIFF's tiles: nvImageCodec, cuCIM, libjpeg-turbo or none."""
+"""Decode a TIFF's tiles: the protocol of a decoder, nvImageCodec's, and raw bytes."""
 
 import os
 from collections.abc import Sequence
