@@ -153,7 +153,7 @@ def write_view(
             }
         except SlideError as error:
             notes.append(f"no tiles are cut: {error.what}")
-    cells, cell_side, places = _cells(coords, canvas.side, [m.weights for m in maps])
+    cells, cell_side, places = merged_cells(coords, canvas.side, [m.weights for m in maps])
     unit = max(1.0, max(canvas.size) / 65535)
     view = {
         "slide_id": slide_id,
@@ -210,14 +210,14 @@ def _best_painted(canvas: Canvas, likely: list[NodeMap]) -> NDArray[np.uint8]:
     return paint(canvas.picture, canvas.coords, canvas.side, likely[0].weights, canvas.downsample)
 
 
-def _cells(
+def merged_cells(
     coords: NDArray[np.int64], side: float, weights: list[NDArray[np.float64]]
 ) -> tuple[NDArray[np.int64], float, list[dict[str, NDArray[np.uint8]]]]:
-    """Corners, side and colours of what is painted: the tiles, or cells of many tiles.
+    """Merge tiles into square cells, at most MOST_CELLS; average the attention of each cell.
 
     Returns:
-        Corners in level-0 px [n, 2], the side in level-0 px, and per map and scale uint8 [n]: the
-        place among the colours of the mean of the cell's tiles × 254, 255 where none has one.
+        Corners in level-0 px, int64 [n, 2]; the side in level-0 px; and per map and scale
+        uint8 [n]: the colour, 0..254 of the colour map, or 255 where no tile has attention.
     """
     corners, inverse = coords, np.arange(len(coords))
     times = 1

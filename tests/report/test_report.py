@@ -101,7 +101,7 @@ NAMES = (
 def test_no_name_becomes_markup(tmp_path: Path, made_up_run: Callable[..., Path]) -> None:
     every, leaves = " ".join(NAMES), NAMES[:4]
     tree = LabelTree.from_nested({NAMES[4]: [*leaves[:2]], NAMES[5]: [*leaves[2:]]})
-    run = made_up_run(tmp_path / every.replace("/", "-"), tree, NAMES[5])
+    run = made_up_run(tmp_path / every.replace("/", "-"), tree, every)
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(metrics | {"model": every}))
     text = write_report(run).read_text(encoding="utf-8")
@@ -114,10 +114,10 @@ def test_no_name_becomes_markup(tmp_path: Path, made_up_run: Callable[..., Path]
     texts = "".join(page.texts)
     for shown in (*NAMES, every, f"hmil-fast: {run.name}"):
         assert shown in texts
-    assert NAMES[5] in [row.get("data-slide") for row in page.all("tr")]
+    assert every in [row.get("data-slide") for row in page.all("tr")]
     islands = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
     assert json.loads(islands[0])["names"] == [list(level) for level in tree.names]
-    assert json.loads(islands[1])["slide_id"] == NAMES[5]
+    assert json.loads(islands[1])["slide_id"] == every
     assert not re.search("[<&\u2028\u2029]", "".join(islands))
 
 

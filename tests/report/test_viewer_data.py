@@ -23,7 +23,7 @@ from hmil_fast.report.attention import slide_maps, top_tiles
 from hmil_fast.report.canvas import cut_tiles, draw_on
 from hmil_fast.report.colour_scale import LIMIT, colour_places, concentration, tile_values
 from hmil_fast.report.html.data import view_file
-from hmil_fast.report.viewer_data import MOST_CELLS, _cells, make_views, write_view
+from hmil_fast.report.viewer_data import MOST_CELLS, make_views, merged_cells, write_view
 from hmil_fast.runs.run import open_run
 
 
@@ -78,7 +78,7 @@ def test_slides_of_many_tiles_are_shown_in_larger_cells() -> None:
     coords = np.stack([np.arange(15_000) % columns, np.arange(15_000) // columns], 1) * 100 + 37
     weights = (coords[:, 0] + 1000.0 * (coords[:, 1] > 4000)).astype(np.float64)
     weights[0] = np.nan
-    corners, cell_side, (painted,) = _cells(coords, side, [weights])
+    corners, cell_side, (painted,) = merged_cells(coords, side, [weights])
     assert cell_side == 200
     for scale, places in painted.items():
         assert len(corners) == len(places) <= MOST_CELLS
@@ -88,7 +88,7 @@ def test_slides_of_many_tiles_are_shown_in_larger_cells() -> None:
             assert inside.sum() == 4
             want = 254 * colour_places(np.nanmean(values[inside]), scale)
             assert places[i] == pytest.approx(float(want), abs=0.51)
-    (nothing,) = _cells(coords[:3], side, [np.full(3, np.nan)])[2]
+    (nothing,) = merged_cells(coords[:3], side, [np.full(3, np.nan)])[2]
     assert all((places == 255).all() for places in nothing.values())
 
 

@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_ends_the_epoch_before_it_is_judged_or_saved(
 
 
 def test_epochs_trained_twice_after_a_kill_are_reported_once(tmp_path: Path) -> None:
-    from hmil_fast.report.html.data import _epochs
+    from hmil_fast.report.html.data import read_epochs
 
     log = tmp_path / "log.jsonl"
     epochs = [0, 1, 2, 3, 2, 3, 4]
@@ -82,6 +82,6 @@ def test_epochs_trained_twice_after_a_kill_are_reported_once(tmp_path: Path) -> 
         for i, e in enumerate(epochs)
     ]
     log.write_text("\n".join([*lines[:4], '{"event": "epo', *lines[4:]]))
-    found = _epochs(log)
+    found = read_epochs(log)
     assert [r["epoch"] for r in found] == [0, 1, 2, 3, 4]
     assert [r["loss"] for r in found] == [0, 1, 4, 5, 6]

@@ -79,7 +79,7 @@ def read_run(run: Path) -> ReportData:
         probabilities=probabilities,
         answers=decide(tree, probabilities[-1]).nodes,
         folds=np.array([row.fold for row in rows], dtype=np.int64),
-        epochs=_epochs(run / "log.jsonl"),
+        epochs=read_epochs(run / "log.jsonl"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
         views=views,
         left_out=left_out,
@@ -168,8 +168,8 @@ def _answers(path: Path) -> dict[tuple[str, int], str]:
         return {}
 
 
-def _epochs(path: Path) -> list[dict[str, Any]]:
-    """Epoch records, without lines cut short by a crash; of an epoch trained twice, the last."""
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Read the epoch records of a log; skip cut lines, keep the later of an epoch trained twice."""
     if not path.is_file():
         return []
     records: dict[tuple[int, int], dict[str, Any]] = {}
