@@ -92,7 +92,7 @@ class _Trainer:
 
         from hmil_fast.losses import HmilLoss
         from hmil_fast.models import build_model
-        from hmil_fast.training.ema import WeightAverage
+        from hmil_fast.training.ema import Ema
 
         torch.manual_seed(seed)
         self.method, self.cohort, self.epochs, self.seed = method, cohort, epochs, seed
@@ -115,7 +115,7 @@ class _Trainer:
             method.loss,
             np.bincount(cohort.y[train], minlength=len(cohort.tree.leaves)).tolist(),
         )
-        self.average = WeightAverage(self.model, method.loss.ema)
+        self.average = Ema(self.model, method.loss.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=method.lr, weight_decay=self.strength.weight_decay
         )
@@ -138,7 +138,7 @@ class _Trainer:
         import torch
 
         from hmil_fast.bags.dropout import drop_instances
-        from hmil_fast.training.lr_schedule import rate_factor
+        from hmil_fast.training.lr_schedule import lr_factor
 
         self.model.train()
         order = np.random.default_rng((self.seed, epoch)).permutation(self.train)
@@ -146,7 +146,7 @@ class _Trainer:
             chosen = order[i : i + self.method.batch_bags]
             done = (epoch + min(1, (i + self.method.batch_bags / 2) / len(order))) / self.epochs
             for group in self.optimizer.param_groups:
-                group["lr"] = self.method.lr * rate_factor(self.method.loss, done)
+                group["lr"] = self.method.lr * lr_factor(self.method.loss, done)
             x, bags = drop_instances(*self._pack(chosen), self.strength.instance_dropout)
             x = torch.nn.functional.dropout(x, self.strength.feature_dropout)
             targets = self.targets[chosen]

@@ -21,7 +21,7 @@ from hmil_fast.runs.run import Run, create_run, removed_if_refused
 from hmil_fast.training import distributed
 from hmil_fast.training.choose_folds import choose_folds, warn_of_near_duplicates
 from hmil_fast.training.loop import EpochReport, train_run
-from hmil_fast.training.standardise import APART
+from hmil_fast.training.standardise import WIDE_RATIO
 
 Report = Callable[[EpochReport | str], None]
 
@@ -116,7 +116,7 @@ def _train(
     cache = None
     for each in runs:
         done = all(each.is_done(fold) for fold in range(len(folds)))
-        done, _ = distributed.from_first(done and (each.path / "predictions.csv").exists())
+        done, _ = distributed.broadcast(done and (each.path / "predictions.csv").exists())
         if done:
             report(f"{each.config.recipe.model}: all {len(folds)} folds are trained already")
             continue
@@ -152,10 +152,10 @@ def _with_scale_note(run: Run, report: Report) -> Callable[[EpochReport], None]:
 
     def epoch(event: EpochReport) -> None:
         nonlocal noted
-        if event.apart >= APART and not noted:
+        if event.column_ratio >= WIDE_RATIO and not noted:
             noted = True
             report(
-                f"columns of the features differ in size by a factor of {event.apart:,.0f}: "
+                f"columns of the features differ in size by a factor of {event.column_ratio:,.0f}: "
                 + (
                     "standardise=auto brings them to one scale"
                     if run.config.recipe.standardise == "none"

@@ -73,13 +73,13 @@ def check_folds(folds: Sequence[Fold], slides: Sequence[Slide], where: str) -> N
                     )
 
 
-def apart(folds: Sequence[Fold], pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Where the two slides of a pair lie in different parts of a fold, in words."""
-    found = []
+def separated_pairs(folds: Sequence[Fold], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Describe the pairs whose two slides lie in different parts of a fold."""
+    separated = []
     everywhere = [fold.parts() for fold in folds]
     for a, b in pairs:
         for number, parts in enumerate(everywhere):
             if a in parts and b in parts and parts[a] != parts[b]:
-                found.append(f"{a} ({parts[a]}) and {b} ({parts[b]}) in fold {number}")
+                separated.append(f"{a} ({parts[a]}) and {b} ({parts[b]}) in fold {number}")
                 break
-    return found
+    return separated

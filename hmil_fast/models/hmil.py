@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from hmil_fast.kernels.bags import as_bags, check_bags
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
 from hmil_fast.kernels.gated_attention_pool.chunked import Chunks, Pooled, pool_in_parts
+from hmil_fast.models.inputs import cast as to_dtype
+from hmil_fast.models.inputs import check_sizes
 from hmil_fast.models.output import HmilOutput
 
 _GATE_WIDTHS = (256, 64)  # first level, deeper levels
@@ -94,13 +96,7 @@ class HMIL(nn.Module):
         readout: str = "paper",
     ) -> None:
         super().__init__()
-        if dim < 1 or hidden < 1 or not num_classes or min(num_classes) < 1:
-            raise ValueError(
-                f"dim is {dim}, num_classes {num_classes}, hidden {hidden}; give positive numbers "
-                "and at least one level"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; give a probability in [0, 1)")
+        check_sizes(dim, num_classes, hidden, dropout)
         if readout not in ("paper", "evidence"):
             raise ValueError(f"readout is {readout!r}; give paper or evidence")
         self.evidence = readout == "evidence"
@@ -210,7 +206,7 @@ class HMIL(nn.Module):
         for b, (start, length) in enumerate(spans):
             if not length:
                 continue
-            h = F.relu(self.reduce(_cast(x[start : start + length], self.reduce.weight)))
+            h = F.relu(self.reduce(to_dtype(x[start : start + length], self.reduce.weight)))
             average[b] = h.mean(0)
             for l, level in enumerate(self._levels()):
                 h = h if level.embed is None else level.embed(h)
@@ -295,7 +291,3 @@ class HMIL(nn.Module):
         # a row of zeros (an empty bag, features of zeros) must not get the gradient 1/eps
         inverse = torch.where(norm > 1e-12, 1 / norm.clamp_min(1e-12), 0)
         return HmilOutput(logits, scores, lse, means[-1] * inverse)
-
-
-def _cast(x: Tensor, weight: Tensor) -> Tensor:
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)

@@ -9,7 +9,7 @@ import torch
 
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.bags.duplicates import near_duplicates, same_features
-from hmil_fast.bags.fold import Fold, apart, check_folds
+from hmil_fast.bags.fold import Fold, check_folds, separated_pairs
 from hmil_fast.bags.manifest import (
     Manifest,
     labels_digest,
@@ -24,7 +24,7 @@ from hmil_fast.config import TrainConfig
 from hmil_fast.errors import UsageError, some
 from hmil_fast.io.store import FeatureStore
 from hmil_fast.labels import LabelTree
-from hmil_fast.training.standardise import APART, columns_apart
+from hmil_fast.training.standardise import WIDE_RATIO, column_ratio
 
 Say = Callable[[str], None]
 Split = tuple[list[Fold], list[Slide]]
@@ -73,7 +73,7 @@ def choose_folds(
         say(f"folds={config.folds} is not used: the splits have {len(folds)}")
     _check_leaves(tree, folds, chosen, say)
     _check_validation(folds, chosen, say)
-    copies = apart(folds, same_features(store, [slide.slide_id for slide in chosen]))
+    copies = separated_pairs(folds, same_features(store, [slide.slide_id for slide in chosen]))
     if copies:
         raise UsageError(
             f"{len(copies)} pairs of slides have the very same features and lie in different parts "
@@ -103,9 +103,11 @@ def warn_of_near_duplicates(folds: Sequence[Fold], cache: FeatureCache, say: Say
         say("slides that are almost the same are not looked for: it would read the store once more")
         return
     means = torch.stack([cache.bag(i).mean(0, dtype=torch.float32).cpu() for i in filled])
-    if columns_apart(means) >= APART:  # else the largest column decides alone
+    if column_ratio(means) >= WIDE_RATIO:  # else the largest column decides alone
         means = (means - means.mean(0)) / means.std(0).clamp_min(torch.finfo().tiny)
-    pairs = apart(folds, near_duplicates(means.numpy(), [cache.slide_ids[i] for i in filled]))
+    pairs = separated_pairs(
+        folds, near_duplicates(means.numpy(), [cache.slide_ids[i] for i in filled])
+    )
     if pairs:
         say(
             f"{len(pairs)} pairs of slides in different parts of a fold have almost the same mean "

@@ -1,10 +1,7 @@
-"""The processes of one training: `torchrun` starts them, each works on a share of every batch.
+"""Distributed training: process group, barrier, all-reduce and broadcast; no-ops without torchrun.
 
-Without torchrun there is one, and nothing here does anything.
-
-The first one alone reads what a run folder holds and decides what is to be done; the others get its
-decision by `from_first`. A process that looked for itself might come late, and find what the first
-one has changed meanwhile.
+Rank 0 alone reads the run folder and decides what to do; other ranks get its decision by
+`broadcast`. A rank that read the folder itself could be late, and read what rank 0 has changed.
 """
 
 import json
@@ -29,9 +26,9 @@ PATIENCE = timedelta(hours=2)  # the first process predicts and evaluates while 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes, if torchrun started more than this one; `finish` ends that well.
+    """Join the process group if torchrun started several processes; `finish` leaves it.
 
-    What steers (stop, save) goes by gloo, from host to host, and makes no GPU wait.
+    Control messages (stop, save) use gloo between hosts, so that no GPU waits for them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
@@ -53,13 +50,13 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _hosts() -> Any:
-    """The processes as hosts, for what only gloo can do; all ask for it at one moment."""
+    """Return a gloo group of all processes, for monitored barriers; a collective call."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Say in words that another process is missing or has ended."""
+    """Turn an error of a collective into a message that another process is missing."""
     try:
         yield
     except distributed.DistError as error:
@@ -73,17 +70,14 @@ def _together() -> Iterator[None]:
 def _alone(error: Exception) -> UsageError:
     here = f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
     return UsageError(
-        f"{here} has waited for the others in vain: {str(error).splitlines()[0][:300]}",
-        "see what the others said, or the log of the machine that is missing; the same command "
-        "resumes",
+        f"{here} timed out waiting for the others: {str(error).splitlines()[0][:300]}",
+        "look at the output of the others, or at the log of the machine that is missing; the same "
+        "command resumes",
     )
 
 
 def finish() -> None:
-    """End this process with success, once all have come here; does nothing for a single one.
-
-    At once, since torch's threads have been seen to abort an ordinary exit.
-    """
+    """Barrier, then `os._exit(0)`: torch threads can abort a normal exit. No-op for one process."""
     if world_size() > 1:
         with _together():
             wait_for_all()
@@ -93,7 +87,7 @@ def finish() -> None:
 
 
 def world_size() -> int:
-    """How many processes train."""
+    """Return the number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -105,32 +99,32 @@ def rank() -> int:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here.
+    """Barrier over all processes.
 
     Raises:
-        RuntimeError: Some have not in the time of `PATIENCE`; it says which.
+        RuntimeError: Some did not arrive within `PATIENCE`; names them.
     """
     if world_size() > 1:
         distributed.monitored_barrier(_hosts(), PATIENCE, wait_all_ranks=True)
 
 
-def from_first(
+def broadcast(
     value: Any, tensors: Mapping[str, Tensor] | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
-    """What the first process gives, on every process, once all have it.
+    """Send a value and tensors of rank 0 to all processes.
 
     Args:
-        value: Anything JSON-able; that of the other processes is not looked at.
+        value: Anything JSON-able; ignored on other ranks.
         tensors: On the CPU, of any dtypes and shapes.
 
     Returns:
-        Both, as the first process gave them.
+        Both, as rank 0 gave them.
     """
-    found = dict(tensors or {}) if rank() == 0 else {}
+    received = dict(tensors or {}) if rank() == 0 else {}
     if world_size() == 1:
-        return value, found
+        return value, received
     kinds = {
-        name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in found.items()
+        name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in received.items()
     }
     text = json.dumps([value, kinds]).encode() if rank() == 0 else b""
     size = torch.tensor([len(text)])
@@ -140,15 +134,15 @@ def from_first(
     value, kinds = json.loads(bytes(message.tolist()))
     for name, (dtype, shape) in kinds.items():
         if rank():
-            found[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-        if found[name].numel():
-            distributed.broadcast(found[name].reshape(-1).view(torch.uint8), 0)
+            received[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+        if received[name].numel():
+            distributed.broadcast(received[name].reshape(-1).view(torch.uint8), 0)
     wait_for_all()
-    return value, found
+    return value, received
 
 
-def agree(flags: Sequence[int]) -> list[int]:
-    """The greatest value of each flag over all processes."""
+def dist_max(flags: Sequence[int]) -> list[int]:
+    """Return the maximum of each flag over all processes."""
     if world_size() == 1:
         return list(flags)
     greatest = torch.tensor(flags)
@@ -156,8 +150,8 @@ def agree(flags: Sequence[int]) -> list[int]:
     return [int(flag) for flag in greatest.tolist()]
 
 
-def add_up(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over all processes of scalars that each has under the same names."""
+def dist_sum(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sum scalars of the same names over all processes."""
     if world_size() == 1 or not values:
         return values
     total = torch.stack(list(values.values()))
@@ -165,44 +159,46 @@ def add_up(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, total.unbind(), strict=True))
 
 
-def collect(rows: NDArray[np.float64], places: Sequence[int], count: int) -> NDArray[np.float64]:
-    """Rows of all processes [count, K], each put in its place by the one process that has it."""
-    everything = np.zeros((count, rows.shape[1]))
-    everything[list(places)] = rows
+def dist_rows(rows: NDArray[np.float64], places: Sequence[int], count: int) -> NDArray[np.float64]:
+    """Gather rows of all processes into [count, K]; `places` are those of this process's rows."""
+    gathered = np.zeros((count, rows.shape[1]))
+    gathered[list(places)] = rows
     if world_size() > 1:
-        distributed.all_reduce(torch.from_numpy(everything))
-    return everything
+        distributed.all_reduce(torch.from_numpy(gathered))
+    return gathered
 
 
-def weigh(output: HmilOutput, share: float) -> HmilOutput:
-    """The output, of which means over a process's own bags count as their share of the batch.
+def scale_gradients(output: HmilOutput, share: float) -> HmilOutput:
+    """Scale gradients of per-rank means so that averaging over ranks equals one process.
 
-    Processes average their gradients, so a mean over a share of the bags must count `share` times
-    the number of processes for the sum to be that of one process with the whole batch. The
-    contrastive rows are left alone: their loss is over the bags of all processes already.
+    Args:
+        output: Of the model, for this process's bags.
+        share: Share of the batch's bags that this process has; gradients are scaled by `share`
+            times the number of processes. Those of the embeddings are not: the contrastive loss
+            is over the bags of all processes already.
     """
     if world_size() == 1:
         return output
 
-    def weighed(value: Tensor) -> Tensor:
+    def scaled(value: Tensor) -> Tensor:
         if not value.requires_grad:
             return value
-        seen = value.view_as(value)  # what the model itself made of the value counts once
-        seen.register_hook(partial(torch.mul, share * world_size()))  # type: ignore[no-untyped-call]
-        return seen
+        view = value.view_as(value)  # a hook on the value itself would run for other uses too
+        view.register_hook(partial(torch.mul, share * world_size()))  # type: ignore[no-untyped-call]
+        return view
 
     logits, maps, lse = (
-        tuple(map(weighed, level)) for level in (output.logits, output.attention_logits, output.lse)
+        tuple(map(scaled, level)) for level in (output.logits, output.attention_logits, output.lse)
     )
-    alone = None if output.auxiliary is None else weighed(output.auxiliary)
+    alone = None if output.auxiliary is None else scaled(output.auxiliary)
     return HmilOutput(logits, maps, lse, output.embeddings, alone)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the mean over all processes in place of each gradient, in one message.
+    """All-reduce the gradients to their mean over all processes, in one message.
 
-    DistributedDataParallel wants every parameter used by every process; one that has no bag, or
-    none with tiles, uses few. The message is a few MB once a step: nothing to hide behind the
+    DistributedDataParallel needs every parameter to be used on every rank; a rank without bags, or
+    without tiles, uses few. The message is a few MB per step, too short to overlap with the
     backward pass.
     """
     if world_size() == 1:

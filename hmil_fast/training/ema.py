@@ -1,4 +1,4 @@
-"""The weights that a fold is judged by: a moving average of those that it trains."""
+"""Bias-corrected EMA of the weights, used for validation and export."""
 
 from copy import deepcopy
 
@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 
-class WeightAverage:
-    """Exponential moving average of a model's weights over steps, without its bias to the start.
+class Ema:
+    """Bias-corrected exponential moving average of a model's weights over steps.
 
     After t steps with weights w_1 … w_t it is Σ dᵗ⁻ˢ w_s / Σ dᵗ⁻ˢ (the correction of Adam's
-    moments, Kingma and Ba 2015, applied to weights). Nothing in it waits for the device.
+    moments, Kingma and Ba 2015, applied to weights). No update waits for the device.
 
     Args:
         model: The model that is trained.
@@ -28,7 +28,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of one more step in."""
+        """Update the average with the weights after a step."""
         self.steps += 1
         if self._decay:
             share = (1 - self._decay) / (1 - self._decay**self.steps)

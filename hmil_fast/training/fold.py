@@ -33,9 +33,9 @@ from hmil_fast.runs.checkpoint import (
 from hmil_fast.runs.predictions import write_predictions
 from hmil_fast.runs.run import Run
 from hmil_fast.training import distributed
-from hmil_fast.training.ema import WeightAverage
-from hmil_fast.training.lr_schedule import rate_factor
-from hmil_fast.training.standardise import APART, fit_scale
+from hmil_fast.training.ema import Ema
+from hmil_fast.training.lr_schedule import lr_factor
+from hmil_fast.training.standardise import WIDE_RATIO, fit_scale
 from hmil_fast.training.validation import leaf_targets, validate
 
 SAVE_EVERY_S = 20.0
@@ -50,7 +50,7 @@ class EpochReport:
         folds: Number of folds.
         epochs: Most epochs of a fold.
         data_share: Share of the training time so far that was spent waiting for features.
-        apart: How far apart the scales of the features' columns are, see `fit_scale`.
+        column_ratio: Ratio of the sizes of the features' columns, see `fit_scale`.
     """
 
     model: str
@@ -64,7 +64,7 @@ class EpochReport:
     bags_per_s: float
     best_epoch: int
     data_share: float
-    apart: float
+    column_ratio: float
     last: bool = False
 
 
@@ -97,8 +97,8 @@ class FoldTrainer:
         self.targets = leaf_targets(run, cache)
         torch.manual_seed(config.seed * 1_000 + fold)
         self.model = build_for_run(run)
-        scale, self.apart = fit_scale(cache, self.train_bags.tolist())
-        if self.apart >= APART and self.recipe.standardise == "auto":
+        scale, self.column_ratio = fit_scale(cache, self.train_bags.tolist())
+        if self.column_ratio >= WIDE_RATIO and self.recipe.standardise == "auto":
             self.model.add_module(NAME, scale)
         self.model.to(self.device)
         leaves = self.targets[self.train_bags, -1]
@@ -106,7 +106,7 @@ class FoldTrainer:
         if self.recipe.balance == "leaf":  # the sampler balances the leaves already
             counts = counts.clamp_max(1)
         self.loss = HmilLoss(run.tree, self.recipe, counts.tolist()).to(self.device)
-        self.average = WeightAverage(self.model, self.recipe.ema)
+        self.average = Ema(self.model, self.recipe.ema)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=self.recipe.lr,
@@ -120,7 +120,7 @@ class FoldTrainer:
         self._saved = time.monotonic()
         self.path = run.fold_path(fold)
         self._resume(
-            *distributed.from_first(*(self._left() if distributed.rank() == 0 else (None, None)))
+            *distributed.broadcast(*(self._left() if distributed.rank() == 0 else (None, None)))
         )
         if log is not None:  # nothing changes before all processes have what was left
             self.path.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ class FoldTrainer:
             processes=distributed.world_size(),
             device=str(self.device),
             precision="bf16" if is_bf16(self.device, self.precision) else "fp32",
-            columns={"apart": self.apart, "standardised": hasattr(self.model, NAME)},
+            columns={"apart": self.column_ratio, "standardised": hasattr(self.model, NAME)},
             cache={"tier": cache.tier.name, "why": cache.tier.why, "bytes": cache.bytes},
         )
 
@@ -184,7 +184,7 @@ class FoldTrainer:
                 bags_per_s=bags / seconds,
                 best_epoch=self.best["epoch"],
                 data_share=waited,
-                apart=self.apart,
+                column_ratio=self.column_ratio,
             )
             if board is not None:
                 for name, value in {**terms, **val}.items():
@@ -252,7 +252,7 @@ class FoldTrainer:
 
     def _set_rate(self, done: float) -> None:
         """Of the optimiser, with this share of the epoch behind it."""
-        factor = rate_factor(self.recipe, (self.epoch + done) / self.recipe.epochs)
+        factor = lr_factor(self.recipe, (self.epoch + done) / self.recipe.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
 
@@ -269,7 +269,7 @@ class FoldTrainer:
         x = drop_features(scaled(self.model, x), self.recipe.feature_dropout)
         with amp(self.device, self.precision):
             output = forward(self.model, x, bags, targets)
-        output = distributed.weigh(output, share)
+        output = distributed.scale_gradients(output, share)
         terms = self.loss(output, bags, targets, self.epoch, self.recipe.epochs)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
@@ -282,7 +282,7 @@ class FoldTrainer:
 
     def _means(self) -> dict[str, float]:
         """The terms of the epoch, means over its steps."""
-        means = {k: float(v) / self.step for k, v in distributed.add_up(self._sums).items()}
+        means = {k: float(v) / self.step for k, v in distributed.dist_sum(self._sums).items()}
         if not math.isfinite(means["total"]):
             raise UsageError(
                 f"the loss of fold {self.fold} is {means['total']} in epoch {self.epoch}",
@@ -293,7 +293,7 @@ class FoldTrainer:
     def _save_or_stop(self, stopped: list[int]) -> None:
         """Save from time to time, and stop if a process was asked to; all do it at one step."""
         due = self.log is not None and time.monotonic() - self._saved > SAVE_EVERY_S
-        signal_number, save = distributed.agree([stopped[0] if stopped else 0, int(due)])
+        signal_number, save = distributed.dist_max([stopped[0] if stopped else 0, int(due)])
         if signal_number or save:
             self._save("last.safetensors", resumable=True)
             self._saved = time.monotonic()
@@ -301,7 +301,7 @@ class FoldTrainer:
             raise Stopped(signal_number)
 
     def _save(self, name: str, *, resumable: bool = False) -> None:
-        sums = distributed.add_up(self._sums) if resumable else {}
+        sums = distributed.dist_sum(self._sums) if resumable else {}
         if self.log is None:
             return
         state = {"epoch": self.epoch, "best": self.best, "settings": self._fingerprint()}
@@ -359,5 +359,5 @@ class FoldTrainer:
 
 
 def _score(val: dict[str, Any]) -> tuple[float, float]:
-    """What the best epoch has most of; on a few slides many epochs tie, and the loss decides."""
+    """Sort key for the best epoch: balanced accuracy, then lower loss."""
     return val["val_balanced_accuracy"], -val["val_loss"]

@@ -1,4 +1,4 @@
-"""Training of a run: its folds, one after the other."""
+"""Train the folds of a run, one after the other."""
 
 from collections.abc import Callable
 from typing import TextIO
@@ -36,11 +36,11 @@ def train_run(
             damaged.
     """
     if distributed.rank():
-        with stop_flag(patient=True) as stopped:
+        with stop_flag(ignore_second=True) as stopped:
             _train_folds(run, cache, runtime, None, (stopped, report))
         return
     with (
-        stop_flag(patient=distributed.world_size() > 1) as stopped,
+        stop_flag(ignore_second=distributed.world_size() > 1) as stopped,
         own_log(run.path / "log.jsonl") as log,
     ):
         sweep_partials(run.path)
@@ -56,9 +56,9 @@ def _train_folds(
     ways: tuple[list[int], Callable[[EpochReport], None]],
 ) -> None:
     for fold in range(len(run.folds)):
-        done, _ = distributed.from_first(run.is_done(fold))
+        done, _ = distributed.broadcast(run.is_done(fold))
         if not done:
             FoldTrainer(run, fold, cache, runtime, log).train(*ways)
-    (signal_number,) = distributed.agree(ways[0][:1] or [0])
+    (signal_number,) = distributed.dist_max(ways[0][:1] or [0])
     if signal_number:  # in the last moments of the last fold
         raise Stopped(signal_number)

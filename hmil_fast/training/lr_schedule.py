@@ -5,7 +5,7 @@ from math import cos, pi
 from hmil_fast.recipe import Recipe
 
 
-def rate_factor(recipe: Recipe, done: float) -> float:
+def lr_factor(recipe: Recipe, done: float) -> float:
     """Return the factor of the peak learning rate.
 
     It rises linearly over `warmup`. With the schedule "cosine" it falls to 0 at the end (Loshchilov

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two steps."""
+"""Turn Ctrl-C and SIGTERM into a flag that training checks between steps."""
 
 import signal
 import threading
@@ -10,11 +10,12 @@ from hmil_fast.errors import Stopped
 
 
 @contextmanager
-def stop_flag(*, patient: bool = False) -> Iterator[list[int]]:
-    """A list that fills with the signals Ctrl-C and SIGTERM; the second one stops at once.
+def stop_flag(*, ignore_second: bool = False) -> Iterator[list[int]]:
+    """Yield a list to which Ctrl-C and SIGTERM append their number; a second one stops at once.
 
     Args:
-        patient: The second does not: torchrun passes on what its processes got themselves.
+        ignore_second: Ignore a second signal: torchrun passes on signals that its processes have
+            received already.
     """
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -22,7 +23,7 @@ def stop_flag(*, patient: bool = False) -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stopped and not patient:
+        if stopped and not ignore_second:
             raise Stopped(number)
         stopped.append(number)
 

@@ -1,4 +1,4 @@
-"""Notices features whose columns differ by orders of magnitude, and fits what mends it."""
+"""Detect features whose columns differ by orders of magnitude, and fit their standardisation."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ import torch
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.models.feature_scale import FeatureScale
 
-APART = 100.0  # columns of pathology encoders are 10 to 20 apart, areas beside ratios 10,000
+WIDE_RATIO = 100.0  # columns of pathology encoders differ by 10 to 20, areas and ratios by 10,000
 _MOST_BAGS, _MOST_ROWS = 512, 512  # enough for means; a pass over all could take minutes
 _CONSTANT = 1e-6  # of the column's size: rounding
 
 
 def fit_scale(cache: FeatureCache, bags: Sequence[int]) -> tuple[FeatureScale, float]:
-    """Means and deviations of some bags, and how far apart the sizes of the columns are.
+    """Fit means and deviations of the columns on some bags, and measure how their sizes differ.
 
-    At most 512 instances of at most 512 bags are looked at, taken evenly.
+    It reads at most 512 instances of at most 512 bags, evenly spaced.
 
     Args:
         cache: Features.
@@ -49,8 +49,8 @@ def fit_scale(cache: FeatureCache, bags: Sequence[int]) -> tuple[FeatureScale, f
     return scale, _ratio(size)
 
 
-def columns_apart(x: torch.Tensor) -> float:
-    """How far apart the sizes of the columns of [n, D] are, as `fit_scale` says."""
+def column_ratio(x: torch.Tensor) -> float:
+    """Return the ratio of the sizes of the columns of [n, D], as `fit_scale` does."""
     return _ratio(x.double().square().mean(0).sqrt())
 
 

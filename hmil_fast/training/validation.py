@@ -51,7 +51,7 @@ def validate(
     for part, output, _ in forward_bags(run, model, cache, [bags[i] for i in own], precision):
         chosen += [place[index] for index in part]
         found.append(torch.cat([level.double() for level in output.logits], 1).cpu().numpy())
-    rows = distributed.collect(np.concatenate(found), chosen, len(bags))
+    rows = distributed.dist_rows(np.concatenate(found), chosen, len(bags))
     logits = torch.split(torch.from_numpy(rows).float(), sizes, 1)
     y = targets[bags]
     loss = nn.functional.cross_entropy(logits[-1], y[:, -1], reduction="none")

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hmil_fast.bags.duplicates import near_duplicates, same_features
-from hmil_fast.bags.fold import Fold, apart
+from hmil_fast.bags.fold import Fold, separated_pairs
 from hmil_fast.bags.manifest import Manifest, read_manifest, sources, versions, write_splits
 from hmil_fast.bags.splits import Slide
 from hmil_fast.errors import UsageError
@@ -32,10 +32,12 @@ def test_copies_are_found_by_their_content(tmp_path: Path) -> None:
     copies = same_features(store, store.slide_ids())
     assert copies == [("a", "a2"), ("a", "a3"), ("a2", "a3")]
     # a fold may lack the first of them
-    assert apart([Fold(("a2",), ("b",), ("a3",))], copies) == ["a2 (train) and a3 (test) in fold 0"]
+    assert separated_pairs([Fold(("a2",), ("b",), ("a3",))], copies) == [
+        "a2 (train) and a3 (test) in fold 0"
+    ]
     folds = [Fold(("a", "b"), ("a2",), ("a3",)), Fold(("b",), (), ("a", "a2"))]
-    assert apart(folds, [("a", "a2")]) == ["a (train) and a2 (val) in fold 0"]
-    assert apart(folds[1:], [("a", "a2"), ("a", "a3")]) == []
+    assert separated_pairs(folds, [("a", "a2")]) == ["a (train) and a2 (val) in fold 0"]
+    assert separated_pairs(folds[1:], [("a", "a2"), ("a", "a3")]) == []
 
     tree = LabelTree.from_nested({"x": ["N", "PB"], "y": ["IC"]})
     slides = [Slide("a", "N", "P"), Slide("b", "IC", "Q")]

@@ -120,14 +120,14 @@ def _gradients(name: str, preset: str, rank: int | None) -> list[list[Tensor]]:
         leaf = torch.tensor([drawn[i][1] for i in own], dtype=torch.int64)
         targets = torch.from_numpy(TREE.ancestors()).T[leaf]
         bags, share = bags.reshape(-1, 2), len(own) / len(drawn)
-        output = distributed.weigh(model(x, bags, targets=targets), share)
+        output = distributed.scale_gradients(model(x, bags, targets=targets), share)
         total = loss(output, bags, targets, k, 4).total
         model.zero_grad()
         total.backward()
         distributed.average_gradients(model.parameters())
         part = total.detach() * share if share else torch.zeros_like(total)
         grads = [p.grad.clone() for p in model.parameters()]
-        found.append([distributed.add_up({"total": part})["total"], *grads])
+        found.append([distributed.dist_sum({"total": part})["total"], *grads])
     return found
 
 

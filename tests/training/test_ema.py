@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from hmil_fast.bags.cache import FeatureCache
 from hmil_fast.config import Runtime
 from hmil_fast.recipe import PRESETS
-from hmil_fast.training.ema import WeightAverage
+from hmil_fast.training.ema import Ema
 from hmil_fast.training.fold import FoldTrainer
-from hmil_fast.training.lr_schedule import rate_factor
+from hmil_fast.training.lr_schedule import lr_factor
 
 
 def test_the_average_is_the_weighted_mean_of_all_steps() -> None:
     model = torch.nn.Linear(3, 2).double()
-    average = WeightAverage(model, 0.9)
+    average = Ema(model, 0.9)
     seen = []
     for step in range(1, 6):
         torch.nn.init.normal_(model.weight)
@@ -31,17 +31,17 @@ def test_the_average_is_the_weighted_mean_of_all_steps() -> None:
         torch.testing.assert_close(average.model.weight, wanted)
         assert torch.equal(model.weight, seen[-1])
     assert not any(p.requires_grad for p in average.model.parameters())
-    assert WeightAverage(model, 0.0).model is model
+    assert Ema(model, 0.0).model is model
 
 
 def test_the_rate_rises_falls_and_ends_at_zero() -> None:
     best = replace(PRESETS["best"], lr_schedule="cosine", warmup=0.2)
     at = (0.0, 0.1, 0.2, 0.5, 1.0)
     wanted = [0.0, 0.5 * (1 + cos(0.1 * pi)) / 2, (1 + cos(0.2 * pi)) / 2, 0.5, 0.0]
-    assert [rate_factor(best, done) for done in at] == pytest.approx(wanted)
+    assert [lr_factor(best, done) for done in at] == pytest.approx(wanted)
     constant = replace(best, lr_schedule="constant")
-    assert [rate_factor(constant, done) for done in at] == pytest.approx([0, 0.5, 1, 1, 1])
-    assert [rate_factor(PRESETS["paper"], done) for done in at] == [1.0] * 5
+    assert [lr_factor(constant, done) for done in at] == pytest.approx([0, 0.5, 1, 1, 1])
+    assert [lr_factor(PRESETS["paper"], done) for done in at] == [1.0] * 5
 
 
 def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
@@ -73,6 +73,6 @@ def test_the_averaged_weights_are_validated_and_saved_and_the_rate_is_set(
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in kept.items())
     steps = len(rates) // 3
     done = [(i + 0.5) / (3 * steps) for i in range(len(rates))]
-    wanted = [run.config.recipe.lr * rate_factor(PRESETS["best"], share) for share in done]
+    wanted = [run.config.recipe.lr * lr_factor(PRESETS["best"], share) for share in done]
     assert rates == pytest.approx(wanted)
     assert rates[0] < max(rates) > rates[-1]
