@@ -1,6 +1,6 @@
 """Read and write HDF5 files in a process of its own, which `h5_process` starts.
 
-It answers one request after the other over the connection whose descriptor is its argument. A
+It answers one request after the other over two connections whose descriptors are its arguments. A
 dataset is only read when the file really holds its bytes: a few hundred bytes can declare
 terabytes, a half-written file reads as zeros, and links or external storage can name any file of
 this machine.
@@ -178,19 +178,19 @@ def _answer(request: Request) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
     return {"value": value}, array
 
 
-def main(connection: Connection) -> None:
-    """Answer until the connection ends; a request that takes too long ends the process."""
+def main(requests: Connection, answers: Connection) -> None:
+    """Answer until the connections end; a request that takes too long ends the process."""
     while True:
         try:
-            request, block = receive(connection)
+            request, block = receive(requests)
         except (EOFError, OSError):
             return
         # the default action of SIGALRM needs no Python, which a loop in C keeps from running
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         facts, array = _answer(request | {"block": block})
         signal.setitimer(signal.ITIMER_REAL, 0)
-        send(connection, facts, array)
+        send(answers, facts, array)
 
 
 if __name__ == "__main__":
-    main(Connection(int(sys.argv[1])))
+    main(Connection(int(sys.argv[1]), writable=False), Connection(int(sys.argv[2]), readable=False))

@@ -6,7 +6,9 @@ has ended is replaced by the next request.
 
 import atexit
 import errno
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,15 +34,19 @@ class H5Process:
     """A child process that holds HDF5 files open, by number; unusable once it has ended."""
 
     def __init__(self) -> None:
-        self._connection, child = Pipe()
+        # two pipes, whose buffers may be larger than those of a socket: half the time for rows
+        requests, self._requests = wide_pipe()
+        self._answers, answers = wide_pipe()
+        ends = [requests.fileno(), answers.fileno()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hmil_fast.io.interchange.h5_child", str(child.fileno())],
-            pass_fds=[child.fileno()],
+            [sys.executable, "-m", "hmil_fast.io.interchange.h5_child", *map(str, ends)],
+            pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what HDF5 prints
             start_new_session=True,  # Ctrl-C is for this process; the end of the connection ends it
         )
-        child.close()
+        requests.close()
+        answers.close()
         self._late = False
         self._numbers = count()
         self._lock = threading.Lock()
@@ -74,8 +80,8 @@ class H5Process:
         seconds = PATIENCE_SECONDS + size / _BYTES_A_SECOND
         try:
             with self._lock, self._time_limit(seconds):
-                send(self._connection, request | {"path": str(path), "seconds": seconds}, block)
-                facts, array = receive(self._connection)
+                send(self._requests, request | {"path": str(path), "seconds": seconds}, block)
+                facts, array = receive(self._answers)
         except (EOFError, OSError):
             raise self._post_mortem(path, seconds) from None
         except BaseException:  # its answer would be taken for that of the next request
@@ -123,13 +129,23 @@ class H5Process:
         return refuse(path, why)
 
 
+def wide_pipe() -> tuple[Connection, Connection]:
+    """Return the reading and the writing end of a pipe with a buffer of 1 MiB, where allowed."""
+    reader, writer = Pipe(duplex=False)
+    with suppress(OSError, AttributeError):  # the limit of the user, or not Linux
+        fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, 2**20)
+    return reader, writer
+
+
 def send(connection: Connection, facts: dict[str, Any], array: npt.NDArray[Any] | None) -> None:
     """Send a JSON object, then the bytes of an array if there is one; nothing is pickled."""
     if array is not None:
         facts = facts | {"array": [array.shape, array.dtype.str]}
     connection.send_bytes(json.dumps(facts).encode())
-    if array is not None:
-        connection.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if array is not None:  # by itself: a Connection copies what it sends and receives
+        left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        while left:
+            left = left[os.write(connection.fileno(), left) :]
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
@@ -143,7 +159,12 @@ def receive(connection: Connection) -> tuple[dict[str, Any], npt.NDArray[Any] | 
     if "array" not in facts:
         return facts, None
     array = np.empty(*facts.pop("array"))
-    connection.recv_bytes_into(array.reshape(-1).view(np.uint8).data)
+    left = array.reshape(-1).view(np.uint8).data
+    while left:
+        size = os.readv(connection.fileno(), [left])
+        if not size:
+            raise EOFError
+        left = left[size:]
     return facts, array
 
 
