@@ -1,4 +1,4 @@
-"""What columns mean: names of columns and of parts as people write them."""
+"""Recognise columns of tables by the names that people give them, and words for the parts."""
 
 import re
 import unicodedata
@@ -65,15 +65,15 @@ def find_columns(
         meaning: A key of `COLUMNS`.
         cells: The rows below, a column named "group" is a split if some of its cells are train.
     """
-    found: list[tuple[int, int]] = []
+    matches: list[tuple[int, int]] = []
     for rank, pattern in enumerate(COLUMNS[meaning]):
         for place, name in enumerate(header):
             named = bool(re.fullmatch(pattern, spelling(name)))
             if named and pattern == _SPLIT_IF_IT_NAMES_PARTS:
                 named = "train" in map(part_of, {row[place] for row in cells})
-            if named and all(place != other for _, other in found):
-                found.append((rank, place))
-    return [place for _, place in found]
+            if named and all(place != other for _, other in matches):
+                matches.append((rank, place))
+    return [place for _, place in matches]
 
 
 def is_known(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a model runs, in what precision, and how much memory is free there."""
+"""Choose the device and the precision, and measure free memory."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Errors for people: what happened, on which slide, file or field, and what to do.
+"""Errors that say what happened, on which slide, file or field, and how to fix it.
 
 Exit codes of the command line: 0 all good, 1 some slides failed (listed), 2 bad usage or input.
 """

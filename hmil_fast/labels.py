@@ -1,4 +1,4 @@
-"""The label tree: leaves are diagnoses, inner nodes are what the diagnoses share."""
+"""LabelTree: the tree of diagnoses, its levels, parents and leaves."""
 
 import unicodedata
 from collections import Counter, defaultdict

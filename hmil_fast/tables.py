@@ -1,4 +1,4 @@
-"""Tables that people write: text of any encoding, cells between any delimiter."""
+"""Read tables that people write: any encoding, comma, semicolon, tab or bar."""
 
 import codecs
 import csv
@@ -85,9 +85,9 @@ def read_table(path: Path, meanings: Sequence[str] = (), say: Say = quiet) -> Ta
         return sum(map(is_known, header)), len(header)
 
     delimiter = named[1] if named else max(_DELIMITERS, key=known)
-    found = list(_rows(path, text, delimiter, skip))
-    header = found[0][1] if found else []
-    rows = [(line, _as_wide(path, line, row, len(header))) for line, row in found[1:]]
+    lines = list(_rows(path, text, delimiter, skip))
+    header = lines[0][1] if lines else []
+    rows = [(line, _as_wide(path, line, row, len(header))) for line, row in lines[1:]]
     return Table(path, header, rows, _columns(path, header, rows, meanings, say))
 
 

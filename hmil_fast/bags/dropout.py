@@ -1,4 +1,4 @@
-"""Dropout of what a model is shown: whole instances of packed bags, entries of the features."""
+"""Dropout on the input of a training step: whole instances of bags, entries of the features."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A fold and what must hold of it: no slide and no patient in two of its parts."""
+"""Fold, and the check that no slide and no patient is in two of its parts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The split manifest: folds, the slides they were made of, and hashes of what they came from."""
+"""Write and read splits.json: folds, their slides, and hashes of what they were made from."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A bag that stays in the store and is read chunk by chunk."""
+"""StoredBag: read a bag from the store chunk by chunk instead of caching it."""
 
 import numpy as np
 import torch

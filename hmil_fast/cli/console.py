@@ -1,4 +1,4 @@
-"""Where people are told what happens: notes and progress on stderr, results on stdout."""
+"""Consoles for notes and progress on stderr."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""The command line: every command parses its arguments, then calls one function.
+"""The command line: parse a command, call its function, turn errors into exit codes.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 all good, 1 some slides failed
 (listed), 2 bad usage or input, 130 and 143 stopped by Ctrl-C and SIGTERM.

@@ -1,4 +1,4 @@
-"""metrics.json and the files beside it: a run on its own test slides, or on another cohort."""
+"""Evaluate a run on its own test slides or another cohort, and write metrics.json."""
 
 import json
 from collections.abc import Sequence

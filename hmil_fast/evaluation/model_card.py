@@ -1,4 +1,4 @@
-"""Model cards: what a checkpoint is, what it was made from, and what it may be used for."""
+"""Write model cards: what a checkpoint is, its data, metrics and intended use."""
 
 import hashlib
 import json

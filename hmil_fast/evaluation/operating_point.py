@@ -1,4 +1,4 @@
-"""Operating points: a threshold for one class that reaches a sensitivity on held-out slides."""
+"""Choose a threshold for one class that reaches a sensitivity on held-out slides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ def threshold_for(scores: Floats, sensitivity: float) -> float:
 
 def at_operating_point(
     run: Run,
-    asked: OperatingPoint,
+    point: OperatingPoint,
     groups: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
 ) -> dict[str, Any]:
     """Sensitivity and specificity of a class whose threshold was chosen on other slides.
 
     Args:
         run: The run.
-        asked: The operating point.
+        point: The operating point.
         groups: Pairs of the slides that choose a threshold and the slides that are tested with it:
             one pair a fold, its validation and its test slides.
 
@@ -60,12 +60,12 @@ def at_operating_point(
     Raises:
         UsageError: The tree has no such node.
     """
-    level, node = _find(run.tree, asked.of)
+    level, node = _find(run.tree, point.of)
     thresholds, positives = [], []
     called, sick, patients = [np.zeros(0, bool)], [np.zeros(0, bool)], []
     for choosing, tested in groups:
         scores, truth = _scored(run.tree, choosing, level, node)
-        thresholds.append(threshold_for(scores[truth == 1], asked.sensitivity))
+        thresholds.append(threshold_for(scores[truth == 1], point.sensitivity))
         positives.append(int((truth == 1).sum()))
         scores, truth = _scored(run.tree, tested, level, node)
         known = truth >= 0
@@ -87,9 +87,9 @@ def at_operating_point(
     intervals = bootstrap(rates, patients, _DRAWS, run.config.seed)
     values = rates(np.ones((1, len(yes))))
     return {
-        "of": asked.of,
+        "of": point.of,
         "level": level,
-        "asked": asked.sensitivity,
+        "asked": point.sensitivity,
         "thresholds": thresholds,
         "positives": positives,
     } | {

@@ -1,4 +1,4 @@
-"""Predictions of a trained run, for its own test slides and for new ones."""
+"""Predict slides with the folds of a trained run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

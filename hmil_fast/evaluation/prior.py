@@ -1,4 +1,4 @@
-"""The prior: how frequent each leaf is where a run's predictions are used."""
+"""Read the prior: the frequency of each leaf where a run's predictions are used."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Rows of the tables that people read: the metrics of a run, the comparison of two."""
+"""Make the rows of the metrics table and of the comparison table."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How far a run's probabilities can be trusted: calibration, and answers that meet a risk.
+"""Fit calibration and conformal predictions on validation slides, and apply them.
 
 Both are fitted per fold on its validation slides, which its model was not trained on but which
 chose its epoch, and shown on its test slides. For another cohort they are fitted on all slides that

@@ -1,4 +1,4 @@
-"""Pictures by which a person sees in seconds whether the tiling is right."""
+"""Draw the overlay of a slide's tissue and tiles, and the contact sheet of its tiles."""
 
 import hashlib
 import io

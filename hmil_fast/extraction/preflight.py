@@ -1,4 +1,4 @@
-"""Before a long job: how many tiles, bytes and hours it will be, from a few of its slides."""
+"""Estimate tiles, bytes and time of a job from a sample of its slides."""
 
 import math
 import queue
@@ -64,7 +64,7 @@ def sample(tasks: Sequence[SlideTask]) -> list[SlideTask]:
 def look(tasks: Sequence[SlideTask], spec: TileSpec) -> dict[str, int | None]:
     """Tiles of slides by id, None where one is unusable; those that a few seconds suffice for."""
     todo: queue.SimpleQueue[SlideTask] = queue.SimpleQueue()
-    found: dict[str, int | None] = {}
+    tile_counts: dict[str, int | None] = {}
     for task in tasks:
         todo.put(task)
     until = time.monotonic() + LOOK_SECONDS
@@ -88,7 +88,7 @@ def look(tasks: Sequence[SlideTask], spec: TileSpec) -> dict[str, int | None]:
                 return
             except Exception:  # noqa: BLE001  # the job will say why
                 tiles = None
-            found[task.slide_id] = tiles
+            tile_counts[task.slide_id] = tiles
 
     # not joined beyond the time: a slide that hangs keeps no job from its start, or from its end
     threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
@@ -96,7 +96,7 @@ def look(tasks: Sequence[SlideTask], spec: TileSpec) -> dict[str, int | None]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return dict(found)
+    return dict(tile_counts)
 
 
 def estimate(
@@ -134,7 +134,7 @@ def estimate(
     return Estimate(
         len(tasks),
         len(tiles),
-        sum(found is None for found in tiles.values()),
+        sum(tile_counts is None for tile_counts in tiles.values()),
         count,
         count * tile_bytes + len(tasks) * _SLIDE_BYTES,
         None if tile_seconds is None else count * tile_seconds,
@@ -202,11 +202,11 @@ def preflight(
     todo = [task for task in tasks if task.slide_id not in done]
     if len(todo) < SAMPLE:
         return None
-    found = look(sample(todo), spec)
-    if not found:
+    tile_counts = look(sample(todo), spec)
+    if not tile_counts:
         return None
     seconds = None if encoder is None else tile_seconds(encoder)
-    expected = estimate(todo, found, tile_bytes(spec, *about), seconds)
+    expected = estimate(todo, tile_counts, tile_bytes(spec, *about), seconds)
     return f"{expected}{require_space(expected, store)}"
 
 

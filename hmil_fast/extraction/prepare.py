@@ -1,4 +1,4 @@
-"""Before a slide's first tile: open it, find its tissue, lay its grids."""
+"""Open a slide, find its tissue and lay its tile grids."""
 
 import math
 from dataclasses import dataclass

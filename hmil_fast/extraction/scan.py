@@ -1,4 +1,4 @@
-"""Which files of a folder are slides; the others are counted by why they are not taken."""
+"""Scan a folder for slide files, and count all other files by the reason they are left out."""
 
 import os
 from collections import Counter, defaultdict
@@ -43,10 +43,10 @@ class Scan:
 
 def scan(folder: Path) -> Scan:
     """Search a folder and those below it; links to folders and hidden ones are not followed."""
-    found, dicom = Scan(folder), defaultdict[Path, list[Path]](list)
+    result, dicom = Scan(folder), defaultdict[Path, list[Path]](list)
 
     def unreadable(error: OSError) -> None:
-        found.others["folder{s} that cannot be read"].append(Path(error.filename))
+        result.others["folder{s} that cannot be read"].append(Path(error.filename))
 
     for name, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(name)
@@ -54,32 +54,32 @@ def scan(folder: Path) -> Scan:
         for below in list(folders):
             path = here / below
             if path.is_symlink():
-                found.others["linked folder{s}, to be named too"].append(path)
+                result.others["linked folder{s}, to be named too"].append(path)
             elif below.startswith("."):
-                found.others["hidden folder{s}"].append(path)
+                result.others["hidden folder{s}"].append(path)
             if path.is_symlink() or below.startswith(".") or below in parts_of:
                 folders.remove(below)
         for file in files:
             path = here / file
             if file.startswith("."):
-                found.others["hidden file{s}"].append(path)
+                result.others["hidden file{s}"].append(path)
             elif path.suffix.lower() not in SLIDE_SUFFIXES:
-                found.others["file{s} of another kind"].append(path)
+                result.others["file{s} of another kind"].append(path)
             elif not path.is_file():
                 dead = path.is_symlink() and not path.exists()
-                found.others["dead link{s}" if dead else "pipe{s} or socket{s}"].append(path)
+                result.others["dead link{s}" if dead else "pipe{s} or socket{s}"].append(path)
             elif path.suffix.lower() == ".dcm":
                 dicom[here].append(path)
             else:
-                found.slides.append(path)
+                result.slides.append(path)
     for paths in dicom.values():
         slides, others = dicom_slides(paths)
-        found.slides += slides
-        found.shared |= set(slides) if len(slides) > 1 else set()
+        result.slides += slides
+        result.shared |= set(slides) if len(slides) > 1 else set()
         for why, left in others.items():
-            found.others[why] += left
-    found.slides.sort()
-    return found
+            result.others[why] += left
+    result.slides.sort()
+    return result
 
 
 def dicom_slides(paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[Path]]]:

@@ -1,4 +1,4 @@
-"""What a job is to extract: slide files from the command line or a manifest, each with an id."""
+"""Collect the slides of a job from files, folders, globs and a manifest, each with an id."""
 
 import glob
 import math

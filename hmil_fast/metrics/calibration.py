@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the temperature that mends them."""
+"""Calibration errors, and temperature scaling fitted on validation slides."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Answers that meet an asked risk: the deepest node that is sure enough, and sets of leaves.
+"""Conformal predictions on the tree: the deepest node, and the set of leaves, at an error rate.
 
 Split-conformal prediction (Vovk et al. 2005): scores of held-out slides give a threshold under
 which a new slide's answer contains its true leaf with probability 1 − risk, whatever the model,

@@ -1,4 +1,4 @@
-"""The decision: from what a model says to probabilities under a prior, and to one path of the tree.
+"""Turn a model's logits into probabilities under a prior, and those into one path of the tree.
 
 A level that learnt from the shares π of its nodes gives p(node | slide) for such a cohort, and p/π
 is the class-conditional evidence for the node (Bayes' rule; Saerens et al. 2002). A parent has the

@@ -1,4 +1,4 @@
-"""Metrics of one level of the tree, for one sample or for many bootstrap draws at once.
+"""Metrics of one level of the tree, for one sample or many bootstrap draws at once.
 
 Every metric is computed from a weight per slide, so that a bootstrap draw is a row of counts and
 1,000 draws are a few matrix products. Undefined values are NaN inside and absent outside.

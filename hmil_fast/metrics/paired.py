@@ -1,4 +1,4 @@
-"""Whether two models differ, on the same slides of the same patients."""
+"""Paired test of two models on the same slides, resampling patients."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

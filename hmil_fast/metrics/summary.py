@@ -1,4 +1,4 @@
-"""All metrics of a set of predictions, as metrics.json holds them."""
+"""Compute all metrics of a set of predictions, as metrics.json holds them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""How metrics, their intervals and the levels of the tree are written in tables."""
+"""Names of metrics and levels, and numbers with intervals, as tables show them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Metrics that know the tree: how near to the truth a wrong diagnosis lies."""
+"""Metrics on the tree: hierarchical F1, and the distance of wrong answers from the truth."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A run folder makes way for another; nothing is deleted."""
+"""Rename a run folder to make place for another; nothing is deleted."""
 
 import time
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON in the file's header; no pickle."""
+"""Write and read checkpoints: safetensors with JSON in the header, no pickle."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The lock of a run: one process trains it at a time."""
+"""Lock a run folder, so that one process trains it at a time."""
 
 import fcntl
 from collections.abc import Iterator

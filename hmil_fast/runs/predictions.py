@@ -1,4 +1,4 @@
-"""Predictions of slides, and predictions.csv, which is written and read here."""
+"""Predictions of slides, and the writing and reading of predictions.csv."""
 
 import csv
 from collections.abc import Mapping, Sequence

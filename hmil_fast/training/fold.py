@@ -1,4 +1,4 @@
-"""The training of one fold, from its first step to its test predictions."""
+"""Train one fold, from its first step to its test predictions."""
 
 import json
 import math

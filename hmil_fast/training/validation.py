@@ -1,4 +1,4 @@
-"""Scores of a fold's validation slides, by which its best epoch is chosen."""
+"""Score a fold's validation slides, to choose its best epoch."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""HDF5 files that strangers wrote, read with limits; ours, written in one piece.
+"""Read HDF5 files of other tools with limits, and write ours in one piece.
 
 HDF5 itself runs in another process: a damaged file costs that process, not the job.
 """

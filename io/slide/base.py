@@ -1,4 +1,4 @@
-"""Share between both readers: padding, the thumbnail, the context manager."""
+"""Base class of the readers: padding, the thumbnail, the context manager."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether a tile's raw bytes can be a whole JPEG or JPEG 2000 image.
+"""Check that a tile's raw bytes can be a whole JPEG or JPEG 2000 image.
 
 A decoder fills up what it cannot read and says nothing (cuCIM even with whatever lay in memory), so
 every source tile is looked at before it is decoded.  A flipped byte inside the entropy-coded data

@@ -123,13 +123,13 @@ class _OpenSlideBand:
 
 def _info(path: Path, slide: Any, facts: TiffFacts | None) -> tuple[SlideInfo, list[int]]:
     """The slide's facts, and OpenSlide's numbers of its levels: all, or those that are levels."""
-    said = slide.properties
-    vendor = str(said.get("openslide.vendor", "unknown"))
-    ours = facts if facts is not None and vendor == facts.vendor and vendor != "hamamatsu" else None
+    props = slide.properties
+    vendor = str(props.get("openslide.vendor", "unknown"))
+    tiff = facts if facts is not None and vendor == facts.vendor and vendor != "hamamatsu" else None
     sizes = [(int(w), int(h)) for w, h in slide.level_dimensions]
-    known = set(sizes) if ours is None else {level.size for level in ours.levels}
+    known = set(sizes) if tiff is None else {level.size for level in tiff.levels}
     levels = [n for n, size in enumerate(sizes) if n == 0 or size in known]
-    scale = _scale(said, vendor) if ours is None else ours.scale
+    scale = _scale(props, vendor) if tiff is None else tiff.scale
     info = SlideInfo(
         path=path,
         reader="openslide",
@@ -138,26 +138,26 @@ def _info(path: Path, slide: Any, facts: TiffFacts | None) -> tuple[SlideInfo, l
         level_dimensions=tuple(sizes[n] for n in levels),
         level_tile_sizes=tuple(
             (
-                int(said.get(f"openslide.level[{n}].tile-width", 0)),
-                int(said.get(f"openslide.level[{n}].tile-height", 0)),
+                int(props.get(f"openslide.level[{n}].tile-width", 0)),
+                int(props.get(f"openslide.level[{n}].tile-height", 0)),
             )
             for n in levels
         ),
         mpp=scale.mpp,
         mpp_source=scale.source,
         objective_power=scale.power,
-        notes=ours.notes if ours else (),
+        notes=tiff.notes if tiff else (),
     )
     return info, levels
 
 
-def _scale(said: Any, vendor: str) -> Scale:
-    power = number(said.get("openslide.objective-power"))
-    stated = [said.get(f"openslide.mpp-{axis}") for axis in ("x", "y")]
-    found = [text for text in stated if text]
-    if not found:
+def _scale(props: Any, vendor: str) -> Scale:
+    power = number(props.get("openslide.objective-power"))
+    stated = [props.get(f"openslide.mpp-{axis}") for axis in ("x", "y")]
+    given = [text for text in stated if text]
+    if not given:
         return Scale(None, f"none in {vendor} metadata", power)
-    values = [value for text in found if (value := number(text)) is not None]
-    if len(values) < len(found) or min(values) <= 0:
-        return Scale(None, f"openslide.mpp = {' and '.join(found)}", power)
+    values = [value for text in given if (value := number(text)) is not None]
+    if len(values) < len(given) or min(values) <= 0:
+        return Scale(None, f"openslide.mpp = {' and '.join(given)}", power)
     return Scale(*mean_mpp(values[0], values[-1], "openslide"), power)

@@ -89,25 +89,25 @@ class Band:
     def _take(self, needed: Iterable[int]) -> dict[int, SourceTile]:
         """Source tiles by number, pinned: our part decoded here, the rest by other threads."""
         tiles: dict[int, SourceTile] = {}
-        ours: list[int] = []
+        own: list[int] = []
         with self._changed:
             for number in needed:
                 if number in tiles:
                     continue
                 if number not in self._held:
                     self._held[number] = SourceTile()
-                    ours.append(number)
+                    own.append(number)
                 tiles[number] = self._held[number]
                 tiles[number].pins += 1
-            spare = [self._spare.pop() for _ in range(min(len(ours), len(self._spare)))]
-        if ours:
+            spare = [self._spare.pop() for _ in range(min(len(own), len(self._spare)))]
+        if own:
             # whatever happens to us, nobody may wait for ever
-            made = [SourceTile(status=TileStatus.FAILED)] * len(ours)
+            made = [SourceTile(status=TileStatus.FAILED)] * len(own)
             try:
-                made = self._decode(ours, spare)
+                made = self._decode(own, spare)
             finally:
                 with self._changed:
-                    for number, new in zip(ours, made, strict=True):
+                    for number, new in zip(own, made, strict=True):
                         tile = tiles[number]
                         tile.pixels, tile.status, tile.buffer = new.pixels, new.status, new.buffer
                         tile.ready = True

@@ -1,4 +1,4 @@
-"""The zarr v3 group of an attempt, which anyone can open with zarr.
+"""Write the zarr v3 group of an attempt, which any zarr reader opens.
 
 Written by ourselves: its metadata are a few lines of JSON, and for a small slide zarr-python takes
 more time than all the rest of the commit.

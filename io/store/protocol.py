@@ -1,4 +1,4 @@
-"""What the store asks of the place that it lies in: the protocol of a backend.
+"""Backend: the protocol of a place that a store can lie in.
 
 `local.LocalBackend` and `objects.ObjectBackend` follow it; `backend_of` gives that of a location. A
 new place needs a class of these methods that passes tests/io/test_backend.py.

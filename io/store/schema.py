@@ -168,22 +168,22 @@ class StoreSpec:
         return hashlib.sha256(canonical_json(asdict(self), "spec").encode()).hexdigest()[:32]
 
 
-def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Where two specs part, as "tiling.mpp: 0.5 in the store, 1.0 asked for".
+def differences(in_store: Any, wanted: Any, name: str = "") -> list[str]:
+    """List where two specs differ, as "tiling.mpp: 0.5 in the store, 1.0 asked for".
 
     What only one of them has is named by the option of `extract` that makes it.
     """
-    if isinstance(ours, dict) and isinstance(theirs, dict):
+    if isinstance(in_store, dict) and isinstance(wanted, dict):
         return [
             line
-            for key in sorted(ours.keys() | theirs.keys())
+            for key in sorted(in_store.keys() | wanted.keys())
             for line in differences(
-                ours.get(key), theirs.get(key), f"{name}.{key}" if name else str(key)
+                in_store.get(key), wanted.get(key), f"{name}.{key}" if name else str(key)
             )
         ]
-    if canonical_json(ours, name) == canonical_json(theirs, name):
+    if canonical_json(in_store, name) == canonical_json(wanted, name):
         return []
-    there, asked = (_option(name, value) for value in (ours, theirs))
+    there, asked = (_option(name, value) for value in (in_store, wanted))
     return [f"{name}: {there} in the store, {asked} asked for"]
 
 

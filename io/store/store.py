@@ -85,8 +85,8 @@ class FeatureStore:
                 )
             if record.config_hash != self.spec.config_hash:
                 raise other_config(slide_id, record, self.spec.config_hash, slide_dir)
-            ours = (slide_id, self.spec.dim, self.spec.dtype)
-            if (record.slide_id, record.dim, record.dtype) != ours:
+            expected = (slide_id, self.spec.dim, self.spec.dtype)
+            if (record.slide_id, record.dim, record.dtype) != expected:
                 raise StoreError(
                     f"{slide_dir / COMMIT_FILE} is of slide {record.slide_id!r}, "
                     f"dim {record.dim}, {record.dtype}, not of {slide_id!r}",

@@ -1,4 +1,4 @@
-"""Write one slide: an attempt of our own, in whole shards, then the commit."""
+"""Write one slide: an attempt of its own in whole shards, then the commit."""
 
 import json
 import operator

@@ -169,14 +169,14 @@ class _Lattice:
     """All places for tiles of a scale, with tissue or without.
 
     Attributes:
-        asked: The tiles asked for.
+        spec: The tiles that are wanted.
         level: Pyramid level.
         mpp: µm per px of the level.
         size: Its width and height in px.
         read_px: Side of a tile in px of the level.
     """
 
-    asked: TileSpec
+    spec: TileSpec
     level: int
     mpp: float
     size: tuple[int, int]
@@ -189,8 +189,8 @@ class _Lattice:
 
     def holding(self, xy: NDArray[np.int64], finer: "_Lattice") -> tuple[NDArray[np.int64], ...]:
         """Row and column of the tile here that the centre of each finer tile at `xy` lies in."""
-        ours, theirs = np.array(self.size, np.int64), np.array(finer.size, np.int64)
-        place = (2 * xy + finer.read_px) * ours // (2 * theirs * self.read_px)
+        own_size, finer_size = np.array(self.size, np.int64), np.array(finer.size, np.int64)
+        place = (2 * xy + finer.read_px) * own_size // (2 * finer_size * self.read_px)
         # a tile at the edge may have its centre past the slide, and past the last tile here
         return tuple(np.minimum(place[:, 1 - k], self.shape[k] - 1) for k in (0, 1))
 
@@ -220,7 +220,7 @@ def _lattice(info: SlideInfo, spec: TileSpec, finer: _Lattice | None) -> _Lattic
 
 def _nested(read_px: int, scale: float, mpp: float, finer: _Lattice) -> int:
     """Side of a tile that is made up of whole finer ones, where that is about the side wanted."""
-    times = mpp / finer.asked.mpp
+    times = mpp / finer.spec.mpp
     whole = round(round(times) * finer.read_px * scale)
     near = abs(whole / read_px - 1) <= 2 * SAME_MPP and abs(times / round(times) - 1) < 1e-6
     return whole if near else read_px
@@ -234,14 +234,14 @@ def _grid(
     return TileGrid(
         level=lattice.level,
         read_px=lattice.read_px,
-        tile_px=lattice.asked.tile_px,
+        tile_px=lattice.spec.tile_px,
         xy=xy,
         coords=(2 * xy * full + at) // (2 * at),
         tissue=share[keep],
         tile_px_level0=lattice.read_px * info.level_dimensions[0][0] / lattice.size[0],
-        mpp_requested=lattice.asked.mpp,
+        mpp_requested=lattice.spec.mpp,
         mpp_read=lattice.mpp,
-        mpp_effective=lattice.mpp * lattice.read_px / lattice.asked.tile_px,
+        mpp_effective=lattice.mpp * lattice.read_px / lattice.spec.tile_px,
         slide_mpp=require_mpp(info),
     )
 

@@ -1,4 +1,4 @@
-"""From a card to a model: timm's architectures, and the two that timm does not have.
+"""Build an encoder's model from its card: timm's architectures, and two that timm lacks.
 
 Attributes of the two carry the names of their published state dicts.
 """

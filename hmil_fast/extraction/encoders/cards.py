@@ -1,4 +1,4 @@
-"""The table of encoders: to add one, add a card. Nothing here imports torch or timm.
+"""The table of encoders: to add one, add a card. This module imports neither torch nor timm.
 
 The same name is not the same vector across tools, so a card says all that decides the vector:
 architecture, pooling, resize, crop, mean and std. The card and a hash of the weights go into the

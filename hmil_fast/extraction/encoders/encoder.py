@@ -1,4 +1,4 @@
-"""A frozen encoder at work: precision, compilation, and batches that fit the memory."""
+"""Run a frozen encoder: precision, compilation, and a batch size that fits the memory."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From a name to a card: the table, then installed plugins, then any architecture of timm."""
+"""Find an encoder's card by name: in the table, in installed plugins, or as a timm model."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""State dicts as others name them, in timm's names: one table a way of naming."""
+"""Map state-dict keys from other libraries to timm's."""
 
 import math
 import re

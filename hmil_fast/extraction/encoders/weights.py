@@ -1,4 +1,4 @@
-"""Weights of an encoder: from a file, from the installed package, or from the hub."""
+"""Load weights of an encoder from a file, the installed package or the hub."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""What jobs leave in the store for people to follow: events, failures, lists of slides."""
+"""Write what jobs record in the store: event logs, failures, lists of slides."""
 
 import hashlib
 import json

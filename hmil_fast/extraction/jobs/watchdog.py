@@ -1,4 +1,4 @@
-"""Watchdog: ends a process that holds slides and finishes no tile of them for too long."""
+"""Watchdog: end a process that finishes no tile for too long."""
 
 import math
 import signal

@@ -1,4 +1,4 @@
-"""What the store keeps of a slide beside its features."""
+"""Collect the facts about a slide that the store keeps beside its features."""
 
 import hashlib
 import io

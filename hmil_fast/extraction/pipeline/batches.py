@@ -1,4 +1,4 @@
-"""Batches of one fixed shape, filled with the tiles of slide after slide, and their way back."""
+"""Fill batches of one fixed shape across slides, and return their features to the slides."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The extraction job: slides in, features in the store, one bad slide never stopping the others."""
+"""Extract slides into a store; an error of one slide does not stop the others."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Decoded tiles of slide after slide, ahead of their consumer."""
+"""Decode tiles of one slide after another, ahead of the consumer."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""The way of tiles through a job: feed → transform → one batch across slides → encoder → store."""
+"""Run tiles through feed, transform, encoder and store, in batches across slides."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What became of a slide, and a failure told so that a person can mend it."""
+"""SlideResult, and the conversion of any exception into an error with a fix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

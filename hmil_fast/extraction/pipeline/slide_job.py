@@ -1,4 +1,4 @@
-"""A slide between its opening and its commit."""
+"""One slide from open to commit; its failure affects only itself."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""Where a job's time goes, stage by stage."""
+"""Measure the seconds that a job spends in each stage."""
 
 import threading
 import time
