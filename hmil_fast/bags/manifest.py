@@ -127,7 +127,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(f"cannot read the splits {path}: {error}", "check the path") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{path} is no split manifest ({type(error).__name__}: {error})",
+            f"{path} is not a split manifest ({type(error).__name__}: {error})",
             "use a splits.json that `hmil-fast train` or `hmil-fast splits import` wrote",
         ) from None
     if _digest(content) != expected:

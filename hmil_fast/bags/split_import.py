@@ -211,6 +211,6 @@ def _hmil_rows(path: Path, part: str) -> Iterable[_Row]:
         plain = isinstance(row, list | tuple) and len(row) >= 2
         if not plain or not isinstance(row[0], str) or not isinstance(row[1], str | int):
             raise UsageError(
-                f"{path}: entry {number} is no (slide_id, label, path)", "check the file"
+                f"{path}: entry {number} is not (slide_id, label, path)", "check the file"
             )
         yield row[0], part, str(row[1]), ""

@@ -48,6 +48,6 @@ def read_plain_pickle(path: Path) -> object:
         raise UsageError(f"{path}: {error.what}", error.fix) from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises whatever it likes
         raise UsageError(
-            f"{path} is no pickle of plain lists ({type(error).__name__}: {error})",
+            f"{path} is not a pickle of plain lists ({type(error).__name__}: {error})",
             "check that it is a split file, or write the split as CSV",
         ) from None

@@ -146,7 +146,7 @@ def check_coords(path: Path, coords: npt.NDArray[Any], rows: int) -> npt.NDArray
         raise refuse(path, "coordinates are not finite level-0 pixels")
     whole: npt.NDArray[np.int64] = np.rint(corners).astype(np.int64)
     if (whole != corners).any():
-        raise refuse(path, "coordinates are no whole level-0 pixels")
+        raise refuse(path, "coordinates are not whole level-0 pixels")
     return whole
 
 

@@ -58,7 +58,7 @@ def open_h5(path: Path) -> Iterator[H5File]:
         except HmilError:
             raise
         except (KeyError, ValueError, TypeError) as error:  # values that nobody would write
-            raise refuse(path, f"is no sound HDF5 file: {str(error)[:200]}") from error
+            raise refuse(path, f"is not a sound HDF5 file: {str(error)[:200]}") from error
 
 
 @contextmanager

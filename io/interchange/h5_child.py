@@ -173,7 +173,7 @@ def _answer(request: Request) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
         if request["do"] in _WRITING:  # a RuntimeError is what h5py makes of a full disk
             number = getattr(error, "errno", None) or 0
             return {"failed": [number, str(error)[:200]]}, None
-        problem = refuse(Path(request["path"]), f"is no sound HDF5 file: {str(error)[:200]}")
+        problem = refuse(Path(request["path"]), f"is not a sound HDF5 file: {str(error)[:200]}")
         return {"refused": [problem.what, problem.fix]}, None
     return {"value": value}, array
 

@@ -36,7 +36,7 @@ def load(path: Path) -> npt.NDArray[Any]:
         with np.errstate(over="raise"):  # of a size that does not fit 64 bits
             found = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever the parser of a foreign file raises
-        raise refuse(path, f"is no sound .npy file: {str(error)[:200]}") from error
+        raise refuse(path, f"is not a sound .npy file: {str(error)[:200]}") from error
     if not isinstance(found, np.ndarray):
         found.close()
         raise refuse(path, "is an archive of arrays", "Save one array a file.")

@@ -39,7 +39,9 @@ def _load(path: Path) -> Any:
             raise refuse(path, "is packed, which torch.save does not do", _SAVE_AGAIN)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except zipfile.BadZipFile as error:
-        raise refuse(path, "is no file of torch.save since 1.6, or damaged", _SAVE_AGAIN) from error
+        raise refuse(
+            path, "is not a file of torch.save since 1.6, or damaged", _SAVE_AGAIN
+        ) from error
     except HmilError:
         raise
     except Exception as error:  # whatever the parser of a foreign file raises

@@ -199,7 +199,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _damaged(path: Path, error: Exception) -> SlideError:
-    return refuse(path, f"is no sound .npz file: {str(error)[:200]}")
+    return refuse(path, f"is not a sound .npz file: {str(error)[:200]}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _json(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse(path, f"is no sound JSON: {str(error)[:200]}") from error
+        raise refuse(path, f"is not a sound JSON: {str(error)[:200]}") from error
     return found
 
 

@@ -27,7 +27,7 @@ def failed(error: OSError, doing: str, path: Path) -> StoreError:
     space = "" if free is None else f", {free / 2**20:,.0f} MiB free there"
     return StoreError(
         f"{doing} failed at {path}: {error.strerror or error}{space}",
-        "Free some space, raise the quota or mend the permissions (or give another --store); "
+        "Free some space, raise the quota or fix the permissions (or give another --store); "
         "then run the same command again.",
     )
 

@@ -65,7 +65,7 @@ def location(place: str | Location) -> Location:
     scheme, sign, rest = place.partition("://")
     if not sign or scheme not in _SCHEMES or not rest.strip("/"):
         raise UsageError(
-            f"{place!r} is no store",
+            f"{place!r} is not a store",
             "give a folder, or a URL such as s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix",
         )

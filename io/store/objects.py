@@ -48,7 +48,7 @@ def _client(root: str, retries: int = 40, seconds: int = 60) -> Any:
             url = os.environ.get(name)
             if url is not None and not re.match(r"https?://[^/\s]", url):
                 raise StoreError(
-                    f"{name} is {url!r}, which is no URL",
+                    f"{name} is {url!r}, which is not a URL",
                     "Set it to one such as http://127.0.0.1:9000 or https://host, or unset it.",
                 )
     with explained(ObjectUrl(root)):

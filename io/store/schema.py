@@ -324,7 +324,7 @@ def parse_record(data: bytes, path: Location) -> SlideRecord:
     objects = []
     for item in field(value, "objects", list, path):
         if not isinstance(item, dict):
-            raise malformed(path, "an entry of 'objects' is no mapping")
+            raise malformed(path, "an entry of 'objects' is not a mapping")
         stored = StoredObject(
             *(field(item, k, t, path) for k, t in (("key", str), ("bytes", int), ("crc32c", int)))
         )
@@ -363,7 +363,7 @@ def _parse_scales(value: dict[str, Any], path: Location) -> tuple[ScaleRecord, .
     found = []
     for item in field(value, "scales", list, path):
         if not isinstance(item, dict):
-            raise malformed(path, "an entry of 'scales' is no mapping")
+            raise malformed(path, "an entry of 'scales' is not a mapping")
         kinds = (("mpp", float), ("num_tiles", int), ("attrs", dict), ("content_digest", str))
         found.append(ScaleRecord(*(field(item, key, kind, path) for key, kind in kinds)))
     return tuple(found)

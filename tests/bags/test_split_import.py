@@ -149,17 +149,17 @@ def test_a_pickle_that_runs_a_program_is_named_and_not_run(tmp_path: Path, proto
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no pickle of plain lists"),
-        (b"slide_id,split\na,train\n", "no pickle of plain lists"),
-        (pickle.dumps(["a"])[:-3], "no pickle of plain lists"),
+        (b"", "not a pickle of plain lists"),
+        (b"slide_id,split\na,train\n", "not a pickle of plain lists"),
+        (pickle.dumps(["a"])[:-3], "not a pickle of plain lists"),
         (pickle.dumps({1, 2}, protocol=2), r"asks for __builtin__\.set"),
         (pickle.dumps(Path("a")), r"asks for pathlib"),
-        (b"\x80\x02Pbad\n.", "no pickle of plain lists"),
+        (b"\x80\x02Pbad\n.", "not a pickle of plain lists"),
         # a memo index that would allocate 16 GB
         (b"\x80\x02]r\xff\xff\xff\x7f.", "memo index 2147483647"),
         (pickle.dumps([("a", 10**5000)]), "holds a LONG4"),
         (b"\x80\x04\x8f.", "holds a EMPTY_SET"),
-        (b"\x80\x04\x8d\xff\xff\xff\xff\xff\x00\x00\x00a.", "no pickle of plain lists"),
+        (b"\x80\x04\x8d\xff\xff\xff\xff\xff\x00\x00\x00a.", "not a pickle of plain lists"),
     ],
 )
 def test_damaged_and_hostile_pickles_are_refused(tmp_path: Path, data: bytes, message: str) -> None:

@@ -371,7 +371,7 @@ def test_leaks_are_refused(tmp_path: Path, folds: list[Fold], message: str) -> N
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "splits.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"splits\.json is no split manifest"):
+    with pytest.raises(UsageError, match=r"splits\.json is not a split manifest"):
         read_splits(path)
 
 

@@ -39,7 +39,7 @@ def test_a_broken_file_stops_no_other_and_a_second_run_finds_the_rest_done(
     done = cli(*command, *resolution)
     assert done.returncode == 1
     assert "2 slides imported (100 tiles), 0 were done before, 2 failed" in done.stdout
-    assert "c.h5: is no sound HDF5 file" in done.stdout
+    assert "c.h5: is not a sound HDF5 file" in done.stdout
     assert "dim 16 (the store: 8)" in done.stdout
     store = open_store(cohort / "s")
     assert store.slide_ids() == ["a", "sub/b"]
@@ -118,7 +118,7 @@ def test_wrong_usage(cli: Cli, tmp_path: Path) -> None:
     assert (nothing.returncode, "no .npy file in" in nothing.stderr) == (2, True)
     (tmp_path / "in" / "a.npy").write_bytes(b"")
     broken = cli("store", "import", "--format", "npy", tmp_path / "in", tmp_path / "s")
-    assert (broken.returncode, "is no sound .npy file" in broken.stderr) == (2, True)
+    assert (broken.returncode, "is not a sound .npy file" in broken.stderr) == (2, True)
     (tmp_path / "mpp.csv").write_text("slide_id,mpp\na,-1\n")
     bad = ("--manifest", tmp_path / "mpp.csv")
     wrong = cli("store", "import", "--format", "npy", tmp_path / "in", tmp_path / "s", *bad)

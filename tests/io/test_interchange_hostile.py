@@ -57,7 +57,7 @@ def test_tiles_of_another_run(lay_out: Layout, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("corner", "problem"),
-    [(2**31, "not finite level-0 pixels"), (np.nan, "not finite"), (0.5, "no whole level-0")],
+    [(2**31, "not finite level-0 pixels"), (np.nan, "not finite"), (0.5, "not whole level-0")],
 )
 def test_coordinates_that_are_none(corner: float, problem: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 8)))
@@ -155,7 +155,7 @@ def test_attributes_without_end(lay_out: Layout, tmp_path: Path) -> None:
 
 def test_arrays_of_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[{}]], object), allow_pickle=True)
-    with pytest.raises(SlideError, match=r"is no sound .npy file"):
+    with pytest.raises(SlideError, match=r"is not a sound .npy file"):
         read("npy", tmp_path / "a.npy")
     with (tmp_path / "b.npy").open("wb") as file:
         np.savez(file, np.ones((3, 4)))
@@ -170,7 +170,7 @@ def test_an_npy_that_claims_more_than_it_holds(tmp_path: Path) -> None:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.write(bytes(300))
-        with pytest.raises(SlideError, match=r"is no sound .npy file"):
+        with pytest.raises(SlideError, match=r"is not a sound .npy file"):
             read("npy", path)
 
 

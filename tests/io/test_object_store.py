@@ -91,7 +91,7 @@ def test_another_spec_and_no_store_are_told(s3: str) -> None:
     create_store(s3, SPEC)
     with pytest.raises(StoreError, match="dim"):
         create_store(s3 + "/", StoreSpec(8, "float16", {"name": "toy"}, dict(SPEC.tiling)))
-    with pytest.raises(UsageError, match="is no store"):
+    with pytest.raises(UsageError, match="is not a store"):
         location("ftp://somewhere/x")
 
 
