@@ -1,6 +1,7 @@
 """Fixtures of all tests: real slides, small stores with a planted signal, the command line."""
 
 import csv
+import functools
 import io
 import os
 import signal
@@ -266,12 +267,12 @@ def hmil(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the command line and leave it running."""
+def start_python(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start Python with these arguments and leave it running."""
 
     def popen(*arguments: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "hmil_fast.cli", *map(str, arguments)],
+            [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
             env=child_environment(),
             stdout=subprocess.PIPE,
@@ -280,6 +281,14 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return popen
+
+
+@pytest.fixture
+def start(
+    start_python: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line and leave it running."""
+    return functools.partial(start_python, "-m", "hmil_fast.cli")
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,18 @@
 import os
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from hmil_fast.cli.console import Bar
 from hmil_fast.extraction.jobs.messages import (
     Elsewhere,
     Event,
@@ -39,7 +37,7 @@ def searching(share: float, px: int) -> str:
     )
 
 
-class JobBar:
+class JobBar(Bar):
     """A bar over the bytes of all slides, so that the time left is known before tiles are.
 
     Args:
@@ -47,13 +45,8 @@ class JobBar:
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._sizes: dict[str, int] = {}
-        self._ended: dict[str, int] = {}
-        self._tiles = 0
-        self._working: dict[str, tuple[int, float]] = {}
-        self._start = time.perf_counter()
-        self._bar = Progress(
+        super().__init__(
+            console,
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
@@ -62,24 +55,13 @@ class JobBar:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
         )
+        self._sizes: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._tiles = 0
+        self._working: dict[str, tuple[int, float]] = {}
+        self._start = time.perf_counter()
         self._task = self._bar.add_task("", visible=False, rate="")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:  # else it would leave an empty line
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
 
     def update(self, event: Event) -> None:
         """Show an event of the job."""
@@ -105,7 +87,7 @@ class JobBar:
             self._slide(event)
 
     def _print(self, text: str, style: str = "none") -> None:
-        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
     def _slide(self, result: SlideResult) -> None:
         self._end(result.slide_id, result.num_tiles)

@@ -1,18 +1,17 @@
 """The progress bar of `hmil-fast train`: epochs over all folds, a line for each fold."""
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from hmil_fast.cli.console import notes
+from hmil_fast.cli.console import Bar
 
 if TYPE_CHECKING:
     from hmil_fast.training.fold import EpochReport
 
 
-class TrainingBar:
+class TrainingBar(Bar):
     """A bar per model; a fold that stops early counts with all of its epochs.
 
     Args:
@@ -20,25 +19,11 @@ class TrainingBar:
     """
 
     def __init__(self, console: Console) -> None:
-        self._console, self.note = console, notes(console)
-        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, transient=True)
+        super().__init__(
+            console, TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
+        )
         self._task: TaskID | None = None
         self._model = ""
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:  # else it would leave an empty line
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
 
     def update(self, event: "EpochReport | str") -> None:
         """Print a note, or show the end of an epoch or of a fold."""
@@ -54,7 +39,7 @@ class TrainingBar:
         completed = event.fold * event.epochs + event.epoch + 1
         if event.last:
             completed = (event.fold + 1) * event.epochs
-            self._console.print(
+            self.console.print(
                 f"[green]✓[/] {fold}: best epoch {event.best_epoch + 1} of {event.epoch + 1}, "
                 f"validation loss {event.val_loss:.3f}, {event.instances_per_s:,.0f} "
                 f"instances/s, {event.bags_per_s:,.1f} bags/s, waited for data "

@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Any]:
-    def popen(*arguments: Any) -> subprocess.Popen[str]:
-        command = [*TORCHRUN, "--max-restarts", "0", "-m", "hmil_fast.cli", *map(str, arguments)]
-        return subprocess.Popen(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return popen
+def torchrun(start_python: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(start_python, *TORCHRUN, "--max-restarts", "0", "-m", "hmil_fast.cli")
 
 
 def curve(run: Path) -> dict[tuple[int, int], dict[str, float]]:

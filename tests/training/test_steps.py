@@ -2,11 +2,10 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +38,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def start_saving(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Any]:
-    def popen(*arguments: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return popen
+def start_saving(start_python: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(start_python, "-c", DRIVER)
 
 
 def position(path: Path) -> tuple[int, int]:

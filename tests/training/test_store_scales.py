@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from hmil_fast.api.train import train
-from hmil_fast.bags.splits import read_labels
 from hmil_fast.cli.main import main
-from hmil_fast.config import Runtime, load_config
+from hmil_fast.config import load_config, load_runtime
 from hmil_fast.errors import UsageError
 from hmil_fast.io.store import FeatureStore, StoreSpec, at_scale, create_store
-from hmil_fast.labels import LabelTree
 from hmil_fast.runs.predictions import read_predictions
 
 DRAWN = {"level0_size": [512, 512], "mpp": {"level0": 0.5}}
@@ -55,26 +53,34 @@ def copy_of(store: FeatureStore, path: Path, spec: StoreSpec) -> FeatureStore:
     return copy
 
 
+@pytest.fixture
+def train_at(cohort: Any, settings: tuple[str, ...], tmp_path: Path) -> Callable[..., Any]:
+    """Train on a store with one more setting, into a folder of this name."""
+
+    def train_at(store: FeatureStore, name: str, word: str) -> Any:
+        words = [*settings, word, "epochs=2", "baseline=none"]
+        tables = (cohort.path / "labels.csv", cohort.path / "tree.yaml")
+        config, runtime = load_config(None, words), load_runtime(None, words)
+        return train(store, *tables, tmp_path / name, config, runtime=runtime)
+
+    return train_at
+
+
 @pytest.mark.slow
 def test_a_run_is_of_the_scale_it_asks_for(
     several: FeatureStore,
     cohort: Any,
-    settings: tuple[str, ...],
+    train_at: Callable[..., Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
-    slides = read_labels(cohort.path / "labels.csv", tree)
-    config = load_config(None, [*settings, "mpp=1", "epochs=2", "baseline=none"], {})
-    run = train(
-        several, slides, tree, tmp_path / "run", config, runtime=Runtime("cpu", precision="fp32")
-    )
+    run = train_at(several, "run", "mpp=1")
     assert run.store["tiling"]["mpp"] == 1.0
     card = json.loads((tmp_path / "run/fold-0/model_card.json").read_text())
     assert card["features"]["tiling"]["mpp"] == 1.0
     coarse = at_scale(several, 1.0)
     alone = copy_of(coarse, tmp_path / "alone", coarse.spec)
-    train(alone, slides, tree, tmp_path / "other", config, runtime=Runtime("cpu", precision="fp32"))
+    train_at(alone, "other", "mpp=1")
     told = [(tmp_path / name / "predictions.csv").read_text() for name in ("run", "other")]
     assert told[0] == told[1]
 
@@ -104,22 +110,17 @@ def test_a_run_is_of_the_scale_it_asks_for(
 def test_a_run_on_all_scales(
     several: FeatureStore,
     cohort: Any,
-    settings: tuple[str, ...],
+    train_at: Callable[..., Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tree = LabelTree.from_yaml(cohort.path / "tree.yaml")
-    slides = read_labels(cohort.path / "labels.csv", tree)
-    config = load_config(None, [*settings, "scales=all", "epochs=2", "baseline=none"], {})
-    run = train(
-        several, slides, tree, tmp_path / "run", config, runtime=Runtime("cpu", precision="fp32")
-    )
+    run = train_at(several, "run", "scales=all")
     assert run.store["dim"] == 2 * several.spec.dim
     assert run.store["tiling"]["coarser"] == [1.0]
     where = ["--store", str(several.path), "--out"]
     assert main(["predict", str(run.path), "s00", *where, str(tmp_path / "p.csv")]) == 0
-    (ours,) = read_predictions(tmp_path / "p.csv", tree)
-    told = {p.slide_id: p for p in read_predictions(run.path / "predictions.csv", tree)}
+    (ours,) = read_predictions(tmp_path / "p.csv", run.tree)
+    told = {p.slide_id: p for p in read_predictions(run.path / "predictions.csv", run.tree)}
     for a, b in zip(ours.probabilities, told["s00"].probabilities, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert main(["heatmap", str(run.path), "s06", *where, str(tmp_path / "h.png")]) == 0
