@@ -8,7 +8,20 @@ from hmil_fast.models.output import HmilOutput
 from hmil_fast.models.segments import segments
 
 
-class MeanPool(nn.Module):
+class _TwoLayers(nn.Module):
+    """A hidden layer, and a head per level."""
+
+    def __init__(self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256) -> None:
+        super().__init__()
+        check_sizes(dim, num_classes, hidden)
+        self.first = nn.Linear(dim, hidden)
+        self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
+
+    def _predict(self, hidden: Tensor) -> HmilOutput:
+        return HmilOutput(tuple(head(hidden) for head in self.heads), (), (), None)
+
+
+class MeanPool(_TwoLayers):
     """A two-layer perceptron on the mean feature of the bag, one head per level (after SiMLP).
 
     Args:
@@ -17,33 +30,21 @@ class MeanPool(nn.Module):
         hidden: Width of the hidden layer.
     """
 
-    def __init__(self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256) -> None:
-        super().__init__()
-        check_sizes(dim, num_classes, hidden)
-        self.first = nn.Linear(dim, hidden)
-        self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
-
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. The mean of an empty bag is 0."""
         with torch.autocast(x.device.type, enabled=False):
             x = cast(features(x, self.first.in_features), self.first.weight)
             parts = segments(bags, x.shape[0], x.device)
             means = parts.sum(x) / parts.length.clamp_min(1)[:, None]
-            return _predict(torch.relu(self.first(means)), self.heads)
+            return self._predict(torch.relu(self.first(means)))
 
 
-class MaxPool(nn.Module):
+class MaxPool(_TwoLayers):
     """The largest value of every hidden unit over the bag, one head per level.
 
     h_i = ReLU(W x_i + b); the bag is max_i h_i ("embedding + max" in Ilse et al. 2018). Arguments
     as for `MeanPool`.
     """
-
-    def __init__(self, dim: int, num_classes: tuple[int, ...], *, hidden: int = 256) -> None:
-        super().__init__()
-        check_sizes(dim, num_classes, hidden)
-        self.first = nn.Linear(dim, hidden)
-        self.heads = nn.ModuleList(nn.Linear(hidden, classes) for classes in num_classes)
 
     def forward(self, x: Tensor, bags: Tensor, targets: Tensor | None = None) -> HmilOutput:
         """Predict packed bags; arguments as for `HMIL.forward`. An empty bag has maxima of 0."""
@@ -53,8 +54,4 @@ class MaxPool(nn.Module):
         largest = parts.max(self.first(x))
         with torch.autocast(x.device.type, enabled=False):
             hidden = torch.relu(largest.to(self.first.weight.dtype))
-            return _predict(hidden, self.heads)
-
-
-def _predict(hidden: Tensor, heads: nn.ModuleList) -> HmilOutput:
-    return HmilOutput(tuple(head(hidden) for head in heads), (), (), None)
+            return self._predict(hidden)
