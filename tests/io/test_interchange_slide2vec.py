@@ -26,7 +26,7 @@ def test_slide2vec_files_that_are_damaged_or_of_something_else(
             list(bag.blocks())
 
     path.write_bytes(data[: len(data) // 2])
-    refused("no sound .npz file")
+    refused("not a sound .npz file")
     np.savez_compressed(path, features=np.array([{}], object))
     refused("of object")
     np.savez_compressed(path, features=np.zeros((2**20, 24), np.float32))
@@ -39,7 +39,7 @@ def test_slide2vec_files_that_are_damaged_or_of_something_else(
     meta.write_text(json.dumps(said | {"artifact_type": "hierarchical_embeddings"}))
     refused("holds hierarchical_embeddings")
     meta.write_text("[1]")
-    refused("no sound JSON: not a mapping")
+    refused("not a sound JSON: not a mapping")
     meta.write_text(json.dumps(said))
     coords = tmp_path / "in" / "tiles" / "a.coordinates.npz"
     np.savez_compressed(coords, x=np.zeros(699, int), y=np.zeros(699, int))
