@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from hmil_fast.metrics import cell_text, level_name, metric_name, number_text, rates
+from hmil_fast.metrics.text import MISSING
 
 _LEVEL_METRICS = ("auc", "balanced_accuracy", "macro_f1")
 
@@ -65,7 +66,7 @@ def comparison_rows(
     for name, test in (tested or metrics).items():
         place, metric = name.split("/")
         level = "" if place == "tree" else level_name(int(place), num_levels) + " "
-        p_values = ["—" if test[key] is None else f"{test[key]:.4f}" for key in ("p", "p_holm")]
+        p_values = [MISSING if test[key] is None else f"{test[key]:.4f}" for key in ("p", "p_holm")]
         if test["p_holm"] is not None and test["p_holm"] < 0.05:
             p_values[1] += " *"
         difference = {**test, "value": test["difference"]}

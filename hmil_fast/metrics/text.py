@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-MISSING = "—"
+MISSING = "–"
 _NAMES = {
     "auc": "AUC", "macro_f1": "macro F1", "hierarchical_f1": "hierarchical F1",
     "qwk": "quadratic kappa", "brier": "Brier score", "nll": "NLL", "ece": "calibration error",
@@ -25,7 +25,7 @@ def level_name(level: int, num_levels: int) -> str:
 
 def number_text(value: float | None, sign: str = "") -> str:
     """A number with three decimals; `sign` "+" marks positive ones, too."""
-    return MISSING if value is None else f"{value:{sign}.3f}"
+    return MISSING if value is None else f"{value:{sign}.3f}".replace("-", "−")
 
 
 def cell_text(cell: Mapping[str, Any] | float | None, sign: str = "") -> str:

@@ -208,7 +208,7 @@ def test_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "*" in next(line for line in out.splitlines() if "hierarchical F1" in line)
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
     assert "leaf AUC" not in lines
-    assert "—" not in lines["leaf balanced accuracy"]
+    assert "–" not in lines["leaf balanced accuracy"]
     assert "not another training run" in out
     assert main([*command, "--metric", "f2"]) == 2
     assert "no metric f2\nFix: choose among accuracy" in capsys.readouterr().err

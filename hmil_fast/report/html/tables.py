@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hmil_fast.metrics import level_name, rates
+from hmil_fast.metrics import level_name, number_text, rates
 from hmil_fast.report.html.data import ReportData
 
 Cell = Mapping[str, Any]  # of metrics.json: value, low, high, undefined
@@ -99,11 +99,6 @@ class Folds(NamedTuple):
 def counted(n: int, noun: str, many: str | None = None) -> str:
     """A number and its noun, "1 slide" or "2 slides"."""
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"
-
-
-def number_text(value: float | None) -> str:
-    """A number as the tables write it."""
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def metric_of(cell: Cell | None) -> Metric | None:

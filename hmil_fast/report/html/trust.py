@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hmil_fast.metrics import level_name
+from hmil_fast.metrics import level_name, number_text
 from hmil_fast.report.html.data import ReportData
-from hmil_fast.report.html.tables import Metric, metric_of, number_text
+from hmil_fast.report.html.tables import Metric, metric_of
 
 _SCORES = {
     "ece": "calibration error", "ece_adaptive": "in bins of equal count", "brier": "Brier score",
