@@ -1,4 +1,4 @@
-"""Choose the implementation of the kernels (fused or streaming) and say why."""
+"""Choose the implementation of the kernels (fused or reference) and say why."""
 
 import importlib.util
 import os

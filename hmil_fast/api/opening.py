@@ -1,4 +1,4 @@
-"""Open the run, the store and the slide files that a caller names, and check them."""
+"""Open the run, store and slide files that a caller names, and load the run's features."""
 
 from collections.abc import Sequence
 from pathlib import Path

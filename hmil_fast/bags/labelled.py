@@ -1,4 +1,4 @@
-"""Match labelled slides with the slides of a store, and report those that only one of them has."""
+"""Match labelled slides with those of a store; report unmatched slides and empty bags."""
 
 from collections.abc import Sequence
 from dataclasses import replace

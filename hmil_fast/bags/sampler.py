@@ -1,4 +1,4 @@
-"""Sample bags into batches within budgets of bags and instances, in a reproducible order.
+"""Group bags into batches within size limits, draw augmented views, split batches among ranks.
 
 The order depends on (seed, fold, epoch) only, so a checkpoint stores a position as one number.
 """

@@ -1,4 +1,4 @@
-"""Read the prior: the frequency of each leaf where a run's predictions are used."""
+"""Read a prior over the leaves (file, cohort, last evaluation), and apply it to predictions."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Estimate tiles, bytes and time of a job from a sample of its slides."""
+"""Estimate tiles, bytes and time of a job from some of its slides, and check free disk space."""
 
 import math
 import queue

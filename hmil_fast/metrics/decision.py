@@ -1,4 +1,4 @@
-"""Turn a model's logits into probabilities under a prior, and those into one path of the tree.
+"""Convert softmax probabilities to another prior, and choose one path from root to leaf.
 
 A level that learnt from the shares π of its nodes gives p(node | slide) for such a cohort, and p/π
 is the class-conditional evidence for the node (Bayes' rule; Saerens et al. 2002). A parent has the

@@ -1,4 +1,4 @@
-"""Choose the picture under a heatmap: the stored thumbnail, the slide's file, or a blank sheet."""
+"""Draw the slide picture for heatmaps and the viewer, and read single tiles from the slide file."""
 
 import io
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Compare settings and stores of two runs, and describe in which values they differ."""
+"""Compare a run's settings or store with those given now, and describe what differs."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cache decoded source tiles, so that each is decoded once however the grid crosses it."""
+"""Cache decoded tiles of the slide file, so that overlapping reads rarely decode one twice."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Commit a slide: write the attempt's files, then create one record exclusively.
+"""Publish a slide by creating its commit record exclusively; read records, scan stored rows.
 
 A process may die at any step: before the record exists nothing does, after it the slide is whole.
 Of two writers one wins; the other deletes its own attempt.

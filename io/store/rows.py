@@ -1,4 +1,4 @@
-"""Write the features of one scale of a slide, shard by shard."""
+"""Write features of one scale and view in shards, with zeros in the rows of bad tiles."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Group short bags for the CPU path, so that neighbours share a tile."""
+"""Group short adjacent bags into padded blocks of rows for the CPU kernel."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Leases: which process works on which slide, so that no two processes extract the same slide.
+"""Lock slides by lease files, so that no two processes extract the same slide.
 
 Leases only save work: a slide exists once the store's exclusive commit has succeeded, with a lease
 or without.

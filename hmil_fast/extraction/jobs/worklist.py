@@ -1,4 +1,4 @@
-"""Work list of one process of a job: which slide to extract next, and which are done elsewhere."""
+"""Run one worker of an extraction job: take slides under leases, extract them, record results."""
 
 import hashlib
 import time

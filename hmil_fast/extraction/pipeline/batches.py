@@ -1,4 +1,4 @@
-"""Fill batches of one fixed shape across slides, and return their features to the slides."""
+"""Collect tiles of several slides in fixed-size batches, and encode these without a GPU wait."""
 
 from collections.abc import Callable
 from typing import Any

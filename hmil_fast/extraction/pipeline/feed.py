@@ -1,4 +1,4 @@
-"""Decode tiles of one slide after another, ahead of the consumer."""
+"""Open slides and decode their tiles in background threads, ahead of the encoder."""
 
 import queue
 import threading

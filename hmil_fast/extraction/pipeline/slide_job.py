@@ -1,4 +1,4 @@
-"""One slide from open to commit; its failure affects only itself."""
+"""Hold the state of one slide being extracted: write its features, keep its errors, commit it."""
 
 import time
 from collections import deque
