@@ -11,6 +11,7 @@ import pytest
 import hmil_fast
 from hmil_fast.io.slide import open_slide
 
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "python.md"
 LEAVES = ("N", "PB", "IC")
 
@@ -63,6 +64,7 @@ def page(folder: Path) -> dict[str, object]:
     return names
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_uses_every_public_name(folder: Path, page: dict[str, object]) -> None:
     assert (folder / "s00.png").stat().st_size > 1000
     assert len(page["p_leaf"]) == len(LEAVES)  # type: ignore[arg-type]

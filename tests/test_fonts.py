@@ -53,6 +53,7 @@ def maps(text: str) -> Image.Image:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [sheet, maps])
 def test_pictures_of_a_run(
     draw: Callable[[str], Image.Image], caplog: pytest.LogCaptureFixture

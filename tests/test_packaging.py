@@ -112,6 +112,7 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
     assert dead == []
 
 
+@pytest.mark.slow
 def test_the_installed_command_answers_without_any_dependency(wheel: Path, tmp_path: Path) -> None:
     made = run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     assert made.returncode == 0, made.stderr

@@ -172,6 +172,7 @@ def test_missing_data_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_p
             cohorts.TASKS[name].draw(0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_fashion_cohort_keeps_its_word() -> None:
     cohort = cohorts.draw_fashion(7, train_bags=100, test_bags=140)

@@ -178,6 +178,7 @@ def test_the_grid_of_a_gpu_holds_what_was_asked_for() -> None:
     assert str(found[0]) == "core-forward-bf16-1000000x1"
 
 
+@pytest.mark.slow
 def test_it_needs_neither_store_nor_decoders() -> None:
     """On a machine with torch, Triton, numpy, pytest and pytest-benchmark alone."""
     code = (

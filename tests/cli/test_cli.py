@@ -223,6 +223,7 @@ def test_a_store_that_a_job_fills_keeps_its_settings(
     assert main(args) == 0
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_ends_without_a_word() -> None:
     command = [sys.executable, "-m", "hmil_fast.cli", "doctor", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -14,6 +14,7 @@ from hmil_fast.extraction.jobs.messages import JobStarted, TilesDone
 from hmil_fast.extraction.slides import SlideTask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_tables_fit_80_columns(
     command: str,

@@ -67,6 +67,7 @@ def test_a_file_says_what_its_model_and_predict_say(run: Any, cohort: Any, heads
             np.testing.assert_allclose(level, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_holds_its_card_and_no_path_of_the_machine(run: Any, heads: Path) -> None:
     opened, file = open_run(run.path), heads / "fold-1.onnx"
     model = onnx.load(str(file))

@@ -56,6 +56,7 @@ def as_predicted(run: Any, logits: Sequence[torch.Tensor]) -> list[np.ndarray]:
     return [coarse, (coarse @ family.T) * evidence / (evidence @ family @ family.T)]
 
 
+@pytest.mark.slow
 def test_a_slide_of_the_run_is_predicted_by_the_fold_that_tested_it(
     run: Any, cohort: Any, hmil: Callable[..., Any]
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored(
     assert again.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mpp", "level"), [(SVS, 0.5, 0), (PYRAMID, 1.0, 1)])
 def test_features_are_the_encoders_of_openslides_pixels(
     slide_file: SlideFile, tmp_path: Path, encoder: Encoder, name: str, mpp: float, level: int

@@ -66,6 +66,7 @@ def test_together_and_alone_are_the_same_bits(
         assert (inside < coarser.record(task.slide_id).attrs["tile_px_level0"]).all()
 
 
+@pytest.mark.slow
 def test_the_command_takes_scales_and_resumes(
     tmp_path: Path, slide_file: SlideFile, capsys: pytest.CaptureFixture[str], own_signals: None
 ) -> None:

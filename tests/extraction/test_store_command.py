@@ -29,6 +29,7 @@ def stored(
     return folder
 
 
+@pytest.mark.slow
 def test_slide_mpp_is_for_slides_that_state_none(cli: Cli, stored: Path) -> None:
     slides = json.loads(cli("store", "info", stored / "s").stdout)["slide_ids"]
     assert slides["good"]["mpp"] == pytest.approx(0.499)
@@ -36,6 +37,7 @@ def test_slide_mpp_is_for_slides_that_state_none(cli: Cli, stored: Path) -> None
     assert slides["good"]["tiles"] > 2 * slides["wrong"]["tiles"]
 
 
+@pytest.mark.slow
 def test_a_corrected_mpp_is_not_passed_over(cli: Cli, stored: Path, tmp_path: Path) -> None:
     shutil.copytree(stored / "s", tmp_path / "s")
     manifest = stored / "manifest.csv"
@@ -51,6 +53,7 @@ def test_a_corrected_mpp_is_not_passed_over(cli: Cli, stored: Path, tmp_path: Pa
     assert slides["wrong"]["mpp"] == 0.499
 
 
+@pytest.mark.slow
 def test_repair_drops_what_is_damaged_and_extract_makes_it_anew(
     cli: Cli, stored: Path, tmp_path: Path
 ) -> None:

@@ -319,6 +319,7 @@ for form in (f for f in FORMATS.values() if f.parts):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_file_under_its_name(lay_out: Layout, tmp_path: Path) -> None:
     lay_out("trident", tmp_path / "in", "a", rows=5000)
     take("trident", tmp_path / "in", tmp_path / "s")

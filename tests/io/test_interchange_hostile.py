@@ -326,6 +326,7 @@ def test_a_file_that_hangs_hdf5_stops_no_other(
     assert before.alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_reader_that_hangs_or_dies_is_replaced(
     number: signal.Signals, lay_out: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

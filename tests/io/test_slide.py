@@ -36,6 +36,7 @@ def openslide_level0(path: Path, corner: tuple[int, int], size: int) -> np.ndarr
     return np.where(tile[..., 3:] == 0, 255, tile[..., :3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reader", "vendor", "codec", "mpp", "source", "power"),
     [
@@ -169,6 +170,7 @@ def test_the_next_reader_serves_where_one_is_missing(
     assert ("not installed" in reason) == bool(refused)
 
 
+@pytest.mark.slow
 def test_torch_first_does_not_hang(slide_file: SlideFile, tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from hmil_fast.io.slide import open_slide\n"

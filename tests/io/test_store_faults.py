@@ -234,6 +234,7 @@ def test_a_file_size_limit_is_told_and_leaves_nothing(store: FeatureStore) -> No
     assert check_whole(store, "s") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_one_store(tmp_path: Path) -> None:
     code = (
         "import sys, time; from hmil_fast.io.store import StoreSpec, create_store;"

@@ -60,6 +60,7 @@ def test_part_of_the_grid(mosaic: tuple[SlideReader, TileGrid]) -> None:
     assert list(decode_tiles(slide, grid, batch=16, threads=2, rows=slice(7, 7))) == []
 
 
+@pytest.mark.slow
 def test_several_scales_come_together_from_the_top_down(
     mosaic: tuple[SlideReader, TileGrid],
 ) -> None:

@@ -44,6 +44,7 @@ def small(slide_file: Callable[[str], Path]) -> tuple[np.ndarray, float]:
         return thumbnail, slide.info.level_mpp(0) * 2220 / thumbnail.shape[1]
 
 
+@pytest.mark.slow
 def test_two_scanners_come_nearer(small: tuple[np.ndarray, float]) -> None:
     pixels, um_per_px = small
     tissue = find_tissue(pixels, um_per_px).mask

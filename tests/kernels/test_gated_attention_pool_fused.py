@@ -13,6 +13,7 @@ def test_fused_kernels(where: str, run_fused_cases: Callable[[str, str], None]) 
     run_fused_cases("pooling", where)
 
 
+@pytest.mark.slow
 def test_the_op_passes_opcheck_on_a_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(20, 6), (2, 5, 6), (2, 5), (3, 5), (3,)]

@@ -31,6 +31,7 @@ def numbers(text: str, dtype: str) -> NDArray:
     return np.frombuffer(base64.b64decode(text), dtype)
 
 
+@pytest.mark.slow
 def test_a_view_holds_the_attention_of_the_prediction(
     run: Any, cohort: Any, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def assert_close(a: dict[str, np.ndarray], b: dict[str, np.ndarray], atol: float
         np.testing.assert_allclose(p, b[slide_id], atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runtime",
     [("--device", "cpu"), ("cache=stream",), ("precision=bf16", "threads=1"), ("cache=map",)],
@@ -55,6 +56,7 @@ def test_a_run_predicts_in_the_precision_that_it_was_told_to_train_in(run: Any) 
     assert opened.precision_for(Runtime(precision="bf16")) == "bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "heatmap", "evaluate", "report"])
 def test_commands_take_a_device_and_name_one_that_is_not_there(
     run: Any, cohort: Any, hmil: Callable[..., Any], command: str, tmp_path: Path
@@ -71,6 +73,7 @@ def test_commands_take_a_device_and_name_one_that_is_not_there(
     assert good.returncode == 0, good.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_the_layout_before_is_read(tmp_path: Path, cohort: Any, hmil: Any) -> None:
     shutil.copytree(OLD, tmp_path / "run")
     opened = open_run(tmp_path / "run")
@@ -86,6 +89,7 @@ def test_a_run_of_the_layout_before_is_read(tmp_path: Path, cohort: Any, hmil: A
     assert_close(leaves_of(tmp_path / "p.csv", opened.tree), old, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_layout_before_resumes(tmp_path: Path, cohort: Any, hmil: Any) -> None:
     shutil.copytree(OLD, tmp_path / "run")
     last = tmp_path / "run" / "fold-1" / "predictions.csv"
@@ -100,6 +104,7 @@ def test_a_run_of_the_layout_before_resumes(tmp_path: Path, cohort: Any, hmil: A
     assert_close(leaves_of(last, tree), old, 5e-3)
 
 
+@pytest.mark.slow
 def test_train_keeps_the_evaluation_that_was_asked_for(
     run: Any, cohort: Any, settings: Sequence[str], hmil: Callable[..., Any], tmp_path: Path
 ) -> None:

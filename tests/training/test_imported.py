@@ -49,6 +49,7 @@ def test_a_copy_of_the_features_is_as_good_as_the_store(
     assert "was trained: s06" in err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_a_copy_of_its_features_and_not_with_others(
     cohort: Any, copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_features_of_another_encoder_are_refused_by_name(
     assert main(["predict", str(tmp_path / "run"), "--store", str(tmp_path / "c")]) == 0
 
 
+@pytest.mark.slow
 def test_imported_slides_are_drawn_on_their_file_or_a_blank_sheet(
     run: Any, cohort: Any, copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +169,7 @@ def test_imported_slides_are_drawn_on_their_file_or_a_blank_sheet(
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_the_report_shows_imported_slides(
     run: Any, copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +185,7 @@ def test_the_report_shows_imported_slides(
     assert re.search(r"not shown, with no coordinates: (s\d\d, ){5}… \(35 slides\)", err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["none", "some", "kind"])
 def test_a_wrong_store_does_not_touch_a_good_report(
     what: str,

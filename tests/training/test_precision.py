@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ def leaf_auc(run: Any) -> float:
     return float(metrics["pooled"]["levels"]["1"]["auc"]["value"])
 
 
+@pytest.mark.slow
 def test_bf16_trains_as_fp32_does(
     tmp_path: Path, train_small: Callable[..., Any], monkeypatch: Any
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_stop_while_the_last_slides_are_predicted_is_not_forgotten(
     assert (run.path / "fold-1" / "predictions.csv").exists()
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_refused_and_left_alone(
     run: Any, cohort: Any, hmil: Callable[..., Any], settings: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def table(text: str) -> dict[str, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_every_command_sees_the_scale_of_the_checkpoint(
     scaled_run: Path,
     apart: FeatureStore,

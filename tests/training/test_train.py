@@ -131,6 +131,7 @@ def test_the_log_says_which_epoch_was_best(run: Any) -> None:
             assert json.loads(file.metadata()["state"])["best"]["epoch"] == best
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_printed(
     run: Any, cohort: Any, hmil: Callable[..., Any], settings: tuple[str, ...]
 ) -> None:
