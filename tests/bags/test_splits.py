@@ -397,15 +397,3 @@ def test_manifests_of_the_first_version_are_read_and_newer_ones_are_not(tmp_path
     path.write_text(json.dumps({"version": 9, "sha256": sha256, "made_from": {}, **content}))
     with pytest.raises(UsageError, match="version 9, newer than this"):
         read_splits(path)
-
-
-@pytest.mark.parametrize("word", ["val", "valid", "Validation", "validation set"])
-def test_the_label_file_takes_the_words_for_validation_that_split_files_take(
-    tmp_path: Path, word: str
-) -> None:
-    (tmp_path / "tree.yaml").write_text("benign: [N]\nmalignant: [IC]\n")
-    (tmp_path / "labels.csv").write_text(
-        f"slide_id,label,split\na,N,train\nb,IC,train\nc,N,{word}\nd,IC,test\n"
-    )
-    slides = read_labels(tmp_path / "labels.csv", tmp_path / "tree.yaml")
-    assert [slide.split for slide in slides] == ["train", "train", "val", "test"]
