@@ -249,7 +249,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def hmil(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """The command line in a child process, from a folder that is no checkout."""
+    """The command line in a child process, from a folder outside the checkout."""
     cwd = tmp_path_factory.mktemp("cwd")
 
     def run(*arguments: Any) -> Finished:

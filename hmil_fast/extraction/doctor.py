@@ -100,7 +100,7 @@ def examine(
     Args:
         tasks: The slides.
         tiles: The tiles that would be extracted.
-        encoder: What would encode them; without one there are no times and sizes.
+        encoder: The encoder; without one, times and sizes are left out.
         store: Where features would go: examine 16 of the slides, and estimate the whole job.
         disk: A place on the disk that features would go to; by default that of `store`, or of the
             working directory.
@@ -194,7 +194,7 @@ def slide_reports(
     Args:
         tasks: The slides.
         spec: The tiles asked for.
-        encoder: What would encode them; without one there are no times and sizes.
+        encoder: The encoder; without one, times and sizes are left out.
         store: Where features would go; it need not exist.
         watch: Called with progress.
     """

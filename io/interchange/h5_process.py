@@ -98,7 +98,7 @@ class H5Process:
 
     @contextmanager
     def _time_limit(self, seconds: float) -> Iterator[None]:
-        """End the process if it takes longer: it may be stopped, or not read what it is sent."""
+        """Kill the child process if the block takes longer than this many seconds."""
         timer = threading.Timer(seconds, self._end_late)
         timer.daemon = True
         timer.start()
