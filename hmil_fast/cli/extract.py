@@ -25,8 +25,9 @@ from hmil_fast.errors import UsageError
 if TYPE_CHECKING:  # they import torch, which --help does without
     from collections.abc import Callable
 
-    from hmil_fast.extraction.doctor import Finding, SlideReport
+    from hmil_fast.extraction.doctor import SlideReport
     from hmil_fast.extraction.encoders import Encoder
+    from hmil_fast.extraction.findings import Finding
     from hmil_fast.extraction.slides import SlideTask
     from hmil_fast.io.store.location import Location
     from hmil_fast.io.tiles.grid import TileSpec
@@ -38,8 +39,9 @@ def add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
     def run(args: argparse.Namespace) -> int:
         from hmil_fast.cli.extract_output import print_findings, print_slides
         from hmil_fast.device import pick_device
-        from hmil_fast.extraction.doctor import Finding, machine_findings
+        from hmil_fast.extraction.doctor import machine_findings
         from hmil_fast.extraction.encoders import load_encoder
+        from hmil_fast.extraction.findings import Finding
 
         findings = machine_findings()
         slides: list[SlideReport] = []

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hmil_fast.extraction.doctor import Finding, SlideReport
+from hmil_fast.extraction.doctor import SlideReport
+from hmil_fast.extraction.findings import Finding
 from hmil_fast.extraction.jobs.summary import JobSummary
 from hmil_fast.extraction.preflight import nbytes
 

@@ -21,6 +21,7 @@ from hmil_fast.extraction.encoders import (
     first_line,
     plugins,
 )
+from hmil_fast.extraction.findings import Finding, kernel_findings
 from hmil_fast.extraction.preflight import (
     estimate,
     nbytes,
@@ -36,7 +37,6 @@ from hmil_fast.io.store.backend import backend_of
 from hmil_fast.io.store.location import Location
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
-from hmil_fast.kernels.dispatch import describe
 
 PACKAGES = ("hmil-fast", "torch", "triton", "timm", "zarr", "numcodecs", "openslide-python")
 PROBE_TILES = 32
@@ -47,15 +47,6 @@ Watch = Callable[[str, int, float, int], None]
 
 def _no_watch(slide_id: str, before: int, share: float, px: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A check's result: its state ("ok", "note" or "bad"), what it found, and the fix."""
-
-    state: str
-    what: str
-    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def machine_findings() -> list[Finding]:
         else:
             text = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
             findings.append(Finding("note", f"{what} is not installed", text))
-    findings.append(Finding("ok", f"kernels: {describe()}"))
+    findings += kernel_findings()
     findings.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
     others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)
     findings.append(Finding("ok", f"encoder with packaged weights: {DEFAULT_ENCODER}"))

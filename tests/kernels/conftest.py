@@ -16,19 +16,27 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def run_fused_cases() -> Callable[[str, str], None]:
+def interpreter() -> None:
+    """Skip where Triton's interpreter cannot run the kernels."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if _version(triton) < (3, 7) and _version(np) >= (2, 4):
+        pytest.skip(
+            f"the interpreter of Triton {triton.__version__} cannot loop with numpy "
+            f"{np.__version__}; with numpy below 2.4 it can"
+        )
+
+
+@pytest.fixture
+def run_fused_cases(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Run tests/kernels/fused_{name}_cases.py on a GPU, or in Triton's interpreter.
 
     It is a process of its own, because Triton decides when it is imported whether it interprets.
     """
 
     def run(name: str, where: str) -> None:
-        triton = pytest.importorskip("triton", reason="Triton is not installed")
-        if where == "interpreter" and _version(triton) < (3, 7) and _version(np) >= (2, 4):
-            pytest.skip(
-                f"the interpreter of Triton {triton.__version__} cannot loop with numpy "
-                f"{np.__version__}; with numpy below 2.4 it can"
-            )
+        pytest.importorskip("triton", reason="Triton is not installed")
+        if where == "interpreter":
+            request.getfixturevalue("interpreter")
         environment = os.environ | {"HMIL_KERNELS": "fused", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         environment["TRITON_INTERPRET"] = "1" if where == "interpreter" else "0"
         done = subprocess.run(

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from hmil_fast.kernels.dispatch import choose, describe
+from hmil_fast.kernels.dispatch import choose, judged
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
+from hmil_fast.kernels.proof import Measure
+from hmil_fast.kernels.verdict import Verdict
 
 CPU = torch.device("cpu")
 
@@ -14,7 +18,7 @@ def _no_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_runs_the_reference() -> None:
-    assert choose(CPU) == ("reference", "the tensors are on a CPU")
+    assert choose(CPU) == ("reference", "the tensors are on a CPU", None)
 
 
 def test_the_interpreter_runs_the_kernels_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,20 +26,50 @@ def test_the_interpreter_runs_the_kernels_only_if_asked(monkeypatch: pytest.Monk
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(CPU).name == "reference"
     monkeypatch.setenv("HMIL_KERNELS", "fused")
-    assert choose(CPU) == ("fused", "HMIL_KERNELS=fused")
+    assert choose(CPU) == ("fused", "HMIL_KERNELS=fused", None)
 
 
 def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMIL_KERNELS", "reference")
-    assert choose(torch.device("cuda", 0)) == ("reference", "HMIL_KERNELS=reference")
+    assert choose(torch.device("cuda", 0)) == ("reference", "HMIL_KERNELS=reference", None)
 
 
 @pytest.mark.gpu
-def test_a_gpu_runs_the_kernels_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_runs_the_kernels_that_it_passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     device = torch.device("cuda", 0)
-    assert choose(device).name == "reference"
-    monkeypatch.setenv("HMIL_KERNELS", "fused")
-    assert choose(device) == ("fused", "HMIL_KERNELS=fused")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    choice = choose(device)
+    assert choice is choose(device)
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        assert (choice.name, choice.verdict) == ("reference", None)
+        return
+    assert choice.verdict is not None
+    assert choice.name == "fused", choice.verdict.text()
+    assert [str(path) for path in tmp_path.rglob("*.json")] == [choice.verdict.place]
+    for wish in ("fused", "reference"):
+        monkeypatch.setenv("HMIL_KERNELS", wish)
+        assert choose(device) == (wish, f"HMIL_KERNELS={wish}", None)
+
+
+def test_a_gpu_that_passes_runs_the_kernels(recwarn: pytest.WarningsRecorder) -> None:
+    verdict = Verdict((Measure("supcon fp32", "lse", 1e-7, 1e-5),))
+    assert judged(verdict, "a GPU") == ("fused", "its check passed", verdict)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("raised", ["", "supcon fp32: CompilationError: no"])
+def test_a_gpu_that_fails_runs_the_reference_and_gives_the_numbers(raised: str) -> None:
+    verdict = Verdict((Measure("supcon fp32", "lse", 0.05, 1e-5),), raised)
+    with pytest.warns(RuntimeWarning) as said:
+        choice = judged(verdict, "NVIDIA H200")
+    assert (choice.name, choice.verdict) == ("reference", verdict)
+    assert len(said) == 1
+    text = str(said[0].message)
+    assert text.startswith("the fused kernels fail their check on NVIDIA H200; the reference runs")
+    assert "supcon fp32, lse: 5.0e-02 (≤ 1.0e-05)" in text
+    assert text.endswith(raised or ")")
 
 
 @pytest.mark.parametrize(
@@ -54,12 +88,3 @@ def test_bad_wishes_are_named(wish: str, said: str, monkeypatch: pytest.MonkeyPa
         gated_attention_pool(
             x, gate, bias, gate, bias, torch.zeros(1, 3), torch.zeros(1), torch.tensor([[0, 4]])
         )
-
-
-def test_people_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
-        assert describe() == "reference on cpu: the tensors are on a CPU"
-    monkeypatch.setenv("HMIL_KERNELS", "reference")
-    assert describe().endswith(": HMIL_KERNELS=reference")
-    monkeypatch.setenv("HMIL_KERNELS", "both")
-    assert describe().startswith("HMIL_KERNELS is 'both'")
