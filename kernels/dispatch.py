@@ -33,12 +33,18 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def exact_products() -> bool:
+    """Whether torch is set to multiply float32 in its full precision on a GPU, not in tf32."""
+    # torch.get_float32_matmul_precision raises where the newer settings were used; these say both
+    return bool(torch.backends.cuda.matmul.fp32_precision != "tf32")
+
+
 def choose(device: torch.device) -> Choice:
     """The implementation for tensors on a device.
 
     Fused on a GPU from sm_80 on that passes a check: at first use all fused kernels run forward and
     backward on small bags in a process of its own, and every output must be close to float64
-    (`hmil_fast.kernels.verdict`). That takes as long as compiling them, about half a minute, once
+    (`hmil_fast.kernels.verdict`). That takes as long as compiling them, some 20 seconds, once
     for a GPU model, driver, release and code; then the verdict is read from a file, and after the
     first call it is in memory. A GPU that fails runs the reference, and a warning gives the
     numbers. No time is measured: the choice is the same on every machine with that GPU.
@@ -52,13 +58,13 @@ def choose(device: torch.device) -> Choice:
     Raises:
         ValueError: HMIL_KERNELS says neither, or asks for what cannot run here.
     """
-    # kernels of float32 follow the precision, so it is a part of what was checked
-    precision = torch.get_float32_matmul_precision()
-    return _choice(device, os.environ.get(SWITCH, ""), interpreted(), precision)
+    # other kernels of float32 are another check
+    exact = device.type != "cuda" or exact_products()
+    return _choice(device, os.environ.get(SWITCH, ""), interpreted(), exact)
 
 
-@cache  # choose() is called for every operation of every step
-def _choice(device: torch.device, wish: str, interpreted: bool, precision: str) -> Choice:
+@cache  # choose() is called for every operation of every step; `exact` is a part of the key only
+def _choice(device: torch.device, wish: str, interpreted: bool, exact: bool) -> Choice:
     if wish not in ("", "reference", "fused"):
         raise ValueError(f"{SWITCH} is {wish!r}; set it to reference or fused, or unset it")
     if wish == "reference":

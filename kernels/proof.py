@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmil_fast.kernels.bags import Spans
-from hmil_fast.kernels.dispatch import interpreted
+from hmil_fast.kernels.dispatch import exact_products, interpreted
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 from hmil_fast.kernels.hierarchy_alignment.reference import alignment_reference
 
@@ -79,7 +79,7 @@ def measure(
 ) -> tuple[list[Measure], str]:
     """Run each fused operation forward and backward, and compare all outputs with float64.
 
-    Products of float32 are as exact as `torch.get_float32_matmul_precision` asks for.
+    Products of float32 are as exact as torch is set to.
 
     Args:
         device: A GPU; or the CPU in a process with TRITON_INTERPRET=1, where the bags are the same
@@ -107,7 +107,7 @@ def _cases(
     device: torch.device, fused: dict[str, Operation]
 ) -> Iterator[tuple[str, str, Callable[[], Outputs]]]:
     """The name of each case, the kind of its products, and what runs it."""
-    exact = interpreted() or torch.get_float32_matmul_precision() == "highest"
+    exact = interpreted() or exact_products()
     single = "fp32" if exact else "tf32"
     if pool := fused.get("gated_attention_pool"):
         for shape in _SHAPES_INTERPRETED if interpreted() else _SHAPES:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hmil_fast.files import write_text
+from hmil_fast.kernels.dispatch import exact_products
 from hmil_fast.kernels.proof import Measure
 
 Facts = dict[str, str]
@@ -109,7 +110,7 @@ def ask(device: torch.device, command: Sequence[str] | None = None) -> Verdict:
         command: What runs in place of `python -m hmil_fast.kernels.proof`.
     """
     program = [sys.executable, "-P", "-m", "hmil_fast.kernels.proof"]
-    precision = torch.get_float32_matmul_precision()
+    precision = "highest" if exact_products() else "high"
     # the modules of this process, wherever it has them from
     search = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)  # noqa: PTH100
     try:
@@ -148,7 +149,7 @@ def _facts(device: torch.device) -> Facts:
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": triton,
-        "float32 products": torch.get_float32_matmul_precision(),
+        "float32 products": "float32" if exact_products() else "tf32",
         "code": code_digest(Path(__file__).resolve().parent),
     }
 

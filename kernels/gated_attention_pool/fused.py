@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hmil_fast.kernels.bags import Spans
-from hmil_fast.kernels.dispatch import interpreted
+from hmil_fast.kernels.dispatch import exact_products, interpreted
 from hmil_fast.kernels.gated_attention_pool.configs import Config, Pass, configuration
 from hmil_fast.kernels.gated_attention_pool.fused_backward import Saved, launch_backward
 from hmil_fast.kernels.gated_attention_pool.fused_forward import launch_forward
@@ -51,5 +51,5 @@ def _config(kind: Pass, x: Tensor, classes: int) -> Config:
         classes,
         10 * major + minor,
         interpreted=interpreted(),
-        exact=torch.get_float32_matmul_precision() == "highest",
+        exact=exact_products(),
     )

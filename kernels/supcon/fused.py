@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hmil_fast.kernels.dispatch import interpreted
+from hmil_fast.kernels.dispatch import exact_products, interpreted
 from hmil_fast.kernels.launch import constants, options
 
 _PROGRAMS = 2  # per multiprocessor; fewer leave some idle
@@ -161,7 +161,7 @@ def product_precision() -> str:
     """Triton's name of the precision of products that torch is set to."""
     if interpreted():
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if exact_products() else "tf32"
 
 
 def _sum(z: Tensor) -> Any:

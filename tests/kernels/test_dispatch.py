@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,30 @@ def test_the_interpreter_runs_the_kernels_only_if_asked(monkeypatch: pytest.Monk
 def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMIL_KERNELS", "reference")
     assert choose(torch.device("cuda", 0)) == ("reference", "HMIL_KERNELS=reference", None)
+
+
+def test_the_precision_of_products_is_read_however_it_was_set() -> None:
+    code = (
+        "import torch\n"
+        "from hmil_fast.kernels.dispatch import choose, exact_products\n"
+        "said = [exact_products()]\n"
+        "for word in ('high', 'highest', 'medium'):\n"
+        "    torch.set_float32_matmul_precision(word)\n"
+        "    said.append(exact_products())\n"
+        "for word in ('ieee', 'tf32'):\n"
+        "    torch.backends.cuda.matmul.fp32_precision = word\n"
+        "    said.append(exact_products())\n"
+        "choose(torch.device('cpu'))\n"
+        "print(said)\n"
+    )
+    done = subprocess.run(  # settings of a process of its own
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "[True, False, True, False, True, False]", done.stderr
 
 
 @pytest.mark.gpu
