@@ -29,9 +29,10 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # float32 without an 
 # no instance, one, less than a tile, and not a multiple of a tile, whose rows are 64 to 256
 _LENGTHS = (130, 0, 1, 64, 257)
 _BETWEEN = 3  # rows in no bag, before each: what is written there shows
-# D, H, C: both levels of HMIL at once, and attention on features of 1,024, which do not fit
-# shared memory as whole rows; over 16 classes run in another configuration
-_SHAPES = ((256, 320, 10), (1024, 256, 20))
+# D, H, C: both levels of HMIL at once, and attention on wider and narrower features: whole rows of
+# up to 512 fit shared memory, and a kernel may be compiled for each width; over 16 classes run in
+# another configuration
+_SHAPES = ((256, 320, 10), (1024, 256, 20), (512, 256, 20), (128, 64, 10))
 _SHAPES_INTERPRETED = ((40, 48, 17),)
 _PARENT = (0, 0, 0, 1, 1, 2, 2)
 _VIEWS, _VIEWS_INTERPRETED = (300, 256), (90, 40)  # rows of SupCon, not a multiple of a block
