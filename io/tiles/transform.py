@@ -25,14 +25,16 @@ class TileTransform(Protocol):
 
     def __call__(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | Tensor,
         dtype: torch.dtype = torch.float32,
         params: PixelParams | None = None,
     ) -> Tensor:
         """Transform up to `batch` tiles.
 
         Args:
-            pixels: uint8 [n, read_px, read_px, 3], C-contiguous; free again on return.
+            pixels: uint8 [n, read_px, read_px, 3], C-contiguous, on the host or on the transform's
+                device. On a CPU they are free again on return; on a GPU once what the current
+                stream holds by then is done.
             dtype: float32, or half where the encoder runs in it.
             params: What is done to each of them between resize and normalisation.
 
@@ -106,7 +108,7 @@ class _Quicker:
 
     def __call__(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | Tensor,
         dtype: torch.dtype = torch.float32,
         params: PixelParams | None = None,
     ) -> Tensor:
@@ -133,11 +135,12 @@ class _TorchTransform:
 
     def __call__(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | Tensor,
         dtype: torch.dtype = torch.float32,
         params: PixelParams | None = None,
     ) -> Tensor:
-        tiles = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        on_device = torch.as_tensor(pixels).to(self._device, non_blocking=True)
+        tiles = on_device.permute(0, 3, 1, 2)
         if tiles.shape[-1] != self._input_px:
             size = [self._input_px, self._input_px]
             exact = tiles if self._device.type == "cpu" else tiles.float()

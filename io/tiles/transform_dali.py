@@ -40,10 +40,11 @@ class DaliTransform:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._graphs: dict[tuple[frozenset[str], int], Any] = {}
+        self._fed: Any = None
 
     def __call__(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | Tensor,
         dtype: torch.dtype = torch.float32,
         params: PixelParams | None = None,
     ) -> Tensor:
@@ -54,11 +55,20 @@ class DaliTransform:
         if kind not in self._graphs:
             self._graphs[kind] = _graph(self._settings, *kind)
         graph = self._graphs[kind]
-        graph.feed_input("pixels", pixels)
+        device = self._settings.device
+        on_gpu = device.type == "cuda"
+        # DALI takes no copy of them: they stay until the next call, in torch's stream
+        self._fed = (
+            torch.as_tensor(pixels).to(device, non_blocking=True) if on_gpu else np.asarray(pixels)
+        )
+        graph.feed_input("pixels", self._fed)
         for name, values in inputs.items():
             graph.feed_input(name, values)
-        (out,) = graph.run()
-        return from_dlpack(out.as_tensor()).to(dtype)
+        # bound to torch's stream: what is queued there reads the output before the next run does
+        # write to that memory, and the host waits for neither
+        (out,) = graph.run(torch.cuda.current_stream(device)) if on_gpu else graph.run()
+        # pixels with their channels side by side are torch's channels_last, without a copy
+        return from_dlpack(out.as_tensor()).permute(0, 3, 1, 2).to(dtype)
 
 
 def dali_installed() -> bool:
@@ -95,12 +105,10 @@ def _graph(settings: Settings, inputs: frozenset[str], radius: int) -> Any:
         return fn.external_source(name=name, dtype=kind)
 
     def graph() -> Any:
-        # a GPU may still read the pixels after the call returns: there DALI keeps a copy
+        place = "gpu" if on_gpu else "cpu"
         x: Any = fn.external_source(
-            name="pixels", layout="HWC", dtype=types.UINT8, no_copy=not on_gpu
+            name="pixels", device=place, layout="HWC", dtype=types.UINT8, no_copy=True
         )
-        if on_gpu:
-            x = x.gpu()
         if settings.resize is not None:
             side, how = settings.resize
             kind = types.INTERP_LINEAR if how == "bilinear" else types.INTERP_CUBIC
@@ -125,7 +133,7 @@ def _graph(settings: Settings, inputs: frozenset[str], radius: int) -> Any:
         return fn.crop_mirror_normalize(
             fn.reshape(x, layout="HWC"),
             dtype=types.FLOAT,
-            output_layout="CHW",
+            output_layout="HWC",
             mean=[255 * m for m in settings.mean],
             std=[255 * s for s in settings.std],
         )

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_model_that_gives_another_vector_than_its_card() -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_halved_precision_is_near(small: Encoder, name: str, dtype: str) -> None:
-    half = Encoder(small.card, small.model, CPU, name)
+    half = Encoder(small.card, deepcopy(small.model), CPU, name)
     assert (half.precision, small.precision) == (dtype, "float32")
     assert half.weights_sha256 == small.weights_sha256
     tiles = torch.rand(2, 3, 160, 160)
@@ -108,6 +109,25 @@ def test_halved_precision_is_near(small: Encoder, name: str, dtype: str) -> None
     assert near.dtype == torch.float32
     assert not torch.equal(near, exact)
     torch.testing.assert_close(near, exact, rtol=0.05, atol=0.05)
+
+
+# plain, with standardised weights (a subclass of Conv2d), attention, and depth-wise convolutions
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnetv2_50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
+             "tf_efficientnet_lite0"],
+)  # fmt: skip
+def test_weights_cast_once_give_the_same_bits(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0)
+    card = EncoderCard(name, name, model.num_features, resize_px=224, input_px=224)
+    once, each_time = (
+        Encoder(card, deepcopy(model), CPU, "bf16", cast_once=cast) for cast in (True, False)
+    )
+    tiles = torch.randn(2, 3, 224, 224)
+    assert torch.equal(once(tiles), each_time(tiles))
+    assert once.weights_sha256 == each_time.weights_sha256
+    dtypes = {type(m): m.weight.dtype for m in once.model.modules() if hasattr(m, "weight")}
+    assert torch.bfloat16 in (dtypes.get(nn.Linear), dtypes.get(nn.Conv2d))
 
 
 @pytest.mark.slow

@@ -80,6 +80,17 @@ def test_short_batches_and_lasting_results(tiles: np.ndarray, backend: str, inpu
     assert torch.equal(first, kept)
 
 
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+@pytest.mark.parametrize("input_px", [256, 224])
+def test_tensors_are_transformed_like_arrays(
+    tiles: np.ndarray, backend: str, input_px: int
+) -> None:
+    transform = make(backend, input_px)
+    out = transform(torch.from_numpy(tiles))
+    assert torch.equal(out, transform(tiles))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_half_on_request(tiles: np.ndarray) -> None:
     transform = make("torch", 224)
     half = transform(tiles, torch.float16)
@@ -114,3 +125,23 @@ def test_gpu_equals_cpu(tiles: np.ndarray, backend: str, input_px: int) -> None:
     slab[:] = 0
     assert out.device.type == "cuda"
     assert np.abs(levels(out) - cpu).max() <= 1.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+@pytest.mark.parametrize("input_px", [256, 224])
+def test_a_result_waits_for_whoever_reads_it_later(
+    tiles: np.ndarray, backend: str, input_px: int
+) -> None:
+    """The next call must not write to memory that a queued copy has still to read."""
+    device = torch.device("cuda", 0)
+    transform = make(backend, input_px, device=device)
+    batches = [np.roll(tiles, k, axis=1).copy() for k in range(8)]
+    expected = [transform(batch).clone() for batch in batches]
+    kept = [torch.empty_like(expected[0]) for _ in batches]
+    torch.cuda.synchronize(device)
+    for batch, place in zip(batches, kept, strict=True):
+        torch.cuda._sleep(10**8)
+        place.copy_(transform(batch))
+    for place, want in zip(kept, expected, strict=True):
+        assert torch.equal(place, want)

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     Attributes:
         card: What decides the vector.
         weights_sha256: Hash over all parameters and buffers, independent of the file they came in.
-        precision: "bfloat16", "float16" or "float32"; weights and results are float32 anyway.
+        precision: "bfloat16", "float16" or "float32"; results are float32 anyway.
         limit: Tiles a forward pass at most, once memory was too small for more; else None.
     """
 
@@ -44,7 +44,19 @@ class Encoder(nn.Module):
         device: torch.device,
         precision: str = "auto",
         compiled: bool = False,
+        *,
+        cast_once: bool = True,
     ) -> None:
+        """Take over a model, which is changed.
+
+        Args:
+            card: What decides the vector.
+            model: The model.
+            device: Where it runs.
+            precision: As of `load_encoder`.
+            compiled: By torch.compile.
+            cast_once: Whether its weights may be cast to half precision for good.
+        """
         super().__init__()
         self.card = card
         self.weights_sha256 = hash_weights(model)
@@ -58,6 +70,8 @@ class Encoder(nn.Module):
         self.compiled = compiled
         self.limit: int | None = None
         self.model = model.eval().requires_grad_(requires_grad=False)
+        if cast_once and self._dtype != torch.float32:
+            _cast_weights(self.model, self._dtype)
         self.model.to(device).to(memory_format=torch.channels_last)
         self._run = torch.compile(self._pool, dynamic=False) if compiled else self._pool
 
@@ -194,6 +208,17 @@ class Encoder(nn.Module):
         return {**self.card.to_dict(), "weights_sha256": self.weights_sha256}
 
 
+def _cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast once what autocast would cast in every forward pass; the results have the same bits.
+
+    Only of layers that do nothing with their weights but multiply: a subclass may standardise them
+    first, in float32.
+    """
+    for module in model.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):
+            module.to(dtype)
+
+
 @dataclass(frozen=True)
 class EncoderChoice:
     """What is asked for, as it travels to other processes; fields as `load_encoder`'s arguments."""
@@ -234,4 +259,6 @@ def load_encoder(
         load_weights(found.card, model, weights)
     elif weights is not None:
         fit(model, to_timm(read_weights(weights), model), str(weights), name)
-    return Encoder(found.card, model, device, precision, compiled)
+    # what a plugin does with its weights nobody knows
+    own = found.model is None
+    return Encoder(found.card, model, device, precision, compiled, cast_once=own)

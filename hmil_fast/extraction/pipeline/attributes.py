@@ -3,24 +3,43 @@
 import hashlib
 import io
 import os
+import re
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmil_fast import __version__
 from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.io.tiles.grid import TileGrid
 
 STORED_THUMBNAIL_PX = 1024
+# each may change a pixel or a feature; of several names the one that is installed
+_PACKAGES = {
+    "torch": ("torch",),
+    "timm": ("timm",),
+    "zarr": ("zarr",),
+    "nvimgcodec": ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"),
+    "dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+}
 _ENDS_BYTES = 2**16
+_DRIVER = re.compile(r"\b\d+\.\d+(?:\.\d+)?\b")
 
 
-def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
-    """Facts about a slide and how its finest tiles were read, as strict JSON."""
+def slide_attributes(ready: Prepared, precision: str, device: torch.device) -> dict[str, Any]:
+    """Facts about a slide and how its finest tiles were read, as strict JSON.
+
+    Args:
+        ready: The slide.
+        precision: What the encoder computes in.
+        device: Where it does.
+    """
     info, fit = ready.reader.info, ready.stain
     stain = fit and {"od_matrix": fit.matrix.tolist(), "note": fit.note}
     return {
@@ -36,7 +55,7 @@ def slide_attributes(ready: Prepared, precision: str) -> dict[str, Any]:
         **({"glass": list(ready.task.glass)} if ready.task.glass else {}),
         **({"stain": stain} if stain else {}),
         "precision": precision,
-        "software": _software(),
+        "software": software(device),
     }
 
 
@@ -69,8 +88,24 @@ def scale_attributes(ready: Prepared, grid: TileGrid) -> dict[str, Any]:
 
 
 @cache
-def _software() -> dict[str, str]:
-    return {name: version(name) for name in ("hmil-fast", "torch", "timm", "zarr")}
+def software(device: torch.device) -> dict[str, str]:
+    """Versions of what makes pixels and features, and the GPU and its driver, as far as there.
+
+    Needs no installed hmil-fast: its version is the code's own.
+    """
+    found = {"hmil-fast": __version__}
+    for name, packages in _PACKAGES.items():
+        for package in packages:
+            with suppress(PackageNotFoundError):
+                found.setdefault(name, version(package))
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda or "unknown"
+        with suppress(OSError, IndexError):
+            # its first line names the kernel module, then the release, such as 580.65.06
+            text = Path("/proc/driver/nvidia/version").read_text()
+            found["driver"] = _DRIVER.findall(text)[0]
+    return found
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,6 +1,7 @@
 """Collect tiles of several slides in fixed-size batches, and encode these without a GPU wait."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,40 +10,67 @@ from torch import Tensor
 
 from hmil_fast.extraction.pipeline.slide_job import ActiveSlide
 from hmil_fast.extraction.pipeline.timings import Timings
+from hmil_fast.streams import DONE, Event, Stream, current_stream, own_stream
 
 Parts = list[tuple[ActiveSlide, int]]
 _TORCH = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class StaticBatch:
-    """The encoder's input: always `size` tiles, in the same memory.
+class StaticBatches:
+    """The encoder's input: always `size` tiles, in buffers that are filled and encoded in turn.
 
     Of the same shape whatever is in it, because the last bits of a feature depend on the shape of
-    the batch. Rows that no slide fills keep what was in them before.
+    the batch. Rows that no slide fills keep what was in them before. On a GPU one buffer is filled,
+    in a stream of its own, while the other is encoded: events keep the two apart, and the host
+    never waits.
 
     Args:
         size: Tiles.
         px: Their side.
         device: Where they lie.
+        buffers: How many are used in turn.
+        tiles: The stream that fills them.
+        encoder: The stream that reads them.
     """
 
-    def __init__(self, size: int, px: int, device: torch.device) -> None:
-        shape = (size, 3, px, px)
-        self._tiles = torch.zeros(shape, device=device).contiguous(
-            memory_format=torch.channels_last
-        )
+    def __init__(
+        self,
+        size: int,
+        px: int,
+        device: torch.device,
+        *,
+        buffers: int | None = None,
+        tiles: Stream | None = None,
+        encoder: Stream | None = None,
+    ) -> None:
+        self.stream = tiles or own_stream(device)
+        self._encoder = encoder or current_stream(device)
+        # a second one on a CPU, where nothing overlaps, would only push others out of its caches
+        count = buffers or (2 if device.type == "cuda" else 1)
+        with self.stream.use():
+            self._buffers = [
+                torch.zeros(size, 3, px, px, device=device).contiguous(
+                    memory_format=torch.channels_last
+                )
+                for _ in range(count)
+            ]
+        self._encoded: list[Event] = [DONE] * count  # when what is in a buffer is no longer wanted
+        self._turn = 0
         self._parts: Parts = []
         self._filled = 0
 
     @property
     def room(self) -> int:
         """Tiles that still fit in."""
-        return len(self._tiles) - self._filled
+        return len(self._buffers[self._turn]) - self._filled
 
     def add(self, slide: ActiveSlide, tiles: Tensor) -> None:
-        """Append tiles [n ≤ room, 3, px, px] of a slide."""
+        """Append tiles [n ≤ room, 3, px, px] of a slide, made in `stream`."""
+        if not self._filled:
+            self.stream.wait(self._encoded[self._turn])
         stop = self._filled + len(tiles)
-        self._tiles[self._filled : stop].copy_(tiles)
+        with self.stream.use():
+            self._buffers[self._turn][self._filled : stop].copy_(tiles)
         self._filled = stop
         slide.added += len(tiles)
         if self._parts and self._parts[-1][0] is slide:
@@ -50,10 +78,19 @@ class StaticBatch:
         else:
             self._parts.append((slide, len(tiles)))
 
-    def take(self) -> tuple[Tensor, Parts]:
-        """All tiles, and how many in turn are of which slide; the batch is then empty."""
+    @contextmanager
+    def taken(self) -> Iterator[tuple[Tensor, Parts]]:
+        """All tiles, and how many in turn are of which slide, to be encoded within the block.
+
+        The next buffer is filled after it.
+        """
         parts, self._parts, self._filled = self._parts, [], 0
-        return self._tiles, parts
+        self._encoder.wait(self.stream.record())
+        turn, self._turn = self._turn, (self._turn + 1) % len(self._buffers)
+        try:
+            yield self._buffers[turn], parts
+        finally:
+            self._encoded[turn] = self._encoder.record()
 
 
 def encode_timed(

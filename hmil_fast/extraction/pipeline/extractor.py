@@ -11,7 +11,7 @@ from torch import Tensor
 from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.pictures import ContactSheet, save_overlay
 from hmil_fast.extraction.pipeline.attributes import jpeg, scale_attributes, slide_attributes
-from hmil_fast.extraction.pipeline.batches import StaticBatch, encode_timed
+from hmil_fast.extraction.pipeline.batches import StaticBatches, encode_timed
 from hmil_fast.extraction.pipeline.feed import Decoded
 from hmil_fast.extraction.pipeline.pipeline import Pipeline
 from hmil_fast.extraction.pipeline.result import SlideResult
@@ -91,7 +91,7 @@ class Extractor:
         Yields:
             One result a slide.
         """
-        batch = StaticBatch(self.batch, self.encoder.card.resize_px, self.encoder.device)
+        batch = StaticBatches(self.batch, self.encoder.card.resize_px, self.encoder.device)
         with closing(Pipeline(self, batch, on_tiles, on_search)) as pipeline:
             yield from pipeline.run(take)
 
@@ -102,7 +102,7 @@ class Extractor:
             ready = prepare_slide(task, self.spec, progress)
             try:
                 save_overlay(self.store, ready)
-                attributes = slide_attributes(ready, self.encoder.precision)
+                attributes = slide_attributes(ready, self.encoder.precision, self.encoder.device)
                 # last bits of a feature depend on them
                 attributes["batch"] = min(self.batch, self.encoder.limit or self.batch)
                 attributes["compiled"] = self.encoder.compiled

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmil_fast.extraction.pipeline.batches import Parts, StaticBatch
+from hmil_fast.extraction.pipeline.batches import Parts, StaticBatches
 from hmil_fast.extraction.pipeline.feed import OPENERS, Decoded, Ended, Searching, TileFeed, started
 from hmil_fast.extraction.pipeline.result import SlideResult, explained
 from hmil_fast.extraction.pipeline.slide_job import ActiveSlide
 from hmil_fast.extraction.pipeline.timings import Timings
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Progress
+from hmil_fast.io.tiles.decode import TileBatch
+from hmil_fast.streams import Event
 
 _WRITES = 2  # batches on their way from the encoder to the writers
 _COMMITS = 4  # slides that are committed at once, each with a shard in memory
@@ -53,7 +55,7 @@ class Pipeline:
     def __init__(
         self,
         steps: Steps,
-        batch: StaticBatch,
+        batch: StaticBatches,
         on_tiles: Callable[[SlideTask, int, int], None],
         on_search: Callable[[SlideTask, float, int], None],
     ) -> None:
@@ -139,14 +141,24 @@ class Pipeline:
                 while at < len(tiles.pixels) and slide.error is None:
                     part = slice(at, min(at + self._batch.room, len(tiles.pixels)))
                     with self._timings.of("transform"):
-                        self._batch.add(slide, self._steps.transform(decoded, part, view))
+                        with self._batch.stream.use():
+                            made = self._steps.transform(decoded, part, view)
+                        self._batch.add(slide, made)
                     at = part.stop
                     if not self._batch.room:
                         self._encode()
         except Exception as error:  # noqa: BLE001  # one slide's, not the job's
             slide.fail(error)
         finally:
+            self._release(tiles)
+
+    def _release(self, tiles: TileBatch) -> None:
+        """Give a slab back once the device has read it; the host goes on meanwhile."""
+        read = self._batch.stream.record()
+        if read.query():
             tiles.release()
+        else:  # behind the writes of batches before, which end no later
+            self._writer.submit(_release_after, read, tiles)
 
     def _end(self, item: Ended, slide: ActiveSlide) -> None:
         self._last_slide = slide.num_tiles
@@ -156,16 +168,16 @@ class Pipeline:
         self._commit_if_done(slide)
 
     def _encode(self) -> None:
-        tiles, parts = self._batch.take()
-        try:
-            with self._timings.of("encode"):
-                back = self._steps.encode(tiles)
-        except Exception as error:  # noqa: BLE001  # of the slides in this batch
-            for slide, _ in parts:
-                slide.fail(error)
-            self._passed(parts)
-        else:
-            self._writes.append((parts, self._writer.submit(self._write, parts, back)))
+        with self._batch.taken() as (tiles, parts):
+            try:
+                with self._timings.of("encode"):
+                    back = self._steps.encode(tiles)
+            except Exception as error:  # noqa: BLE001  # of the slides in this batch
+                for slide, _ in parts:
+                    slide.fail(error)
+                self._passed(parts)
+            else:
+                self._writes.append((parts, self._writer.submit(self._write, parts, back)))
         self._collect(_WRITES)
 
     def _write(self, parts: Parts, back: Callable[[], NDArray[Any]]) -> None:
@@ -221,3 +233,10 @@ class Pipeline:
             self._encode()
         self._collect(0)
         yield from self._results(0)
+
+
+def _release_after(read: Event, tiles: TileBatch) -> None:
+    try:
+        read.synchronize()
+    finally:
+        tiles.release()
