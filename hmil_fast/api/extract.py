@@ -1,13 +1,14 @@
 """Extract features of slides into a store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from hmil_fast.device import pick_device
 from hmil_fast.errors import UsageError
+from hmil_fast.extraction.decode_choice import chosen_codecs
 from hmil_fast.extraction.encoders import DEFAULT_ENCODER, Encoder, EncoderChoice
 from hmil_fast.extraction.engines.dask_cluster import check_cluster, run_on_dask
 from hmil_fast.extraction.engines.local import Job, run_workers
@@ -17,7 +18,7 @@ from hmil_fast.extraction.jobs.status import read_status
 from hmil_fast.extraction.jobs.summary import Collector, JobSummary
 from hmil_fast.extraction.jobs.watchdog import thread_watchdog
 from hmil_fast.extraction.jobs.worklist import LEASE_SECONDS, in_order, work
-from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
+from hmil_fast.extraction.pipeline.extractor import Extractor, gpu_decoder, store_spec
 from hmil_fast.extraction.preflight import preflight
 from hmil_fast.extraction.slides import SlideTask, collect_slides
 from hmil_fast.io.store import StoreSpec, create_store, open_store
@@ -65,6 +66,7 @@ def extract(
     encoder: EncoderChoice | str = DEFAULT_ENCODER,
     *,
     dtype: str = "float16",
+    decode: str = "auto",
     options: JobOptions = JobOptions(),
     report: Report = no_report,
 ) -> JobSummary:
@@ -78,6 +80,9 @@ def extract(
         tiles: Size in px, scale in µm/px and views of the tiles, and the least share of tissue.
         encoder: The encoder, or the name of one.
         dtype: dtype of the stored features, "float16" or "float32".
+        decode: What decodes the slides, fixed when the store is made: "cpu"; "gpu", JPEG and JPEG
+            2000 tiles, straight into its memory; "auto", as the store says, and for a new one what
+            keeps the encoder busy.
         options: Device, workers and the like.
         report: Called with every event of the job, see `hmil_fast.extraction.jobs.messages`.
 
@@ -114,6 +119,10 @@ def extract(
         features = (loaded.card.dim, dtype)
         if (text := preflight(tasks, _done(path), tiles, features, timed, path)) is not None:
             report(Notice(f"to do: {text}", "info"))
+    gpu_decoded = chosen_codecs(decode, tasks, loaded, devices, _stored_decoding(path))
+    tiles = replace(tiles, gpu_decoded=gpu_decoded)
+    if gpu_decoded and local and not devices[0].startswith("cuda"):
+        gpu_decoder(loaded.device)  # refuses, before a store is made that nothing here can fill
     wanted = store_spec(loaded, tiles, dtype)
     _forget_unused(path, wanted)
     opened = create_store(path, wanted)
@@ -173,6 +182,13 @@ def _forget_unused(path: Location, wanted: StoreSpec) -> None:
     now = read_status(path)
     if not (now["committed"] or now["in_work"] or now["processes"]):
         backend_of(path).unlink(path / STORE_FILE)
+
+
+def _stored_decoding(store: Location) -> list[str] | None:
+    """The codecs that a GPU decodes by what the store says; None where there is no store."""
+    if not backend_of(store).exists(store / STORE_FILE):
+        return None
+    return list(open_store(store).spec.tiling.get("gpu_decoded", []))
 
 
 def _done(store: Location) -> set[str]:

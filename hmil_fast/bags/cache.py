@@ -1,6 +1,7 @@
 """Cache the features of a run's slides, and pack them into batches without padding."""
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -230,7 +231,10 @@ class FeatureCache:
         if self.tier.name == "device":
             return torch.empty(shape, dtype=self._dtype, device=device)
         if self.tier.name == "host" or not self.bytes:
-            return torch.empty(shape, dtype=self._dtype, pin_memory=device.type == "cuda")
+            rows = torch.empty(shape, dtype=self._dtype)
+            if device.type == "cuda" and self.bytes:
+                _pin(rows)
+            return rows
         with TemporaryFile(dir=scratch) as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, self.bytes)  # a full disk kills a mapping
@@ -255,6 +259,18 @@ class FeatureCache:
             place.copy_(torch.from_numpy(store.features(slide_id)).view(self._dtype))
         elif length:
             store.features(slide_id, out=_numpy(place))
+
+
+def _pin(rows: Tensor) -> None:
+    """Pin memory where it lies; pageable it stays, which is slower, where the system refuses.
+
+    `pin_memory=True` would round the size up to a power of two: 65 GB would take 128.
+    """
+    runtime: Any = torch.cuda.cudart()
+    start, size = rows.data_ptr(), rows.nbytes
+    if int(runtime.cudaHostRegister(start, size, 0)) == 0:
+        undo = weakref.finalize(rows.untyped_storage(), runtime.cudaHostUnregister, start)
+        undo.atexit = False  # the process takes it along
 
 
 class _Buffers:

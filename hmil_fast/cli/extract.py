@@ -115,6 +115,7 @@ def add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
                 _tiles(args),
                 encoder,
                 dtype=args.dtype,
+                decode=args.decode,
                 options=options,
                 report=bar.update,
             )
@@ -130,6 +131,13 @@ def add_extract(commands: "Commands[argparse.ArgumentParser]") -> None:
         choices=("float16", "float32"),
         default="float16",
         help="dtype of the stored features (default: float16)",
+    )
+    parser.add_argument(
+        "--decode",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="what decodes the slides, fixed with the store: gpu decodes JPEG and JPEG 2000 "
+        "straight into its memory (default: auto, by codec, encoder and cores a GPU)",
     )
     parser.add_argument(
         "--batch-size",
@@ -291,9 +299,8 @@ def _slide_arguments(parser: argparse.ArgumentParser) -> None:
     readers = parser.add_mutually_exclusive_group()
     readers.add_argument(
         "--reader",
-        choices=("raw", "nvimagecodec", "nvimagecodec-gpu", "cucim", "libjpeg-turbo", "openslide"),
-        help="reader for all slides (default: the first that reads a slide right, never the GPU, "
-        "whose pixels differ)",
+        choices=("raw", "nvimagecodec", "cucim", "libjpeg-turbo", "openslide"),
+        help="CPU reader for all slides (default: the first that reads a slide right)",
     )
     readers.add_argument(
         "--strict-tiles",

@@ -5,8 +5,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.fonts import drawn, picture_font
@@ -60,7 +62,7 @@ class ContactSheet:
         ]
 
     def look(
-        self, scale: int, first: int, pixels: NDArray[np.uint8], status: NDArray[np.uint8]
+        self, scale: int, first: int, pixels: NDArray[np.uint8] | Tensor, status: NDArray[np.uint8]
     ) -> None:
         """Keep what is to be shown of tiles [n, read_px, read_px, 3], a grid's row `first` on."""
         self._strips[scale].look(first, pixels, status)
@@ -97,10 +99,19 @@ class _Strip:
         self._cell = -(-grid.read_px // self._shrink) * self._grow
         self._shown: dict[int, tuple[NDArray[np.uint8], bool]] = {}
 
-    def look(self, first: int, pixels: NDArray[np.uint8], status: NDArray[np.uint8]) -> None:
+    def look(
+        self, first: int, pixels: NDArray[np.uint8] | Tensor, status: NDArray[np.uint8]
+    ) -> None:
         low, high = np.searchsorted(self.picks, (first, first + len(pixels)))
-        for pick in self.picks[low:high].tolist():
-            tile = Image.fromarray(pixels[pick - first]).reduce(self._shrink)
+        picks = self.picks[low:high]
+        if not len(picks):
+            return
+        if isinstance(pixels, Tensor):  # these few only come from a device
+            wanted = pixels[torch.from_numpy(picks - first).to(pixels.device)].numpy(force=True)
+        else:
+            wanted = pixels[picks - first]
+        for pick, picture in zip(picks.tolist(), wanted, strict=True):
+            tile = Image.fromarray(picture).reduce(self._shrink)
             self._shown[pick] = np.asarray(tile), bool(status[pick - first])
 
     def draw(self, matrix: NDArray[np.float64] | None, words: Sequence[_Words]) -> Image.Image:

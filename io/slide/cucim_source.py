@@ -44,8 +44,6 @@ _CUIMAGE = _import()
 class CucimSource:
     """Single reads by the default plugin, which frees the GIL, from any number of threads."""
 
-    at_once = 1
-
     def __init__(self, info: SlideInfo, facts: TiffFacts) -> None:
         """Open.
 

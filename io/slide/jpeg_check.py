@@ -210,3 +210,11 @@ def whole_jpeg2000(data: bytes, size: tuple[int, int]) -> bool:
             return False
         at, parts = end, parts + 1
     return parts > 0 and data[at : at + 2] == b"\xff\xd9"
+
+
+def is_subsampled(data: bytes) -> bool:
+    """Whether a channel of a whole JPEG tile has fewer samples than another."""
+    at = 2
+    while data[at + 1] not in _FRAMES:
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return len({data[at + n] for n in (11, 14, 17)}) > 1

@@ -11,8 +11,6 @@ from hmil_fast.io.slide.tiff_facts import TiffFacts
 class LibjpegSource:
     """JPEG tiles; their pixels are OpenSlide's, bit for bit."""
 
-    at_once = 1
-
     def __init__(self, facts: TiffFacts) -> None:
         """Load the library.
 

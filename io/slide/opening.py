@@ -17,7 +17,6 @@ from hmil_fast.io.slide.tiled_reader import TiledReader
 NAMES = {
     "raw": "no decoder",
     "nvimagecodec": "nvImageCodec",
-    "nvimagecodec-gpu": "nvImageCodec on the GPU",
     "cucim": "cuCIM",
     "libjpeg-turbo": "libjpeg-turbo",
     "openslide": "OpenSlide",
@@ -38,8 +37,8 @@ def open_slide(
     """Open a slide with the first reader that is known to read it right.
 
     The order is fixed and nothing is timed: on a CPU nvImageCodec and cuCIM cost the same, and a
-    choice by the clock would let the same slide be read differently twice. A GPU's pixels differ
-    from a CPU's, so one decodes only where it is asked to.
+    choice by the clock would let the same slide be read differently twice. All readers give pixels
+    on the CPU; what a GPU decodes (`io.slide.device_band`) comes beside them.
 
     Args:
         path: The slide file.
@@ -151,7 +150,7 @@ def _source(name: str, info: SlideInfo, facts: TiffFacts) -> Source:
         from hmil_fast.io.slide.libjpeg_source import LibjpegSource
 
         return LibjpegSource(facts)
-    return NvImageCodecSource(facts, 0 if name == "nvimagecodec-gpu" else None)
+    return NvImageCodecSource(facts)
 
 
 def _sparse(facts: TiffFacts) -> str:

@@ -38,7 +38,7 @@ class SlideInfo:
 
     Attributes:
         path: The file.
-        reader: "nvimagecodec", "nvimagecodec-gpu", "cucim", "libjpeg-turbo", "raw" (pixels lie in
+        reader: "nvimagecodec", "cucim", "libjpeg-turbo", "raw" (pixels lie in
             the file as they are) or "openslide".
         vendor: "aperio", "generic-tiff", "hamamatsu", …
         codec: "jpeg", "jpeg2000", "lzw", "deflate", "none" or "unknown".

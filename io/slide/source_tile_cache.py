@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmil_fast.io.slide.base import WHITE
 from hmil_fast.io.slide.protocol import Int64, TileStatus, UInt8
@@ -41,7 +42,6 @@ class Band:
         facts: TiffLevel,
         decode: DecodeTiles,
         asked: Sequence[tuple[Int64, int]],
-        at_once: int = 1,
     ) -> None:
         """Count how often each source tile will be used.
 
@@ -49,19 +49,14 @@ class Band:
             facts: The level.
             decode: Makes source tiles, given their numbers and buffers that it may take.
             asked: The grids that will be read, as (xy, size).
-            at_once: Asked tiles whose source tiles are decoded together.
         """
         self._facts = facts
         self._decode = decode
-        self._at_once = at_once
         self._most = max(1, MAX_BAND_BYTES // (facts.tile[0] * facts.tile[1] * 3))
         self._held: dict[int, SourceTile] = {}
         self._spare: list[Any] = []
         self._changed = threading.Condition()
-        self._uses = np.zeros(len(facts.offsets), np.int32)
-        for xy, size in asked:
-            for numbers in _numbers(facts, *touched(facts, xy, size)):
-                np.add.at(self._uses, numbers, 1)
+        self._uses = uses(facts, asked)
 
     def read(self, xy: Int64, size: int, out: UInt8) -> UInt8:
         """See `TileBand.read`."""
@@ -69,19 +64,11 @@ class Band:
         first, last = touched(self._facts, xy, size)
         across = self._facts.grid[0]
         boxes = list(zip(first.tolist(), last.tolist(), strict=True))
-        for start in range(0, len(xy), self._at_once):
-            part = range(start, min(start + self._at_once, len(xy)))
-            needed = [
-                y * across + x
-                for (x0, y0), (x1, y1) in boxes[part.start : part.stop]
-                for y in range(y0, y1 + 1)
-                for x in range(x0, x1 + 1)
-            ]
+        for n, ((x0, y0), (x1, y1)) in enumerate(boxes):
+            needed = [y * across + x for y in range(y0, y1 + 1) for x in range(x0, x1 + 1)]
             tiles = self._take(needed)
             try:
-                for n in part:
-                    box = (*boxes[n][0], *boxes[n][1])
-                    status[n] = self._cut(tiles, box, xy[n].tolist(), out[n])
+                status[n] = self._cut(tiles, (x0, y0, x1, y1), xy[n].tolist(), out[n])
             finally:
                 self._give_back(needed, tiles)
         return status
@@ -168,6 +155,15 @@ class Band:
         if status:
             out[:] = WHITE
         return status
+
+
+def uses(facts: TiffLevel, asked: Sequence[tuple[Int64, int]]) -> NDArray[np.int32]:
+    """How many asked tiles touch each source tile, int32 [source tiles]."""
+    counts = np.zeros(len(facts.offsets), np.int32)
+    for xy, size in asked:
+        for numbers in _numbers(facts, *touched(facts, xy, size)):
+            np.add.at(counts, numbers, 1)
+    return counts
 
 
 def touched(facts: TiffLevel, xy: Int64, size: int) -> tuple[Int64, Int64]:

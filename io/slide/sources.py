@@ -32,13 +32,7 @@ class Decoded(NamedTuple):
 
 
 class Source(Protocol):
-    """A decoder of whole source tiles, for several threads at once.
-
-    Attributes:
-        at_once: Asked tiles whose source tiles are best decoded together.
-    """
-
-    at_once: int
+    """A decoder of whole source tiles, for several threads at once."""
 
     def decode(
         self, level: int, tiles: Sequence[int], data: Sequence[bytes], spare: list[Any]
@@ -93,8 +87,6 @@ def tiled_rgb(facts: TiffFacts, codecs: Sequence[int]) -> None:
 class RawSource:
     """Uncompressed tiles: their bytes are the pixels."""
 
-    at_once = 1
-
     def __init__(self, facts: TiffFacts) -> None:
         """See `tiled_rgb`."""
         tiled_rgb(facts, (UNCOMPRESSED,))
@@ -112,37 +104,22 @@ class RawSource:
 
 
 class NvImageCodecSource:
-    """JPEG and JPEG 2000 tiles by nvImageCodec, each thread with a decoder of its own.
+    """JPEG and JPEG 2000 tiles by nvImageCodec on the CPU, each thread with a decoder of its own.
 
-    On a CPU its pixels are OpenSlide's, bit for bit; on a GPU they are not.
+    Its pixels are OpenSlide's, bit for bit. One tile after another: so it stays in a core's cache.
     """
 
-    def __init__(self, facts: TiffFacts, device: int | None = None) -> None:
+    def __init__(self, facts: TiffFacts) -> None:
         """Load the library.
-
-        Args:
-            facts: The file's levels.
-            device: CUDA device that decodes; None for the CPU.
 
         Raises:
             Unsuited: It is not installed, or is not for this file.
         """
         tiled_rgb(facts, (JPEG, JPEG2000_RGB))
-        # both print a line per odd tile; the tile's status says it once
-        os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-        try:
-            from nvidia import nvimgcodec
-        except ImportError:
-            raise Unsuited("not installed") from None
-        self._codec = nvimgcodec
+        self._codec = codec = load_nvimgcodec()
         self._levels = facts.levels
-        self._device = device
-        self._idle: list[Any] = []  # append and pop are atomic
-        self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
-        # on a CPU one tile after another stays in its cache; a GPU wants many
-        self.at_once = 1 if device is None else 64
-        self._idle.append(self._decoder())
+        self._idle = [cpu_decoder(codec)]  # append and pop are atomic
+        self._params = codec.DecodeParams(apply_exif_orientation=False)
 
     def decode(
         self, level: int, tiles: Sequence[int], data: Sequence[bytes], spare: list[Any]
@@ -155,19 +132,15 @@ class NvImageCodecSource:
         try:
             decoder = self._idle.pop()
         except IndexError:
-            decoder = self._decoder()
+            decoder = cpu_decoder(self._codec)
         try:
-            if self._device is None:
-                images = [self._on_cpu(decoder, stream, spare) for stream in streams]
-            else:
-                images = decoder.decode(streams, params=self._params)
-                images = [image and image.cpu() for image in images]
+            images = [self._decode(decoder, stream, spare) for stream in streams]
         finally:
             self._idle.append(decoder)
         shape = (facts.tile[1], facts.tile[0], 3)
         made = [(None if image is None else np.asarray(image), image) for image in images]
         return [
-            Decoded(pixels, image if self._device is None else None)
+            Decoded(pixels, image)
             if pixels is not None and pixels.shape == shape and pixels.dtype == np.uint8
             else Decoded(None)
             for pixels, image in made
@@ -177,27 +150,34 @@ class NvImageCodecSource:
         """Free the decoders."""
         self._idle.clear()
 
-    def _on_cpu(self, decoder: Any, stream: Any, spare: list[Any]) -> Any:
+    def _decode(self, decoder: Any, stream: Any, spare: list[Any]) -> Any:
         try:
             image = spare.pop()
         except IndexError:
             image = None
         return decoder.decode(stream, image=image, params=self._params)
 
-    def _decoder(self) -> Any:
-        codec = self._codec
-        if self._device is None:
-            backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
-            return codec.Decoder(
-                device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
-                max_num_cpu_threads=1,
-                backends=backends,
-            )
-        try:
-            # CUDA leaves the Huffman decoding of small images to the host unless told otherwise
-            return codec.Decoder(
-                device_id=self._device,
-                options=":fancy_upsampling=1 nvjpeg_cuda_decoder:hybrid_huffman_threshold=0",
-            )
-        except RuntimeError as error:
-            raise Unsuited(" ".join(str(error).split())) from None
+
+def load_nvimgcodec() -> Any:
+    """The library's module.
+
+    Raises:
+        Unsuited: It is not installed.
+    """
+    # both print a line per odd tile; the tile's status says it once
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
+    try:
+        from nvidia import nvimgcodec
+    except ImportError:
+        raise Unsuited("not installed") from None
+    return nvimgcodec
+
+
+def cpu_decoder(codec: Any) -> Any:
+    """A decoder that works in the thread that calls it."""
+    return codec.Decoder(
+        device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+        backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
+    )

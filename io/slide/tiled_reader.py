@@ -44,9 +44,9 @@ class TiledReader(BaseReader):
         """See `SlideReader.band`."""
 
         def decode(tiles: Sequence[int], spare: list[Any]) -> list[SourceTile]:
-            return self._decode(level, tiles, spare)
+            return self.decode(level, tiles, spare)
 
-        return Band(self._levels[level], decode, asked, self._source.at_once)
+        return Band(self._levels[level], decode, asked)
 
     def close(self) -> None:
         """Free the handles on the file."""
@@ -57,7 +57,18 @@ class TiledReader(BaseReader):
         if self._second is not None:
             self._second.close()
 
-    def _decode(self, level: int, tiles: Sequence[int], spare: list[Any]) -> list[SourceTile]:
+    def facts(self, level: int) -> TiffLevel:
+        """A level as the file stores it."""
+        return self._levels[level]
+
+    def decode(self, level: int, tiles: Sequence[int], spare: list[Any]) -> list[SourceTile]:
+        """Source tiles by number, checked and decoded on the CPU; from several threads at once.
+
+        Args:
+            level: Pyramid level.
+            tiles: Their numbers.
+            spare: Buffers of this level that may be decoded into.
+        """
         facts = self._levels[level]
         made: dict[int, SourceTile] = {}
         whole: dict[int, bytes] = {}
@@ -66,7 +77,7 @@ class TiledReader(BaseReader):
             if not facts.counts[number]:
                 made[number] = SourceTile(_background(facts))
                 continue
-            data, look = self._bytes(facts, number)
+            data, look = self.data(level, number)
             made[number] = SourceTile(status=TileStatus.CORRUPT)
             if look == Look.WHOLE:
                 whole[number] = data
@@ -92,21 +103,22 @@ class TiledReader(BaseReader):
                 tile.status = TileStatus.OK
         return [made[number] for number in tiles]
 
-    def _bytes(self, level: TiffLevel, tile: int) -> tuple[bytes, Look]:
-        """A source tile's bytes and what they look like."""
-        offset, count = int(level.offsets[tile]), int(level.counts[tile])
-        pixels = level.tile[0] * level.tile[1]
+    def data(self, level: int, tile: int) -> tuple[bytes, Look]:
+        """A source tile's bytes and what they look like; from several threads at once."""
+        facts = self._levels[level]
+        offset, count = int(facts.offsets[tile]), int(facts.counts[tile])
+        pixels = facts.tile[0] * facts.tile[1]
         # no codec grows so much; bounds what is read into memory
         if offset == 0 or count > 16 * pixels + 65_536:
             return b"", Look.BROKEN
         data = os.pread(self._file, count, offset)
         if len(data) < count:
             return b"", Look.BROKEN
-        if level.compression == JPEG:
-            return data, look_at_jpeg(data, level.tile, self._tables[level.tables])
-        if level.compression == UNCOMPRESSED:
+        if facts.compression == JPEG:
+            return data, look_at_jpeg(data, facts.tile, self._tables[facts.tables])
+        if facts.compression == UNCOMPRESSED:
             return data, Look.WHOLE if count == 3 * pixels else Look.BROKEN
-        return data, Look.WHOLE if whole_jpeg2000(data, level.tile) else Look.BROKEN
+        return data, Look.WHOLE if whole_jpeg2000(data, facts.tile) else Look.BROKEN
 
     def _by_openslide(self, level: int, tile: int) -> UInt8 | None:
         """A source tile as OpenSlide reads it, uint8 [h, w, 3], or None where it does not."""

@@ -2,66 +2,26 @@
 
 import math
 import queue
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hmil_fast.io.slide import SlideReader, TileBand
+from hmil_fast.io.tiles.batch import DecodeStats, Slab, TileBatch
+from hmil_fast.io.tiles.fill import OnDevice, OnHost
 from hmil_fast.io.tiles.grid import TileGrid
 
-CHUNK = 32  # neighbouring tiles that one thread decodes in one go
+if TYPE_CHECKING:
+    from hmil_fast.io.slide.device_band import DeviceBand
+    from hmil_fast.io.slide.device_decoder import DeviceDecoder
+
 MAX_SLAB_BYTES = 512 * 2**20
-
-
-@dataclass(slots=True)
-class DecodeStats:
-    """What decoding cost so far.
-
-    Attributes:
-        tiles: Tiles decoded, bad ones included.
-        bad: Tiles with a status other than 0.
-        cpu_s: CPU seconds of the decoding threads.
-        busy_s: Wall seconds of the decoding threads, added up.
-        wait_s: Wall seconds that the consumer waited for a batch.
-    """
-
-    tiles: int = 0
-    bad: int = 0
-    cpu_s: float = 0.0
-    busy_s: float = 0.0
-    wait_s: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-
-@dataclass(slots=True)
-class TileBatch:
-    """Tiles of consecutive grid rows.
-
-    Attributes:
-        pixels: uint8 [n, read_px, read_px, 3], part of a slab: valid until `release`.
-        rows: Index of the first tile in the grid.
-        status: uint8 [n] of `TileStatus`.
-        grid: Which of several grids.
-    """
-
-    pixels: NDArray[np.uint8]
-    rows: int
-    status: NDArray[np.uint8]
-    grid: int
-    _slab: NDArray[np.uint8] | None
-    _free: "queue.SimpleQueue[NDArray[np.uint8]]"
-
-    def release(self) -> None:
-        """Give the slab back; a second call does nothing."""
-        slab, self._slab = self._slab, None
-        if slab is not None:
-            self._free.put(slab)
 
 
 def decode_tiles(
@@ -73,6 +33,7 @@ def decode_tiles(
     slabs: int = 4,
     rows: slice | None = None,
     stats: DecodeStats | None = None,
+    to: "DeviceDecoder | torch.device | None" = None,
 ) -> Generator[TileBatch, None, None]:
     """Decode tiles in order, up to `slabs` batches at a time in memory.
 
@@ -90,6 +51,9 @@ def decode_tiles(
         slabs: Length of the ring.
         rows: Part of a single grid, step 1; all by default.
         stats: Filled while tiles are decoded.
+        to: Where the tiles go: for a GPU slabs lie in pinned memory, from which it copies without a
+            wait. A decoder decodes on its device; where it is not for the slide a CPU does, and
+            `stats` say why.
 
     Yields:
         Batches of one grid each, in its order; those of several grids from the slide's top down.
@@ -98,11 +62,18 @@ def decode_tiles(
     stats = stats if stats is not None else DecodeStats()
     plan = _plan(grids, batch, rows)
     slab_bytes = max((count * grids[n].read_px ** 2 * 3 for n, _, count in plan), default=0)
-    free: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
+    place = to if to is None or isinstance(to, torch.device) else to.device
+    decoder = None if to is place else cast("DeviceDecoder", to)
+    bands = _on_device(reader, grids, plan, decoder, stats) if decoder is not None else None
+    free: queue.SimpleQueue[Slab] = queue.SimpleQueue()
     for _ in range(min(slabs, len(plan))):
-        free.put(np.empty(slab_bytes, np.uint8))
-    bands = _bands(reader, grids, plan)
+        free.put(_slab(slab_bytes, place, None if bands is None else decoder))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    fill: OnHost | OnDevice
+    if bands is not None and decoder is not None:
+        fill = OnDevice(grids, stats, pool, bands, decoder)
+    else:
+        fill = OnHost(grids, stats, pool, _bands(reader, grids, plan))
     ahead: deque[tuple[TileBatch, list[Future[None]]]] = deque()
     left = iter(plan)
     following = next(left, None)
@@ -110,15 +81,10 @@ def decode_tiles(
         while following is not None or ahead:
             while following is not None and (not ahead or not free.empty()):
                 number, start, count = following
-                grid, slab = grids[number], free.get()
-                shape = (count, grid.read_px, grid.read_px, 3)
+                slab, shape = free.get(), (count, *2 * (grids[number].read_px,), 3)
                 pixels = slab[: math.prod(shape)].reshape(shape)
                 made = TileBatch(pixels, start, np.empty(count, np.uint8), number, slab, free)
-                parts = [slice(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
-                band = bands[grid.level]
-                ahead.append(
-                    (made, [pool.submit(_fill, band, grid, made, part, stats) for part in parts])
-                )
+                ahead.append((made, fill.start(made)))
                 following = next(left, None)
             made, futures = ahead.popleft()
             began = time.perf_counter()
@@ -128,6 +94,7 @@ def decode_tiles(
             yield made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        fill.close()
 
 
 def _plan(grids: Sequence[TileGrid], batch: int, rows: slice | None) -> list[tuple[int, int, int]]:
@@ -146,24 +113,58 @@ def _plan(grids: Sequence[TileGrid], batch: int, rows: slice | None) -> list[tup
     return [entry[1:] for entry in sorted(plan, key=lambda entry: entry[0])]
 
 
-def _bands(
-    reader: SlideReader, grids: Sequence[TileGrid], plan: Sequence[tuple[int, int, int]]
-) -> dict[int, TileBand]:
-    """One band for each level that is read, told of just the tiles in the plan."""
+def _asked(
+    grids: Sequence[TileGrid], plan: Sequence[tuple[int, int, int]]
+) -> dict[int, list[tuple[NDArray[np.int64], int]]]:
+    """For each level that is read the tiles in the plan, as (xy, size)."""
     asked = defaultdict(list)
     for number in dict.fromkeys(number for number, _, _ in plan):
         spans = [(start, start + count) for n, start, count in plan if n == number]
         grid = grids[number]
         asked[grid.level].append((grid.xy[spans[0][0] : spans[-1][1]], grid.read_px))
-    return {level: reader.band(level, tiles) for level, tiles in asked.items()}
+    return asked
 
 
-def _fill(band: TileBand, grid: TileGrid, made: TileBatch, part: slice, stats: DecodeStats) -> None:
-    cpu, wall = time.thread_time(), time.perf_counter()
-    xy = grid.xy[made.rows + part.start : made.rows + part.stop]
-    made.status[part] = band.read(xy, grid.read_px, made.pixels[part])
-    with stats.lock:
-        stats.tiles += len(xy)
-        stats.bad += int(np.count_nonzero(made.status[part]))
-        stats.cpu_s += time.thread_time() - cpu
-        stats.busy_s += time.perf_counter() - wall
+def _bands(
+    reader: SlideReader, grids: Sequence[TileGrid], plan: Sequence[tuple[int, int, int]]
+) -> dict[int, TileBand]:
+    return {level: reader.band(level, tiles) for level, tiles in _asked(grids, plan).items()}
+
+
+def _on_device(
+    reader: SlideReader,
+    grids: Sequence[TileGrid],
+    plan: Sequence[tuple[int, int, int]],
+    device: "DeviceDecoder",
+    stats: DecodeStats,
+) -> "dict[int, DeviceBand] | None":
+    """The bands of a slide that the device decodes as a CPU does, else None and why."""
+    from hmil_fast.io.slide.device_band import DeviceBand
+    from hmil_fast.io.slide.sources import Unsuited
+    from hmil_fast.io.slide.tiled_reader import TiledReader
+
+    if not isinstance(reader, TiledReader):
+        stats.refused = f"{reader.info.reader} decodes on the CPU only"
+        return None
+    asked = _asked(grids, plan)
+    try:
+        bands = {
+            level: DeviceBand(reader, level, tiles, device, len(asked))
+            for level, tiles in asked.items()
+        }
+        apart = [band.probe() for band in bands.values()]
+    except Unsuited as unsuited:
+        stats.refused = str(unsuited)
+        return None
+    stats.probe_difference = max(apart, default=0.0)
+    stats.decoder = ", ".join(dict.fromkeys(band.name for band in bands.values()))
+    return bands
+
+
+def _slab(size: int, place: torch.device | None, decoder: "DeviceDecoder | None") -> Slab:
+    if decoder is not None:
+        with decoder.stream.use():
+            return torch.empty(size, dtype=torch.uint8, device=place)
+    if place is not None and place.type == "cuda":
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+    return np.empty(size, np.uint8)

@@ -17,6 +17,7 @@ from hmil_fast.io.tiles.tissue import TissueMask
 SAME_MPP = 0.01  # scales closer than 1 % count as equal: the spread of scanners' own calibration
 MAX_TILES = 4_000_000
 MAX_READ_PX = 8192
+GPU_CODECS = ("jpeg", "jpeg2000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class TileSpec:
         views: Augmented views of every tile that are made beside the plain one.
         view_seed: Seed of what makes them differ.
         stain_norm: "none", or "macenko" to bring every slide's stains to the same.
+        gpu_decoded: Codecs of the slides, of `GPU_CODECS`, whose tiles a GPU decodes.
     """
 
     tile_px: int = 256
@@ -42,6 +44,7 @@ class TileSpec:
     views: int = 0
     view_seed: int = 0
     stain_norm: str = "none"
+    gpu_decoded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.tile_px <= MAX_READ_PX:
@@ -63,6 +66,10 @@ class TileSpec:
             raise UsageError(f"a tissue share of {self.min_tissue}", "pass one between 0 and 1")
         if self.stain_norm not in ("none", *STAIN_NORMS):
             raise UsageError(f"stain_norm {self.stain_norm!r}", "use none or macenko")
+        if not set(self.gpu_decoded) <= set(GPU_CODECS):
+            raise UsageError(
+                f"gpu_decoded is {self.gpu_decoded}", f"name some of {', '.join(GPU_CODECS)}"
+            )
         if self.views < 0 or self.view_seed < 0:
             raise UsageError(f"{self.views} views, seed {self.view_seed}", "pass 0 or more")
 
@@ -74,8 +81,10 @@ class TileSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the configuration's hash, without what is not asked for."""
         values = asdict(self)
-        for name in ("coarser", "views", "view_seed", "stain_norm"):
+        for name in ("coarser", "views", "view_seed", "stain_norm", "gpu_decoded"):
             del values[name]
+        if self.gpu_decoded:
+            values["gpu_decoded"] = sorted(self.gpu_decoded)
         if self.coarser:
             values["coarser"] = list(self.coarser)
         if self.views:

@@ -192,3 +192,12 @@ def test_it_says_where_the_features_lie(make: Make, tmp_path: Path) -> None:
     said = FeatureCache(store, list(LENGTHS), tmp_path, "map").describe()
     assert said == "739 instances of 5 slides, 0.0 GB, in a mapped scratch file (asked for)"
     assert "in main memory (" in FeatureCache(store, list(LENGTHS), tmp_path).describe()
+
+
+@pytest.mark.gpu
+def test_main_memory_is_pinned_at_its_own_size(store: FeatureStore, tmp_path: Path) -> None:
+    gpu = torch.device("cuda", 0)
+    cache = FeatureCache(store, list(LENGTHS), tmp_path, "host", gpu)
+    assert "pinned" in cache.describe()
+    x, bags = cache.batch([0, 2], gpu)
+    assert torch.equal(x[: bags[0, 1]].cpu(), cache.bag(0))

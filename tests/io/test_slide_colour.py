@@ -25,7 +25,8 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 MARKERS = list(
     product((b"", JFIF), (None, 0, 1, 2), (b"\1\2\3", b"RGB", b"rgb", b"\0\1\2", b"\1\x22\x23"))
 )
-DECODERS = ["nvimagecodec", "cucim", *(["libjpeg-turbo"] if find_spec("simplejpeg") else [])]
+DECODERS = ["nvimagecodec", *(["cucim"] if find_spec("cucim") else [])]
+DECODERS += ["libjpeg-turbo"] if find_spec("simplejpeg") else []
 STORED = {"rgb": (True, 0), "444": (False, 0), "422": (False, 1), "420": (False, 2)}
 
 

@@ -26,7 +26,6 @@ class Counting:
         self.decoded: list[tuple[int, int]] = []
         self._lock = threading.Lock()
         self._source, slide._source = slide._source, self
-        self.at_once = self._source.at_once
 
     def decode(
         self, level: int, tiles: Sequence[int], data: Sequence[bytes], spare: list[Any]

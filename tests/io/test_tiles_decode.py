@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hmil_fast.io.slide import SlideReader, open_slide
-from hmil_fast.io.tiles.decode import DecodeStats, decode_tiles
+from hmil_fast.io.tiles.batch import DecodeStats
+from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileGrid, TileSpec, plan_grid
 from hmil_fast.io.tiles.tissue import TissueMask
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hmil_fast.device import computes_in_bf16, free_memory
 from hmil_fast.errors import UsageError
@@ -202,6 +203,12 @@ class Encoder(nn.Module):
             for hook in hooks:
                 hook.remove()
         return 2 * largest
+
+    def tile_flop(self) -> int:
+        """Floating-point operations of the products for one tile."""
+        with FlopCounterMode(display=False) as counter:
+            self(torch.zeros(1, 3, self.card.resize_px, self.card.resize_px, device=self.device))
+        return int(counter.get_total_flops())
 
     def describe(self) -> dict[str, Any]:
         """Card and weights hash, as they go into the store."""

@@ -1,13 +1,15 @@
 """Extract slides into a store; an error of one slide does not stop the others."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmil_fast.errors import UsageError
 from hmil_fast.extraction.encoders import Encoder
 from hmil_fast.extraction.pictures import ContactSheet, save_overlay
 from hmil_fast.extraction.pipeline.attributes import jpeg, scale_attributes, slide_attributes
@@ -21,8 +23,12 @@ from hmil_fast.extraction.prepare import prepare_slide
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Progress
 from hmil_fast.io.slide.base import cpus
+from hmil_fast.io.slide.device_decoder import DeviceDecoder
+from hmil_fast.io.slide.sources import Unsuited
 from hmil_fast.io.store import FeatureStore, StoreSpec
 from hmil_fast.io.tiles.augment import Augmentation, PixelParams, plain_params
+from hmil_fast.io.tiles.batch import DecodeStats, TileBatch
+from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec
 from hmil_fast.io.tiles.transform import TileTransform, build_transform
 
@@ -37,6 +43,11 @@ class Extractor:
         batch: Tiles a forward pass, always so many: a last batch is filled up. None chooses by
             the memory of the device.
         threads: Threads that decode.
+        decoder: Decodes the slides of the codecs that `spec` names; by default one on the GPU of
+            the encoder.
+
+    Raises:
+        UsageError: The store's slides are to be decoded by a GPU, and none here does.
     """
 
     def __init__(
@@ -47,10 +58,14 @@ class Extractor:
         *,
         batch: int | None = None,
         threads: int | None = None,
+        decoder: DeviceDecoder | None = None,
     ) -> None:
         self.store = store
         self.encoder = encoder
         self.spec = spec
+        if spec.gpu_decoded and decoder is None:
+            decoder = gpu_decoder(encoder.device)
+        self.decoder = decoder
         self.batch = encoder.prepare(batch)
         self.threads = threads or max(2, min(16, cpus()))
         self.timings = Timings()
@@ -117,6 +132,19 @@ class Extractor:
                 ready.reader.close()
                 raise
 
+    def decode(self, slide: ActiveSlide, stats: DecodeStats) -> Generator[TileBatch, None, None]:
+        """Decode its tiles, on the GPU where the store says so of its codec."""
+        by_gpu = slide.reader.info.codec in self.spec.gpu_decoded
+        to = self.decoder if by_gpu and self.decoder is not None else self.encoder.device
+        return decode_tiles(
+            slide.reader,
+            slide.grids,
+            batch=self.batch,
+            threads=self.threads,
+            stats=stats,
+            to=to,
+        )
+
     def transform(self, decoded: Decoded, part: slice, view: int = 0) -> Tensor:
         """Encoder input [n, 3, resize_px, resize_px] of some of the tiles, in one view of them."""
         read_px = decoded.grid.read_px
@@ -150,6 +178,24 @@ class Extractor:
     def encode(self, tiles: Tensor) -> Callable[[], NDArray[Any]]:
         """Start a batch; the result gives its features when called."""
         return encode_timed(self.encoder, tiles, self.store.spec.dtype, self.timings)
+
+
+def gpu_decoder(device: torch.device) -> DeviceDecoder:
+    """The decoder of a GPU.
+
+    Raises:
+        UsageError: It is none, or does not decode.
+    """
+    fix = "run it where a GPU is, or make a new --store with --decode cpu"
+    if device.type != "cuda":
+        raise UsageError(f"the store's tiles are to be decoded by a GPU, not on {device}", fix)
+    try:
+        return DeviceDecoder(device)
+    except Unsuited as why:
+        package = 'run pip install "hmil-fast[cu13]" (or [cu12]), or make a new --store with '
+        raise UsageError(
+            f"{device} decodes no tiles: nvImageCodec: {why}", f"{package}--decode cpu"
+        ) from None
 
 
 def store_spec(encoder: Encoder, spec: TileSpec, dtype: str) -> StoreSpec:

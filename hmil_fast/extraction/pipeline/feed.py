@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hmil_fast.extraction.pipeline.timings import Timings
 from hmil_fast.extraction.prepare import each_tenth
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Progress
-from hmil_fast.io.tiles.decode import DecodeStats, TileBatch, decode_tiles
+from hmil_fast.io.tiles.batch import DecodeStats, TileBatch
 from hmil_fast.io.tiles.grid import TileGrid
 
 OPENERS = 2  # small slides that are opened at once, ahead of the one that is decoded
@@ -66,19 +66,17 @@ class TileFeed:
 
     Args:
         open_slide: Opens a slide; called in a thread.
-        batch: Tiles to decode into one slab.
-        threads: Threads that decode.
+        decode: Decodes its tiles, as `decode_tiles` does; called in the feed's thread.
         timings: Takes "decode (threads)".
     """
 
     def __init__(
         self,
         open_slide: Callable[[SlideTask, Progress], ActiveSlide],
-        batch: int,
-        threads: int,
+        decode: Callable[[ActiveSlide, DecodeStats], Generator[TileBatch, None, None]],
         timings: Timings,
     ) -> None:
-        self._open, self._batch, self._threads = open_slide, batch, threads
+        self._open, self._decode_tiles = open_slide, decode
         self._timings = timings
         self._entries: deque[_Entry] = deque()
         self._todo: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
@@ -171,16 +169,14 @@ class TileFeed:
         if not slide.num_tiles:
             return
         stats = DecodeStats()
-        decoder = decode_tiles(
-            slide.reader, slide.grids, batch=self._batch, threads=self._threads, stats=stats
-        )
         # closed whatever happens: its threads read the slide, which is closed next
-        with closing(decoder) as batches:
+        with closing(self._decode_tiles(slide, stats)) as batches:
             for tiles in batches:
                 slide.sheet.look(tiles.grid, tiles.rows, tiles.pixels, tiles.status)
                 self._out.put(Decoded(slide, tiles))
                 if self._stopped or slide.error is not None:
                     break
+        slide.note_decoding(stats)
         self._timings.add("decode (threads)", stats.busy_s)
 
 

@@ -1,7 +1,7 @@
 """Run tiles through feed, transform, encoder and store, in batches across slides."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from hmil_fast.extraction.pipeline.slide_job import ActiveSlide
 from hmil_fast.extraction.pipeline.timings import Timings
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide import Progress
-from hmil_fast.io.tiles.decode import TileBatch
+from hmil_fast.io.tiles.batch import DecodeStats, TileBatch
 from hmil_fast.streams import Event
 
 _WRITES = 2  # batches on their way from the encoder to the writers
@@ -26,11 +26,14 @@ class Steps(Protocol):
     """What is done to slides and tiles; the pipeline decides when, and in which thread."""
 
     batch: int
-    threads: int
     timings: Timings
 
     def open(self, task: SlideTask, progress: Progress) -> ActiveSlide:
         """Open a slide and its writer; in a thread."""
+        ...
+
+    def decode(self, slide: ActiveSlide, stats: DecodeStats) -> Generator[TileBatch, None, None]:
+        """Decode its tiles; in a thread."""
         ...
 
     def transform(self, decoded: Decoded, part: slice, view: int) -> Tensor:
@@ -62,7 +65,7 @@ class Pipeline:
         self._steps, self._batch = steps, batch
         self._on_tiles, self._on_search = on_tiles, on_search
         self._timings = steps.timings
-        self._feed = TileFeed(self._open, steps.batch, steps.threads, steps.timings)
+        self._feed = TileFeed(self._open, steps.decode, steps.timings)
         self._writer = started(1, "write")
         self._committer = started(2, "commit")
         # from the thread that opens a slide to the one that commits it: a signal, which strikes

@@ -17,6 +17,7 @@ from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.store import SlideWriter
 from hmil_fast.io.store.commit import nonfinite_rows
+from hmil_fast.io.tiles.batch import DecodeStats
 from hmil_fast.io.tiles.stain import IDENTITY
 
 MAX_BAD_SHARE = 0.1  # a slide with more undecodable tiles is refused
@@ -63,6 +64,7 @@ class ActiveSlide:
         self._writer = writer
         self._files = dict(files)
         self._start = start
+        self._decoding: dict[str, Any] = {}
         self._status = np.zeros(self.num_tiles, np.uint8)
         # scale, view and rows, in the order of decoding
         self._coming: deque[tuple[int, int, int]] = deque()
@@ -89,6 +91,18 @@ class ActiveSlide:
                 "cannot be decoded",
                 "copy the file again from its source, or leave it out",
             )
+
+    def note_decoding(self, stats: DecodeStats) -> None:
+        """Keep how its tiles were decoded, where a GPU was to do it."""
+        if stats.refused:
+            self._decoding = {"on": "cpu", "because": stats.refused}
+        elif stats.decoder:
+            self._decoding = {
+                "on": "gpu",
+                "by": stats.decoder,
+                "probe_difference": round(stats.probe_difference, 3),
+                "tiles_on_cpu": stats.on_cpu,
+            }
 
     @property
     def bad_tiles(self) -> int:
@@ -125,6 +139,8 @@ class ActiveSlide:
                 parent = np.concatenate(parents) if parents else None
                 self.sheet.save()  # before the commit: a stored slide never counts as failed
                 self._writer.attrs["bad_tiles"] = self.bad_tiles
+                if self._decoding:
+                    self._writer.attrs["decoded"] = self._decoding
                 self._writer.commit(coords, self._status, self._files, parent)
             except Exception as error:  # noqa: BLE001  # the other slides of the job go on
                 self.fail(error)
