@@ -22,6 +22,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torchvision import transforms as v1
 
 from hmil_fast.io.slide import open_slide
+from hmil_fast.io.slide.device_decoder import DeviceDecoder
 from hmil_fast.io.tiles.decode import decode_tiles
 from hmil_fast.io.tiles.grid import TileSpec, plan_grid
 from hmil_fast.io.tiles.tissue import TissueMask
@@ -95,7 +96,13 @@ CASES = {
 Take = Callable[[torch.Tensor], None]
 
 
-def ours(path: Path, case: Case, take: Take | None, reader: str | None = None) -> None:
+def ours(
+    path: Path,
+    case: Case,
+    take: Take | None,
+    reader: str | None = None,
+    to: DeviceDecoder | None = None,
+) -> None:
     """Open, check, decode every tile and, for `take`, normalise it."""
     transform = build_transform(
         read_px=case.size,
@@ -111,7 +118,7 @@ def ours(path: Path, case: Case, take: Take | None, reader: str | None = None) -
         grid = plan_grid(slide.info, spec, TissueMask(np.ones((8, 8), np.bool_), 512.0, None))
         xy = np.array(case.corners, np.int64)
         grid = replace(grid, xy=xy, coords=xy)
-        for tiles in decode_tiles(slide, grid, batch=case_batch(case), threads=1):
+        for tiles in decode_tiles(slide, grid, batch=case_batch(case), threads=1, to=to):
             assert not tiles.status.any()
             if take is not None:
                 take(transform(tiles.pixels))
@@ -158,6 +165,7 @@ def test_decode_to_normalised_tensors(benchmark: BenchmarkFixture, big_slide: Pa
     """All cases in turns, so that a busy machine slows all; CPU time of the process."""
     ways: dict[str, Callable[[Path, Case, Take | None], None]] = {
         "ours": ours,
+        "on device": partial(ours, to=DeviceDecoder(torch.device("cpu"))),
         "cucim": partial(ours, reader="cucim"),
         "openslide": theirs,
     }

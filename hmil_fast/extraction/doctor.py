@@ -21,7 +21,7 @@ from hmil_fast.extraction.encoders import (
     first_line,
     plugins,
 )
-from hmil_fast.extraction.findings import Finding, kernel_findings
+from hmil_fast.extraction.findings import Finding, decoder_findings, kernel_findings
 from hmil_fast.extraction.preflight import (
     estimate,
     nbytes,
@@ -159,6 +159,7 @@ def machine_findings() -> list[Finding]:
         else:
             text = 'pip install "hmil-fast[cu13]" (or [cu12]); until then the slower path serves'
             findings.append(Finding("note", f"{what} is not installed", text))
+    findings += decoder_findings()
     findings += kernel_findings()
     findings.append(Finding("ok", f"slide reader OpenSlide {_openslide_version()}"))
     others = ", ".join(name for name in encoder_names() if name != DEFAULT_ENCODER)

@@ -1,10 +1,12 @@
-"""What `doctor` finds: a check's result, and those of the kernels."""
+"""What `doctor` finds: a check's result, and those of the GPUs: decoders and kernels."""
 
 import warnings
 from dataclasses import dataclass
 
 import torch
 
+from hmil_fast.io.slide.device_decoder import DeviceDecoder
+from hmil_fast.io.slide.sources import Unsuited
 from hmil_fast.kernels.dispatch import Choice, choose
 
 
@@ -15,6 +17,21 @@ class Finding:
     state: str
     what: str
     fix: str = ""
+
+
+def decoder_findings() -> list[Finding]:
+    """What decodes tiles on each GPU."""
+    findings = []
+    for i in range(torch.cuda.device_count()):
+        try:
+            decoder = DeviceDecoder(torch.device("cuda", i))
+        except Unsuited as why:
+            text = 'run pip install "hmil-fast[cu13]" (or [cu12]); until then the CPU decodes'
+            findings.append(Finding("note", f"GPU {i} decodes no tiles: nvImageCodec: {why}", text))
+        else:
+            by = " and ".join(dict.fromkeys(decoder.names()))
+            findings.append(Finding("ok", f"GPU {i} decodes tiles by {by}"))
+    return findings
 
 
 def kernel_findings() -> list[Finding]:

@@ -125,6 +125,10 @@ class DeviceDecoder:
             raise Unsuited(f"no GPU decodes {'uncompressed' if codec == 'none' else codec} tiles")
         return self._decoders[compression][0]
 
+    def names(self) -> list[str]:
+        """What decodes each codec."""
+        return [name for name, _ in self._decoders.values()]
+
     def slots(self, tile: tuple[int, int]) -> Slots:
         """The places for tiles of (width, height); those of other sizes are kept while in use."""
         if tile not in self._slots:
