@@ -27,14 +27,16 @@ def step() -> None:
             _measure(kernels, rows)
 
 
-def training_step(rows: int, place: torch.device, dim: int = 1024) -> Callable[[], None]:
+def training_step(
+    rows: int, place: torch.device, dim: int = 1024, hidden: int = 256
+) -> Callable[[], None]:
     """A call that trains preset best on 64 bags of `rows` instances once."""
     recipe = PRESETS["best"]
     tree = LabelTree.from_nested(
         {"benign": ["N", "PB", "UDH"], "atypical": ["FEA", "ADH"], "malignant": ["DCIS", "IC"]}
     )
     torch.manual_seed(0)
-    model = HMIL(dim, tree.num_classes, readout=recipe.readout).to(place)
+    model = HMIL(dim, tree.num_classes, readout=recipe.readout, hidden=hidden).to(place)
     loss = HmilLoss(tree, recipe, [1] * len(LEAVES)).to(place)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     x = torch.randn(BAGS * rows, dim, device=place).half()

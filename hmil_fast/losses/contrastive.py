@@ -1,29 +1,49 @@
 """Supervised contrastive loss over the class-wise embeddings of the finest level."""
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hmil_fast.kernels.supcon import gather_rows, supcon
-from hmil_fast.kernels.supcon.op import supcon_lse
+from hmil_fast.losses.contrastive_memory import Nodes, nodes_of, supcon_with_memory
 from hmil_fast.losses.memory import Memory
+
+
+class Levels(NamedTuple):
+    """The levels that are contrasted.
+
+    Attributes:
+        ancestors: int64 [L, K], the node of every leaf per level.
+        nodes: The same as matrices.
+        weights: float64 [L], exp(1/h) over their sum, h = 1 for the leaves and one more per level
+            above (HiMulCon, Zhang et al., CVPR 2022).
+    """
+
+    ancestors: Tensor
+    nodes: Nodes
+    weights: Tensor
+
+
+def contrast_levels(ancestors: Tensor) -> Levels:
+    """The levels of a tree from int64 [L, K], the node of every leaf per level, coarse first."""
+    heights = torch.arange(len(ancestors), 0, -1, dtype=torch.float64)
+    return Levels(ancestors, nodes_of(ancestors), torch.softmax(1 / heights, 0))
 
 
 def contrastive(
     embeddings: Tensor,
     labels: Tensor,
     temperature: float,
-    ancestors: Tensor | None = None,
+    levels: Levels | None = None,
     memory: Memory | None = None,
     *,
     gather: bool = True,
 ) -> Tensor:
     """SupCon over the B·K rows of a batch; all rows of a bag carry its leaf label.
 
-    With `ancestors` it is that of every level, the rows of a bag carrying the bag's node there, in
-    a weighted mean: levels weigh exp(1/h), h = 1 for the leaves and one more per level above
-    (HiMulCon, Zhang et al., CVPR 2022), over the sum of these.
+    With `levels` it is that of every level, the rows of a bag carrying the bag's node there, in a
+    weighted mean.
 
     Where a process group is set up, B counts the bags of all ranks and every rank gets the same
     value; see `gather_rows` for the gradient. Not so without `gather`.
@@ -32,28 +52,26 @@ def contrastive(
         embeddings: [B, K, E], L2-normalised rows.
         labels: int64 [B], leaf per bag.
         temperature: τ > 0.
-        ancestors: int64 [L, K], the node of every leaf per level.
-        memory: Earlier rows that the batch is contrasted with too; needs `ancestors`. In training
+        levels: Of `contrast_levels`, on the device.
+        memory: Earlier rows that the batch is contrasted with too; needs `levels`. In training
             every rank adds the bags of all ranks to it, of each bag the row of its own class.
         gather: Whether other ranks have other bags.
     """
     if gather:
         embeddings, labels = gather_rows(embeddings, labels)
     rows, leaf = _rows(embeddings, labels)
-    if ancestors is None:
+    if levels is None:
         return supcon(rows, leaf, temperature)
+    weights = levels.weights
     if memory is None:
-        levels = supcon(rows, ancestors[:, leaf].T, temperature)
-    else:
-        levels = _supcon_with(memory, rows, leaf, ancestors, temperature)
-        if memory.training:
-            own = embeddings[torch.arange(len(labels), device=labels.device), labels]
-            memory.remember(own.detach(), labels)
-    weights = [math.exp(1 / h) for h in range(len(ancestors), 0, -1)]
-    return sum(
-        (w / sum(weights) * level for w, level in zip(weights, levels.unbind(), strict=True)),
-        start=levels.new_zeros(()),
-    )
+        each = supcon(rows, levels.ancestors[:, leaf].T, temperature)
+        return each @ weights.to(each.dtype)
+    past = memory.recall(rows)
+    value = supcon_with_memory(rows, leaf, past, levels.nodes, weights, temperature)
+    if memory.training:
+        own = embeddings[torch.arange(len(labels), device=labels.device), labels]
+        memory.remember(own.detach(), labels)
+    return value
 
 
 def contrastive_released(
@@ -78,38 +96,3 @@ def _rows(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings.flatten(0, 1), labels.repeat_interleave(
         embeddings.shape[1], output_size=embeddings.shape[0] * embeddings.shape[1]
     )
-
-
-def _supcon_with(
-    memory: Memory, z: Tensor, leaf: Tensor, ancestors: Tensor, temperature: float
-) -> Tensor:
-    """SupCon of every level with the rows z as anchors, against each other and a memory: [L].
-
-    Args:
-        memory: Its rows have no gradient and are no anchors.
-        z: [R, E].
-        leaf: int64 [R].
-        ancestors: int64 [L, K], the node of every leaf per level.
-        temperature: τ.
-    """
-    past = memory.recall(z)
-    with torch.autocast(z.device.type, enabled=False):
-        z = z if z.dtype == torch.float64 else z.float()
-        rows = past.rows.to(z.dtype)
-        lowest = torch.finfo(z.dtype).min  # not −inf: an empty memory must not make NaN gradients
-        apart = (z @ rows.T / temperature).masked_fill(~past.filled, lowest)
-        log_sum = torch.logsumexp(apart, 1)
-        if len(z) > 1:
-            log_sum = torch.logaddexp(log_sum, supcon_lse(z, temperature))
-        levels = []
-        nodes = torch.arange(ancestors.shape[1], device=z.device)
-        for node in ancestors:
-            own = (node[leaf, None] == nodes).to(z.dtype)  # [R, K]
-            others = ((node[past.leaf, None] == nodes) & past.filled[:, None]).to(z.dtype)
-            positives = own @ (own.sum(0) + others.sum(0)) - 1
-            # Σ over the positives of z_i·z_p, from the sums of the rows of each node
-            pull = (z * (own @ (own.T @ z + others.T @ rows) - z)).sum(1)
-            anchor = positives > 0
-            each = log_sum - pull / (temperature * positives.clamp_min(1))
-            levels.append(torch.where(anchor, each, 0).sum() / anchor.sum().clamp_min(1))
-    return torch.stack(levels)

@@ -11,7 +11,13 @@ from hmil_fast.errors import UsageError
 from hmil_fast.labels import LabelTree
 from hmil_fast.losses import hierarchy
 from hmil_fast.losses.alignment import instance_alignment
-from hmil_fast.losses.contrastive import contrastive, contrastive_released
+from hmil_fast.losses.contrastive import (
+    Levels,
+    contrast_levels,
+    contrastive,
+    contrastive_released,
+)
+from hmil_fast.losses.contrastive_memory import Nodes
 from hmil_fast.losses.curriculum import curriculum, tau_released
 from hmil_fast.losses.memory import Memory
 from hmil_fast.recipe import PRESETS, Recipe
@@ -108,6 +114,13 @@ class HmilLoss(nn.Module):
             self._constant("soft_labels", hierarchy.soft_labels(tree, recipe.soft_beta))
         if recipe.class_weights == "balanced":
             self._constant("class_weights", _balanced(leaf_counts, len(tree.leaves)))
+        if recipe.supcon in ("leaf", "levels"):
+            first = 0 if recipe.supcon == "levels" else -1
+            levels = contrast_levels(torch.from_numpy(tree.ancestors())[first:])
+            self._constant("contrasted", levels.ancestors)
+            self._constant("member", levels.nodes.member.float())
+            self._constant("node_level", levels.nodes.level.float())
+            self._constant("level_weights", levels.weights)
         remembers = recipe.supcon in ("leaf", "levels") and recipe.supcon_memory
         self.memory = Memory(len(tree.leaves), recipe.supcon_memory) if remembers else None
 
@@ -211,8 +224,12 @@ class HmilLoss(nn.Module):
         if kind == "released":
             now = tau_released(progress, tau)
             return contrastive_released(embeddings, leaf, now, tau, gather=gather)
-        ancestors = self.get_buffer("ancestors")[0 if kind == "levels" else -1 :]
-        return contrastive(embeddings, leaf, tau, ancestors, self.memory, gather=gather)
+        levels = Levels(
+            self.get_buffer("contrasted"),
+            Nodes(self.get_buffer("member"), self.get_buffer("node_level")),
+            self.get_buffer("level_weights"),
+        )
+        return contrastive(embeddings, leaf, tau, levels, self.memory, gather=gather)
 
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
