@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hmil_fast.kernels.bags import Spans, bag_rows
+from hmil_fast.kernels.tiles import overlap
 
 _CHUNK = 1 << 15  # instances
+_ALONE = 1 << 10  # a bag of more is a chunk by itself: no row needs to be told its bag
 
 Level = tuple[Tensor, Tensor]  # logits [N, C], lse [B, C]
 
@@ -26,7 +28,10 @@ def alignment_streaming(
     weights = _weights(parent, logits, average)
     for rows, bag in _chunks(spans, logits.device):
         both = _compare(coarse, fine, rows, bag, weights)
-        total.index_add_(0, bag, both.apart.double())
+        if isinstance(bag, int):
+            total[bag] += both.apart.sum(dtype=torch.float64)
+        else:
+            total.index_add_(0, bag, both.apart.double())
     return (total / _sizes(spans, total)).to(logits.dtype)
 
 
@@ -35,9 +40,11 @@ def alignment_streaming_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for the coarse logits and lse and the fine logits and lse."""
     levels = coarse, fine
-    d_logits = [
-        torch.zeros_like(level[0], memory_format=torch.contiguous_format) for level in levels
-    ]
+    # rows of a single bag are written once, those in several are added up
+    once = not overlap(spans)
+    whole = once and sum(length for _, length in spans) == len(coarse[0])
+    new = torch.empty_like if whole else torch.zeros_like
+    d_logits = [new(level[0], memory_format=torch.contiguous_format) for level in levels]
     d_lse = [torch.zeros_like(level[1], dtype=torch.float64) for level in levels]
     weights = _weights(parent, coarse[0], average)
     share = grad / _sizes(spans, grad)
@@ -50,11 +57,16 @@ def alignment_streaming_backward(
         d_s = torch.addcmul(gap.neg_(), s, scale * apart).div_(norm).neg_()
         d_b = (weights @ d_s).mul_(b)
         for level, d in enumerate((d_a, d_b)):
-            if isinstance(rows, slice):
+            if once:
+                d_logits[level][rows] = d.T
+            elif isinstance(rows, slice):
                 d_logits[level][rows] += d.T
             else:
                 d_logits[level].index_add_(0, rows, d.T)
-            d_lse[level].index_add_(0, bag, d.T.double())
+            if isinstance(bag, int):
+                d_lse[level][bag] += d.sum(1, dtype=torch.float64)
+            else:
+                d_lse[level].index_add_(0, bag, d.T.double())
     d_coarse, d_fine = (d.neg_().to(grad.dtype) for d in d_lse)
     return d_logits[0], d_coarse, d_logits[1], d_fine
 
@@ -78,9 +90,9 @@ class _Compared(NamedTuple):
 
 
 def _compare(
-    coarse: Level, fine: Level, rows: slice | Tensor, bag: Tensor, weights: Tensor
+    coarse: Level, fine: Level, rows: slice | Tensor, bag: Tensor | int, weights: Tensor
 ) -> _Compared:
-    a, b = (_scaled(logits[rows], lse.index_select(0, bag)) for logits, lse in (coarse, fine))
+    a, b = (_scaled(logits[rows], lse, bag) for logits, lse in (coarse, fine))
     a /= _norms(a)
     s = weights.T @ b
     norm = _norms(s)
@@ -94,9 +106,11 @@ def _norms(columns: Tensor) -> Tensor:
     return columns.square().sum(0).sqrt_()
 
 
-def _scaled(logits: Tensor, lse: Tensor) -> Tensor:
+def _scaled(logits: Tensor, lse: Tensor, bag: Tensor | int) -> Tensor:
     """[C, n], attention of each instance over its largest entry: the cosine does not see scale."""
-    log_attention = (logits - lse).T.contiguous()
+    log_attention = logits.new_empty(logits.shape[::-1])
+    of_row = lse[bag, :, None] if isinstance(bag, int) else lse.T.index_select(1, bag)
+    torch.sub(logits.T, of_row, out=log_attention)
     return log_attention.sub_(log_attention.amax(0)).exp_()
 
 
@@ -112,14 +126,21 @@ def _sizes(spans: Spans, like: Tensor) -> Tensor:
     return sizes.to(like.device, non_blocking=True)
 
 
-def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor, Tensor]]:
-    """Rows of up to _CHUNK instances, a slice if they lie together, and the bag of each."""
+def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor, Tensor | int]]:
+    """Rows of up to _CHUNK instances, a slice if they lie together, and their bag or that of each.
+
+    On an accelerator bags stay together: there a loop over them costs more than their numbers.
+    """
+    alone = _ALONE if device.type == "cpu" else _CHUNK
     numbers: list[int] = []
     pieces: Spans = []
     filled = 0
     for k, (start, length) in enumerate(spans):
         for lo in range(start, start + length, _CHUNK):
             size = min(_CHUNK, start + length - lo)
+            if size >= alone:
+                yield slice(lo, lo + size), k
+                continue
             if filled + size > _CHUNK:
                 yield _located(numbers, pieces, device)
                 numbers, pieces, filled = [], [], 0

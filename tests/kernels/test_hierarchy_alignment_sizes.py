@@ -41,6 +41,7 @@ SHUFFLED = PACKED[torch.tensor([3, 9, 0, 6, 1, 2, 8, 5, 4, 7])]
 OVERLAPPING = torch.cat([PACKED, torch.tensor([[0, 40], [20, 30]])])
 
 
+@pytest.mark.parametrize("alone", [1, 5, 99], ids="alone from {} rows on".format)
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize(
     "bags",
@@ -48,9 +49,10 @@ OVERLAPPING = torch.cat([PACKED, torch.tensor([[0, 40], [20, 30]])])
     ids=["packed", "shuffled", "overlapping", "none"],
 )
 def test_chunks_equal_the_formula(
-    monkeypatch: pytest.MonkeyPatch, bags: Tensor, average: bool
+    monkeypatch: pytest.MonkeyPatch, bags: Tensor, average: bool, alone: int
 ) -> None:
     monkeypatch.setattr(streaming, "_CHUNK", 8)
+    monkeypatch.setattr(streaming, "_ALONE", alone)
     rows = sum(LENGTHS)
     levels = _levels(PACKED, rows)
     if not len(bags):
