@@ -51,6 +51,16 @@ _SHAPES: dict[tuple[Pass, Precision], dict[int, _Shape]] = {
 }
 _SHAPES["forward", "fp16"] = _SHAPES["forward", "bf16"]
 
+# of the forward pass that keeps its rows, for half-precision x: by D, what fits the shared memory.
+# 128 rows, else the weights that each tile reads would outweigh what is saved on rows.
+# rows, hidden units, warps, stages
+_RESIDENT: dict[int, dict[int, tuple[int, int, int, int]]] = {
+    80: {128: (128, 32, 8, 3), 256: (128, 32, 8, 3), 512: (128, 16, 8, 2)},
+    86: {128: (128, 32, 8, 3), 256: (128, 16, 8, 2)},
+    90: {128: (128, 64, 8, 3), 256: (128, 64, 8, 2), 512: (128, 16, 8, 2)},
+}
+_RESIDENT[100] = _RESIDENT[90]
+
 
 class Config(NamedTuple):
     """Constants of a kernel that pools, and how it is launched."""
@@ -66,6 +76,50 @@ class Config(NamedTuple):
     APPROX: bool
     num_warps: int
     num_stages: int
+
+
+class Resident(NamedTuple):
+    """Constants of the forward kernel that keeps its rows, and how it is launched."""
+
+    D: int
+    ROWS: int
+    BLOCK_H: int
+    CLASSES: int
+    UPCAST: bool
+    APPROX: bool
+    num_warps: int
+    num_stages: int
+
+
+def resident(
+    dtype: torch.dtype, dim: int, classes: int, arch: int, *, interpreted: bool
+) -> Resident | None:
+    """The configuration of the forward pass that keeps its rows; None where that one cannot serve.
+
+    It serves half-precision x whose D is in the table.
+
+    Args:
+        dtype: Of x.
+        dim: D.
+        classes: C.
+        arch: Compute capability × 10.
+        interpreted: Whether Triton's interpreter runs the kernel on a CPU.
+    """
+    # sm_86, sm_89 and sm_120 have 99 KB of shared memory for a block
+    shape = _RESIDENT[{80: 80, 90: 90, 100: 100, 103: 100}.get(arch, 86)].get(dim)
+    if shape is None or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    rows, h, warps, stages = shape
+    return Resident(
+        D=dim,
+        ROWS=rows,
+        BLOCK_H=h,
+        CLASSES=16 if classes <= 16 else 32,
+        UPCAST=interpreted and dtype == torch.bfloat16,
+        APPROX=not interpreted,
+        num_warps=warps,
+        num_stages=stages,
+    )
 
 
 def configuration(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hmil_fast.kernels.bags import Spans
 from hmil_fast.kernels.dispatch import exact_products, interpreted
-from hmil_fast.kernels.gated_attention_pool.configs import Config, Pass, configuration
+from hmil_fast.kernels.gated_attention_pool.configs import Config, Pass, configuration, resident
 from hmil_fast.kernels.gated_attention_pool.fused_backward import Saved, launch_backward
 from hmil_fast.kernels.gated_attention_pool.fused_forward import launch_forward
 from hmil_fast.kernels.tiles import cut
@@ -13,8 +13,10 @@ from hmil_fast.kernels.tiles import cut
 
 def forward(x: Tensor, weights: list[Tensor], spans: Spans) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled, lse and logits for weights [W [2, H, D], b [2, H], Wc, bc], all contiguous."""
-    x, weights = _prepare(x, weights)
-    config = _config("forward", x, len(weights[-1]))
+    x, classes = _rows(x, weights), len(weights[-1])
+    kept = resident(x.dtype, x.shape[1], classes, _arch(x), interpreted=interpreted())
+    config = kept or _config("forward", x, classes)
+    weights = _weights(weights, x.dtype, pairs=kept is not None)
     tiles = cut(spans, len(x), config.ROWS, x.device)
     return launch_forward(x, weights, tiles, config)
 
@@ -28,7 +30,8 @@ def backward(
     need_x: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients as `pool_streaming_backward` gives them."""
-    rows, prepared = _prepare(x, weights)
+    rows = _rows(x, weights)
+    prepared = _weights(weights, rows.dtype, pairs=False)
     config = _config("backward", rows, len(weights[-1]))
     tiles = cut(spans, len(x), config.ROWS, x.device)
     saved = Saved(*results, *(t.contiguous() for t in grads))
@@ -37,19 +40,29 @@ def backward(
     return dx, dW.view_as(weights[0]), db.view_as(weights[1]), dWc, dbc
 
 
-def _prepare(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    W, b, Wc, bc = (t.contiguous() for t in weights)
-    x = x.to(b.dtype) if b.dtype == torch.float64 else x
-    return x.contiguous(), [W.flatten(0, 1).to(x.dtype), b.flatten(), Wc, bc]
+def _rows(x: Tensor, weights: list[Tensor]) -> Tensor:
+    sums = weights[1].dtype
+    return (x.to(sums) if sums == torch.float64 else x).contiguous()
+
+
+def _weights(weights: list[Tensor], dtype: torch.dtype, pairs: bool) -> list[Tensor]:
+    """W [2H, D] in `dtype`, V above U or, for pairs, their rows by turns; b [2H], Wc and bc."""
+    W, b, Wc, bc = weights
+    W = (W.transpose(0, 1) if pairs else W).to(dtype, memory_format=torch.contiguous_format)
+    return [W.contiguous().flatten(0, 1), b.flatten(), Wc.contiguous(), bc.contiguous()]
+
+
+def _arch(x: Tensor) -> int:
+    major, minor = torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
+    return 10 * major + minor
 
 
 def _config(kind: Pass, x: Tensor, classes: int) -> Config:
-    major, minor = torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
     return configuration(
         kind,
         x.dtype,
         classes,
-        10 * major + minor,
+        _arch(x),
         interpreted=interpreted(),
         exact=exact_products(),
     )

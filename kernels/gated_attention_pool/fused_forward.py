@@ -1,4 +1,7 @@
-"""Forward pass of pooling in Triton: one program pools a tile, another adds up a bag's tiles."""
+"""Forward pass of pooling in Triton: one program pools a tile, another adds up a bag's tiles.
+
+For narrow rows of half precision the tiles are pooled by fused_resident.py.
+"""
 
 from typing import Any
 
@@ -7,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hmil_fast.kernels.gated_attention_pool.configs import Config
+from hmil_fast.kernels.gated_attention_pool.configs import Config, Resident
+from hmil_fast.kernels.gated_attention_pool.fused_resident import tile_forward_resident
 from hmil_fast.kernels.gated_attention_pool.gates import gates
 from hmil_fast.kernels.launch import constants, options
 from hmil_fast.kernels.tiles import Tiles
@@ -104,11 +108,12 @@ def combine_constants(dtype: tl.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def launch_forward(
-    x: Tensor, weights: list[Tensor], tiles: Tiles, config: Config
+    x: Tensor, weights: list[Tensor], tiles: Tiles, config: Config | Resident
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled, lse and logits for contiguous x [N, D] and [W [2H, D], b [2H], Wc, bc].
 
-    x and W have one dtype, the others that of the sums.
+    x and W have one dtype, the others that of the sums. In W the rows of V lie above those of U;
+    for `Resident`, which must have been made for D, they take turns.
     """
     W, b, Wc, bc = weights
     (rows, dim), (classes, hidden) = x.shape, Wc.shape
@@ -119,12 +124,17 @@ def launch_forward(
     pooled, lse = b.new_empty(bags, classes, dim), b.new_empty(bags, classes)
     with torch.cuda.device_of(x):
         if count:
-            tile_forward[(count,)](
+            kept = isinstance(config, Resident)  # it has D among its constants
+            kernel = tile_forward_resident if kept else tile_forward
+            kernel[(count,)](
                 x, W, b, Wc, bc, tiles.table, logits, tile_max, tile_sum, tile_pooled,
-                dim, hidden, classes, **constants(config), **options(config),
+                *((hidden, classes) if kept else (dim, hidden, classes)),
+                **constants(config), **options(config),
             )  # fmt: skip
         if pooled.numel():
-            fixed, launch = combine_constants(config.SUM)
+            fixed, launch = combine_constants(
+                tl.float32 if b.dtype == torch.float32 else tl.float64
+            )
             grid = (bags, classes, triton.cdiv(dim, _COMBINED_COLUMNS))
             combine_tiles[grid](
                 tile_max, tile_sum, tile_pooled, tiles.bags, pooled, lse, dim, classes,

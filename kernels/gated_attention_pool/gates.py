@@ -27,6 +27,12 @@ def gates(
         u = tl.dot(rows, w_u, u, input_precision=PRECISION, out_dtype=SUM)
     v += tl.load(b + h, h_ok, other=0.0)[None, :]
     u += tl.load(b + H + h, h_ok, other=0.0)[None, :]
+    return activations(v, u, APPROX)
+
+
+@triton.jit
+def activations(v, u, APPROX: tl.constexpr):
+    """Return tanh(v) and σ(u); APPROX: by the instruction that is right to 11 bits."""
     if APPROX:
         t = _tanh_approx(v)
         s = 0.5 * _tanh_approx(0.5 * u) + 0.5
@@ -43,3 +49,12 @@ def _tanh_approx(z):
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [z], dtype=tl.float32, is_pure=True, pack=1
     )
+
+
+@triton.jit
+def rounded(t, DTYPE: tl.constexpr, UPCAST: tl.constexpr):
+    """A factor of a product in DTYPE; UPCAST: back in float32, for the interpreter's products."""
+    t = t.to(DTYPE)
+    if UPCAST:
+        t = t.to(tl.float32)
+    return t

@@ -5,6 +5,8 @@ when it is imported whether it interprets; by hand:
 `TRITON_INTERPRET=1 HMIL_KERNELS=fused pytest tests/kernels/fused_pooling_cases.py`.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,13 +14,15 @@ from torch import Tensor
 from hmil_fast.kernels.bags import check_bags
 from hmil_fast.kernels.dispatch import choose, interpreted
 from hmil_fast.kernels.gated_attention_pool import gated_attention_pool
-from hmil_fast.kernels.gated_attention_pool.configs import configuration
+from hmil_fast.kernels.gated_attention_pool.configs import configuration, resident
 from hmil_fast.kernels.gated_attention_pool.op import pool, runs_fused
 from hmil_fast.kernels.gated_attention_pool.reference import pool_reference
 
 DEVICE = torch.device("cpu" if interpreted() else "cuda")
 D = 40  # several blocks, the last not whole; so is the width H of a dtype
 HALF = [torch.float16, torch.bfloat16]
+KEPT = 128  # of rows of half precision that stay on the chip
+DTYPES = [(torch.float32, D), *product(HALF, (D, KEPT))]  # with D
 TOLERANCE = {  # RMS of the error over RMS of the truth
     torch.float64: 1e-13,
     torch.float32: 2e-6,
@@ -31,14 +35,18 @@ on_gpu = pytest.mark.skipif(interpreted(), reason="needs a CUDA device")
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def _rows(dtype: torch.dtype) -> int:
+def _arch() -> int:
+    if interpreted():
+        return 80
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def _tile(dtype: torch.dtype, dim: int) -> int:
     """Rows of a tile, of the forward pass."""
-    arch = 80
-    if DEVICE.type == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        arch = 10 * major + minor
-    return configuration(
-        "forward", dtype, 1, arch, interpreted=DEVICE.type == "cpu", exact=True
+    kept = resident(dtype, dim, 1, _arch(), interpreted=interpreted())
+    return (
+        kept or configuration("forward", dtype, 1, _arch(), interpreted=interpreted(), exact=True)
     ).ROWS
 
 
@@ -51,11 +59,12 @@ def _packed(lengths: list[int]) -> tuple[Tensor, int]:
     return torch.tensor([pairs[k] for k in range(len(lengths))]).reshape(-1, 2), end + 5
 
 
-def _operands(rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def _operands(rows: int, classes: int, dtype: torch.dtype, dim: int = D) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
     H = 40 if interpreted() and dtype not in HALF else 70
-    shapes = [(rows, D), (H, D), (H,), (H, D), (H,), (classes, H), (classes,)]
-    scales = [1.0, 0.3, 0.3, 0.3, 0.3, 0.5, 1.0]
+    shapes = [(rows, dim), (H, dim), (H,), (H, dim), (H,), (classes, H), (classes,)]
+    gate = 0.3 * (D / dim) ** 0.5
+    scales = [1.0, gate, 0.3, gate, 0.3, 0.5, 1.0]
     return [
         (torch.randn(s, generator=generator) * k).to(dtype).to(DEVICE)
         for s, k in zip(shapes, scales, strict=True)
@@ -98,19 +107,29 @@ def _compare(operands: list[Tensor], bags: Tensor) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 7, 16, 17])
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_results_and_gradients_equal_float64(dtype: torch.dtype, classes: int) -> None:
-    block = _rows(dtype)
+@pytest.mark.parametrize(("dtype", "dim"), DTYPES)
+def test_results_and_gradients_equal_float64(dtype: torch.dtype, dim: int, classes: int) -> None:
+    block = _tile(dtype, dim)
     bags, rows = _packed([0, 1, 2, block - 1, block, block + 1, 3 * block + 5])
-    operands = [t.requires_grad_() for t in _operands(rows, classes, dtype)]
+    operands = [t.requires_grad_() for t in _operands(rows, classes, dtype, dim)]
+    kept = resident(dtype, dim, classes, _arch(), interpreted=interpreted())
+    assert (kept is not None) == (dim == KEPT)
     assert runs_fused(operands[0], operands[5].float(), check_bags(bags, rows))
     _compare(operands, bags)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_frozen_and_strided_features_in_bags_end_to_end(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dim", [256, 512])
+@pytest.mark.parametrize("dtype", HALF)
+def test_wider_rows_that_are_kept(dtype: torch.dtype, dim: int) -> None:
+    block = _tile(dtype, dim)
+    bags, rows = _packed([block + 1, 0, 1, 2])
+    _compare([t.requires_grad_() for t in _operands(rows, 3, dtype, dim)], bags)
+
+
+@pytest.mark.parametrize(("dtype", "dim"), DTYPES)
+def test_frozen_and_strided_features_in_bags_end_to_end(dtype: torch.dtype, dim: int) -> None:
     bags = torch.tensor([[0, 5], [5, 130], [135, 64]])
-    x, *weights = _operands(199, 3, dtype)
+    x, *weights = _operands(199, 3, dtype, dim)
     x = torch.stack([x, -x], 2)[:, :, 0]
     assert not x.is_contiguous()
     _compare([x, *(t.requires_grad_() for t in weights)], bags)
@@ -123,12 +142,12 @@ def test_several_chunks_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) ->
         _compare([t.requires_grad_() for t in _operands(rows, 3, torch.float32)], bags)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_alone_packed_and_elsewhere_are_bitwise_equal(dtype: torch.dtype) -> None:
-    block = _rows(dtype)
+@pytest.mark.parametrize(("dtype", "dim"), DTYPES)
+def test_alone_packed_and_elsewhere_are_bitwise_equal(dtype: torch.dtype, dim: int) -> None:
+    block = _tile(dtype, dim)
     lengths = [1, 2, block - 1, block, block + 1, 2 * block + 5]
     bags, rows = _packed(lengths)
-    x, *weights = _operands(rows, 3, dtype)
+    x, *weights = _operands(rows, 3, dtype, dim)
     pooled, lse, logits = gated_attention_pool(x, *weights, bags)
     for k, (start, length) in enumerate(bags.tolist()):
         part = x[start : start + length].clone()
@@ -138,12 +157,12 @@ def test_alone_packed_and_elsewhere_are_bitwise_equal(dtype: torch.dtype) -> Non
         assert torch.equal(alone[2], logits[start : start + length])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_bag_of_nans_touches_no_other_bag(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "dim"), DTYPES)
+def test_bag_of_nans_touches_no_other_bag(dtype: torch.dtype, dim: int) -> None:
     bags = torch.tensor([[0, 5], [5, 70], [75, 2], [77, 0], [77, 140]])
     results = []
     for bad in (False, True):
-        operands = _operands(217, 3, dtype)
+        operands = _operands(217, 3, dtype, dim)
         if bad:
             operands[0][5:75] = torch.nan
         operands[0].requires_grad_()
@@ -282,10 +301,10 @@ def test_the_op_passes_opcheck_and_compiles_whole() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_twenty_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "dim"), DTYPES)
+def test_twenty_runs_are_bitwise_equal(dtype: torch.dtype, dim: int) -> None:
     bags, rows = _packed([1, 5000, 0, 20000, 77])
-    operands = [t.requires_grad_() for t in _operands(rows, 7, dtype)]
+    operands = [t.requires_grad_() for t in _operands(rows, 7, dtype, dim)]
     first = _run(operands, bags, False)
     for _ in range(19):
         assert all(

@@ -31,13 +31,17 @@ DTYPES = {
     "tf32x3": torch.float32,
 }
 KERNELS = ("forward", "backward", "backward without x", "combine")
+KEPT = {f"forward with rows of {dim} kept": dim for dim in (128, 256, 512)}
 Job = tuple[int, str, str, int]
 
 
 def _jobs(arch: int) -> list[Job]:
     classes = (16, 32) if arch in (80, 90, 100) else (32,)
+    # 512 columns do not fit 99 KB
+    kept = [name for name, dim in KEPT.items() if dim < 512 or arch in (80, 90, 100)]
     return [
         *product([arch], KERNELS[:3], DTYPES, classes),
+        *product([arch], kept, ("bf16", "fp16"), classes),
         *product([arch], KERNELS[3:], ["fp32"], (16,)),
     ]
 
@@ -48,10 +52,15 @@ def _name(job: Job) -> str:
 
 
 def _compile(job: Job) -> Usage:
-    from hmil_fast.kernels.gated_attention_pool import fused_backward, fused_forward
-    from hmil_fast.kernels.gated_attention_pool.configs import Pass, configuration
+    from hmil_fast.kernels.gated_attention_pool import (
+        fused_backward,
+        fused_forward,
+        fused_resident,
+    )
+    from hmil_fast.kernels.gated_attention_pool.configs import Pass, configuration, resident
 
     arch, name, precision, classes = job
+    kernel: Any
     sizes = {"D": "i32!", "H": "i32!", "C": "i32"}
     if name == "combine":
         types = sizes | dict.fromkeys(("tile_max", "tile_sum", "tile_pooled"), "*fp32!")
@@ -59,11 +68,20 @@ def _compile(job: Job) -> Usage:
         del types["H"]
         constants, options = fused_forward.combine_constants(triton.language.float32)
         return compile_ahead(fused_forward.combine_tiles, types, constants, options, arch)
+    if name in KEPT:
+        kept = resident(DTYPES[precision], KEPT[name], classes, arch, interpreted=False)
+        assert kept is not None
+        kernel = fused_resident.tile_forward_resident
+        constants = launch.constants(kept)
+        types = {n: "*fp32!" for n in kernel.arg_names if n not in constants} | sizes
+        types |= {"x": f"*{precision}!", "W": f"*{precision}!", "table": "*i64!"}
+        del types["D"]
+        return compile_ahead(kernel, types, constants, launch.options(kept), arch)
     kind: Pass = "forward" if name == "forward" else "backward"
     config = configuration(
         kind, DTYPES[precision], classes, arch, interpreted=False, exact=precision == "tf32x3"
     )
-    kernel: Any = getattr(fused_forward if kind == "forward" else fused_backward, f"tile_{kind}")
+    kernel = getattr(fused_forward if kind == "forward" else fused_backward, f"tile_{kind}")
     constants = launch.constants(config)
     if kind == "backward":
         constants["NEED_X"] = name == "backward"
