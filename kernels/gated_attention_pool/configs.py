@@ -71,6 +71,7 @@ class Config(NamedTuple):
     BLOCK_D: int
     CLASSES: int
     SUM: tl.dtype
+    SMALL: tl.dtype
     PRECISION: str
     UPCAST: bool
     APPROX: bool
@@ -139,6 +140,7 @@ def configuration(
     precision: Precision = "tf32x3" if exact else "tf32"
     if half:
         precision = "bf16" if dtype == torch.bfloat16 else "fp16"
+    sums = tl.float64 if dtype == torch.float64 else tl.float32
     # others, consumer Blackwell (sm_120) too, have the matrix instructions of sm_80
     family = {90: 90, 100: 100, 103: 100}.get(arch, 80)
     rows, h, k, d, warps, stages = _SHAPES[kind, precision][family]
@@ -148,11 +150,24 @@ def configuration(
         BLOCK_K=k,
         BLOCK_D=d,
         CLASSES=16 if classes <= 16 else 32,
-        SUM=tl.float64 if dtype == torch.float64 else tl.float32,
-        # beside half-precision x the small products of float32 are in tf32: its 10 bits suffice
+        SUM=sums,
+        SMALL=_small(kind, dtype) or sums,
+        # beside half-precision x what stays in float32 is multiplied in tf32: its 10 bits suffice
         PRECISION="ieee" if interpreted else "tf32" if half else precision,
         UPCAST=interpreted and dtype == torch.bfloat16,  # the interpreter's products are garbage
         APPROX=half and not interpreted,
         num_warps=warps,
         num_stages=stages,
     )
+
+
+def _small(kind: Pass, dtype: torch.dtype) -> tl.dtype | None:
+    """The dtype of products with classes on one side, if x decides it.
+
+    They are in that of x. Not so the gradients beside float16: attention and gradient of one
+    instance among many are smaller than what float16 holds. Scores are products of gates, at most
+    1, and weights, which float16 holds as it does V and U.
+    """
+    if dtype == torch.bfloat16:
+        return tl.bfloat16
+    return tl.float16 if dtype == torch.float16 and kind == "forward" else None

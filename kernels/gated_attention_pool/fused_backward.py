@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hmil_fast.kernels.gated_attention_pool.configs import Config
-from hmil_fast.kernels.gated_attention_pool.gates import gates
+from hmil_fast.kernels.gated_attention_pool.gates import gates, rounded
 from hmil_fast.kernels.launch import constants, options
 from hmil_fast.kernels.tiles import Tiles
 
@@ -18,8 +18,8 @@ def tile_backward(
     x, W, b, Wc, table, logits, lse, d_pooled, shift, d_logits, d_gates, d_x, part_b, part_Wc,
     part_bc, D, H, C,
     NEED_X: tl.constexpr, CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr, APPROX: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr, SMALL: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, APPROX: tl.constexpr,
 ):  # fmt: skip
     """One tile: gradients of V x + bv and U x + bu [rows, 2H], and sums over its rows."""
     tile = tl.program_id(0).to(tl.int64)
@@ -37,6 +37,7 @@ def tile_backward(
     s = tl.load(logits + at, inside, other=0.0)
     p = tl.exp(s - tl.load(lse + bag * C + c, c_ok, other=0.0)[None, :])
     p = tl.where(inside, p, 0.0)
+    p_small = rounded(p, SMALL, UPCAST)
     dp = tl.zeros((ROWS, CLASSES), SUM)
     d = tl.arange(0, BLOCK_D)
     for d0 in range(0, D, BLOCK_D):
@@ -47,14 +48,16 @@ def tile_backward(
             d_ok[:, None] & c_ok[None, :],
             other=0.0,
         )
-        dp = tl.dot(rows.to(SUM), dm, dp, input_precision=PRECISION, out_dtype=SUM)
+        dm = rounded(dm, SMALL, UPCAST)
+        dp = tl.dot(rounded(rows, SMALL, UPCAST), dm, dp, input_precision=PRECISION, out_dtype=SUM)
         if NEED_X:
-            direct = tl.dot(p, tl.trans(dm), input_precision=PRECISION, out_dtype=SUM)
+            direct = tl.dot(p_small, tl.trans(dm), input_precision=PRECISION, out_dtype=SUM)
             to = d_x + (packed + r)[:, None] * D + (d0 + d)[None, :]
             tl.store(to, direct.to(d_x.dtype.element_ty), ok[:, None] & d_ok[None, :])
     ds = p * (dp + tl.load(shift + bag * C + c, c_ok, other=0.0)[None, :])
     ds = tl.where(inside, ds + tl.load(d_logits + at, inside, other=0.0), 0.0)
     tl.store(part_bc + tile * C + c, tl.sum(ds, 0), c_ok)
+    ds = rounded(ds, SMALL, UPCAST)
 
     to = d_gates + (packed + r)[:, None] * (2 * H)
     for h0 in range(0, H, BLOCK_H):
@@ -62,7 +65,7 @@ def tile_backward(
         h_ok = h < H
         t, g = gates(x_rows, W, b, h, ok, D, H, BLOCK_H, BLOCK_K, SUM, PRECISION, UPCAST, APPROX)
         w_c = tl.load(Wc + c[:, None] * H + h[None, :], c_ok[:, None] & h_ok[None, :], other=0.0)
-        dg = tl.dot(ds, w_c, input_precision=PRECISION, out_dtype=SUM)
+        dg = tl.dot(ds, rounded(w_c, SMALL, UPCAST), input_precision=PRECISION, out_dtype=SUM)
         gated = t * g
         # (1 − t²) σ = σ − t (t σ) and t σ (1 − σ) = t σ − (t σ) σ
         dv = dg * (g - t * gated)
@@ -72,6 +75,7 @@ def tile_backward(
         tl.store(to + H + h[None, :], du.to(d_gates.dtype.element_ty), stored)
         tl.store(part_b + tile * 2 * H + h, tl.sum(dv, 0), h_ok)
         tl.store(part_b + tile * 2 * H + H + h, tl.sum(du, 0), h_ok)
+        gated = rounded(gated, SMALL, UPCAST)
         dw = tl.dot(tl.trans(gated), ds, input_precision=PRECISION, out_dtype=SUM)
         to_w = part_Wc + (tile * C + c)[None, :] * H + h[:, None]
         tl.store(to_w, dw, h_ok[:, None] & c_ok[None, :])
@@ -98,7 +102,9 @@ def launch_backward(
     dtype = b.dtype if x.dtype == torch.float16 else x.dtype
     dx = (torch.empty_like if tiles.whole else torch.zeros_like)(x) if need_x else None
     dW, db, dWc, dbc = (torch.zeros_like(t, dtype=b.dtype) for t in (W, b, Wc, bc))
-    shift = saved.d_lse - (saved.d_pooled * saved.pooled).sum(2)
+    # rounded alike in dp and in shift, so that the gradients of a bag's logits still add up to 0
+    d_pooled = saved.d_pooled.to(dtype)
+    shift = saved.d_lse - (d_pooled * saved.pooled).sum(2)
     longest = max((chunk.rows for chunk in tiles.chunks), default=0)
     d_gates = x.new_empty(longest, 2 * hidden, dtype=dtype)
     for chunk in tiles.chunks:
@@ -113,7 +119,7 @@ def launch_backward(
             d_rows = dx[chunk.where] if in_place else x.new_empty(chunk.rows, dim, dtype=dtype)
         with torch.cuda.device_of(x):
             tile_backward[(count,)](
-                x, W, b, Wc, chunk.table, saved.logits, saved.lse, saved.d_pooled, shift,
+                x, W, b, Wc, chunk.table, saved.logits, saved.lse, d_pooled, shift,
                 saved.d_logits, d_gates, d_rows, part_b, part_Wc, part_bc, dim, hidden, classes,
                 need_x, **constants(config), **options(config),
             )  # fmt: skip

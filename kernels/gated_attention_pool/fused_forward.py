@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmil_fast.kernels.gated_attention_pool.configs import Config, Resident
 from hmil_fast.kernels.gated_attention_pool.fused_resident import tile_forward_resident
-from hmil_fast.kernels.gated_attention_pool.gates import gates
+from hmil_fast.kernels.gated_attention_pool.gates import gates, rounded
 from hmil_fast.kernels.launch import constants, options
 from hmil_fast.kernels.tiles import Tiles
 
@@ -24,8 +24,8 @@ _COMBINED_COLUMNS = 32
 def tile_forward(
     x, W, b, Wc, bc, table, logits, tile_max, tile_sum, tile_pooled, D, H, C,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    APPROX: tl.constexpr,
+    BLOCK_D: tl.constexpr, SUM: tl.constexpr, SMALL: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr, APPROX: tl.constexpr,
 ):  # fmt: skip
     """Logits of one tile, and Σ exp(s − max) and Σ exp(s − max) x of its rows."""
     tile = tl.program_id(0).to(tl.int64)
@@ -43,7 +43,9 @@ def tile_forward(
             x_rows, W, b, h, ok, D, H, BLOCK_H, BLOCK_K, SUM, PRECISION, UPCAST, APPROX
         )
         w_c = tl.load(Wc + c[None, :] * H + h[:, None], c_ok[None, :] & (h < H)[:, None], other=0.0)
-        s = tl.dot(tanh * sigmoid, w_c, s, input_precision=PRECISION, out_dtype=SUM)
+        gated = rounded(tanh * sigmoid, SMALL, UPCAST)
+        w_c = rounded(w_c, SMALL, UPCAST)
+        s = tl.dot(gated, w_c, s, input_precision=PRECISION, out_dtype=SUM)
     s += tl.load(bc + c, c_ok, other=0.0)[None, :]
     tl.store(logits + (first + r)[:, None] * C + c[None, :], s, ok[:, None] & c_ok[None, :])
 
@@ -51,8 +53,7 @@ def tile_forward(
     p = tl.where(ok[:, None], tl.exp(s - top[None, :]), 0.0)
     tl.store(tile_max + tile * C + c, top, c_ok)
     tl.store(tile_sum + tile * C + c, tl.sum(p, 0), c_ok)
-    if not UPCAST:
-        p = p.to(x.dtype.element_ty)
+    p = rounded(p, x.dtype.element_ty, UPCAST)
     d = tl.arange(0, BLOCK_D)
     for d0 in range(0, D, BLOCK_D):
         d_ok = d0 + d < D
