@@ -13,19 +13,24 @@ from hmil_fast.kernels.launch import constants, options
 from hmil_fast.kernels.tiles import Tiles
 
 
-@triton.jit
+# the number of a tile must not make Triton compile the kernel again
+@triton.jit(do_not_specialize=["before"])
 def tile_backward(
     x, W, b, Wc, table, logits, lse, d_pooled, shift, d_logits, d_gates, d_x, part_b, part_Wc,
-    part_bc, D, H, C,
+    part_bc, before, D, H, C,
     NEED_X: tl.constexpr, CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr, SMALL: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, APPROX: tl.constexpr,
 ):  # fmt: skip
-    """One tile: gradients of V x + bv and U x + bu [rows, 2H], and sums over its rows."""
-    tile = tl.program_id(0).to(tl.int64)
+    """One tile: gradients of V x + bv and U x + bu [rows, 2H], and sums over its rows.
+
+    The chunk begins with the tile of the number `before`.
+    """
+    tile = before + tl.program_id(0).to(tl.int64)
     first = tl.load(table + 4 * tile)
     bag = tl.load(table + 4 * tile + 2)
-    packed = tl.load(table + 4 * tile + 3) - tl.load(table + 3)  # row within the chunk
+    packed = tl.load(table + 4 * tile + 3)
+    packed -= tl.load(table + 4 * before.to(tl.int64) + 3)  # row within the chunk
     r = tl.arange(0, ROWS)
     ok = r < tl.load(table + 4 * tile + 1)
     c = tl.arange(0, CLASSES)
@@ -96,43 +101,46 @@ def launch_backward(
     x: Tensor, weights: list[Tensor], saved: Saved, tiles: Tiles, config: Config, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, W [2H, D], b, Wc and bc for the operands of `launch_forward`."""
-    W, b, Wc, bc = weights
+    W, b, Wc, _ = weights
     (classes, hidden), dim = Wc.shape, x.shape[1]
     # the gradients of one instance among many are too small for float16
     dtype = b.dtype if x.dtype == torch.float16 else x.dtype
     dx = (torch.empty_like if tiles.whole else torch.zeros_like)(x) if need_x else None
-    dW, db, dWc, dbc = (torch.zeros_like(t, dtype=b.dtype) for t in (W, b, Wc, bc))
     # rounded alike in dp and in shift, so that the gradients of a bag's logits still add up to 0
     d_pooled = saved.d_pooled.to(dtype)
     shift = saved.d_lse - (d_pooled * saved.pooled).sum(2)
     longest = max((chunk.rows for chunk in tiles.chunks), default=0)
     d_gates = x.new_empty(longest, 2 * hidden, dtype=dtype)
+    count = len(tiles.table)
+    part_b = b.new_empty(count, 2 * hidden)
+    part_Wc = b.new_empty(count, classes, hidden)
+    part_bc = b.new_empty(count, classes)
+    dW = None
+    to_rows = W.to(dtype)
+    done = 0
     for chunk in tiles.chunks:
-        count = len(chunk.table)
-        part_b = b.new_empty(count, 2 * hidden)
-        part_Wc = b.new_empty(count, classes, hidden)
-        part_bc = b.new_empty(count, classes)
         in_place = dx is not None and dx.dtype == dtype and isinstance(chunk.where, slice)
         if dx is None:
             d_rows = d_gates  # written by nobody
         else:
             d_rows = dx[chunk.where] if in_place else x.new_empty(chunk.rows, dim, dtype=dtype)
         with torch.cuda.device_of(x):
-            tile_backward[(count,)](
-                x, W, b, Wc, chunk.table, saved.logits, saved.lse, d_pooled, shift,
-                saved.d_logits, d_gates, d_rows, part_b, part_Wc, part_bc, dim, hidden, classes,
-                need_x, **constants(config), **options(config),
+            tile_backward[(len(chunk.table),)](
+                x, W, b, Wc, tiles.table, saved.logits, saved.lse, d_pooled, shift,
+                saved.d_logits, d_gates, d_rows, part_b, part_Wc, part_bc, done,
+                dim, hidden, classes, need_x, **constants(config), **options(config),
             )  # fmt: skip
+        done += len(chunk.table)
         grad = d_gates[: chunk.rows]
-        dW += _product(grad.T, x[chunk.where].to(dtype), b.dtype)
-        db += part_b.sum(0)
-        dWc += part_Wc.sum(0)
-        dbc += part_bc.sum(0)
+        product = _product(grad.T, x[chunk.where].to(dtype), b.dtype)
+        dW = product if dW is None else dW.add_(product)
         if dx is not None:
-            d_rows.addmm_(grad, W.to(dtype))
+            d_rows.addmm_(grad, to_rows)
             if not in_place:
                 dx[chunk.where] = d_rows.to(dx.dtype)
-    return dx, dW, db, dWc, dbc
+    if dW is None:
+        dW = torch.zeros_like(W, dtype=b.dtype)
+    return dx, dW, part_b.sum(0), part_Wc.sum(0), part_bc.sum(0)
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

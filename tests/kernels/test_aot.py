@@ -89,7 +89,9 @@ def _compile(job: Job) -> Usage:
     types = {n: "*fp32!" for n in kernel.arg_names if n not in constants} | sizes
     types |= {"x": f"*{width}!", "W": f"*{width}!", "table": "*i64!"}
     if kind == "backward":
-        types |= dict.fromkeys(("d_gates", "d_x"), "*bf16!" if width == "bf16" else "*fp32!")
+        made = ("d_gates", "d_x", "d_pooled")
+        types |= dict.fromkeys(made, "*bf16!" if width == "bf16" else "*fp32!")
+        types |= {"before": "i32"}
     return compile_ahead(kernel, types, constants, launch.options(config), arch)
 
 
