@@ -18,7 +18,7 @@ def forward(x: Tensor, weights: list[Tensor], spans: Spans) -> tuple[Tensor, Ten
     config = kept or _config("forward", x, classes)
     weights = _weights(weights, x.dtype, pairs=kept is not None)
     tiles = cut(spans, len(x), config.ROWS, x.device)
-    return launch_forward(x, weights, tiles, config)
+    return launch_forward(x, weights, spans, tiles, config)
 
 
 def backward(

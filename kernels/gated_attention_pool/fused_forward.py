@@ -1,23 +1,20 @@
-"""Forward pass of pooling in Triton: one program pools a tile, another adds up a bag's tiles.
+"""Forward pass of pooling in Triton: a program pools a tile, fused_combine.py adds up tiles.
 
 For narrow rows of half precision the tiles are pooled by fused_resident.py.
 """
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from hmil_fast.kernels.bags import Spans
 from hmil_fast.kernels.gated_attention_pool.configs import Config, Resident
+from hmil_fast.kernels.gated_attention_pool.fused_combine import combine
 from hmil_fast.kernels.gated_attention_pool.fused_resident import tile_forward_resident
 from hmil_fast.kernels.gated_attention_pool.gates import gates, rounded
 from hmil_fast.kernels.launch import constants, options
 from hmil_fast.kernels.tiles import Tiles
-
-_COMBINED_TILES = 64
-_COMBINED_COLUMNS = 32
 
 
 @triton.jit
@@ -66,50 +63,8 @@ def tile_forward(
         tl.store(at, part, d_ok[:, None] & c_ok[None, :])
 
 
-@triton.jit
-def combine_tiles(
-    tile_max, tile_sum, tile_pooled, bag_tiles, pooled, lse, D, C,
-    TILES: tl.constexpr, BLOCK_D: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    """One bag, class and block of columns: add up the bag's tiles in their order."""
-    bag, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    first = tl.load(bag_tiles + 2 * bag)
-    count = tl.load(bag_tiles + 2 * bag + 1)
-    k = tl.arange(0, TILES)
-    top = tl.full((TILES,), -float("inf"), SUM)
-    for k0 in range(0, count, TILES):
-        at = (first + k0 + k) * C + c
-        top = tl.maximum(top, tl.load(tile_max + at, k0 + k < count, other=-float("inf")))
-    peak = tl.max(top, 0)
-    total = tl.zeros((TILES,), SUM)
-    sums = tl.zeros((TILES, BLOCK_D), SUM)
-    for k0 in range(0, count, TILES):
-        k_ok = k0 + k < count
-        at = (first + k0 + k) * C + c
-        maxima = tl.load(tile_max + at, k_ok, other=-float("inf"))
-        weight = tl.where(k_ok, tl.exp(maxima - peak), 0.0)
-        total += weight * tl.load(tile_sum + at, k_ok, other=0.0)
-        rows = tl.load(
-            tile_pooled + at[:, None] * D + d[None, :], k_ok[:, None] & (d < D)[None, :], other=0.0
-        )
-        sums += weight[:, None] * rows
-    norm = tl.where(count > 0, tl.sum(total, 0), 1.0)
-    mean = tl.sum(sums, 0) / norm  # 0 for an empty bag
-    tl.store(pooled + (bag * C + c) * D + d, mean, d < D)
-    if tl.program_id(2) == 0:
-        value = tl.where(count > 0, peak + tl.log(norm), -float("inf"))
-        tl.store(lse + bag * C + c, value)
-
-
-def combine_constants(dtype: tl.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constexpr arguments and launch options of `combine_tiles` for sums in `dtype`."""
-    fixed = {"TILES": _COMBINED_TILES, "BLOCK_D": _COMBINED_COLUMNS, "SUM": dtype}
-    return fixed, {"num_warps": 4, "enable_fp_fusion": True}
-
-
 def launch_forward(
-    x: Tensor, weights: list[Tensor], tiles: Tiles, config: Config | Resident
+    x: Tensor, weights: list[Tensor], spans: Spans, tiles: Tiles, config: Config | Resident
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled, lse and logits for contiguous x [N, D] and [W [2H, D], b [2H], Wc, bc].
 
@@ -118,27 +73,17 @@ def launch_forward(
     """
     W, b, Wc, bc = weights
     (rows, dim), (classes, hidden) = x.shape, Wc.shape
-    bags, count = len(tiles.bags), len(tiles.table)
+    count = len(tiles.table)
     logits = (b.new_empty if tiles.whole else b.new_zeros)(rows, classes)
     tile_max, tile_sum = b.new_empty(2, count, classes)
     tile_pooled = b.new_empty(count, classes, dim)
-    pooled, lse = b.new_empty(bags, classes, dim), b.new_empty(bags, classes)
-    with torch.cuda.device_of(x):
-        if count:
-            kept = isinstance(config, Resident)  # it has D among its constants
-            kernel = tile_forward_resident if kept else tile_forward
+    if count:
+        kept = isinstance(config, Resident)  # it has D among its constants
+        kernel = tile_forward_resident if kept else tile_forward
+        with torch.cuda.device_of(x):
             kernel[(count,)](
                 x, W, b, Wc, bc, tiles.table, logits, tile_max, tile_sum, tile_pooled,
                 *((hidden, classes) if kept else (dim, hidden, classes)),
                 **constants(config), **options(config),
             )  # fmt: skip
-        if pooled.numel():
-            fixed, launch = combine_constants(
-                tl.float32 if b.dtype == torch.float32 else tl.float64
-            )
-            grid = (bags, classes, triton.cdiv(dim, _COMBINED_COLUMNS))
-            combine_tiles[grid](
-                tile_max, tile_sum, tile_pooled, tiles.bags, pooled, lse, dim, classes,
-                **fixed, **launch,
-            )  # fmt: skip
-    return pooled, lse, logits
+    return *combine((tile_max, tile_sum, tile_pooled), spans, tiles, config.ROWS), logits

@@ -136,10 +136,37 @@ def test_frozen_and_strided_features_in_bags_end_to_end(dtype: torch.dtype, dim:
     _compare([x.requires_grad_(), *(t.detach() for t in weights)], bags)
 
 
+def test_tiles_of_a_long_bag_are_added_up_in_two_levels() -> None:
+    block = _tile(torch.float32, D)
+    lengths = [65 * block + 1, 5, 64 * block, 0]
+    bags, rows = _packed(lengths)
+    operands = _operands(rows, 2, torch.float32)
+    pooled, lse, logits = gated_attention_pool(*operands, bags)
+    exact, *weights = (t.double() for t in operands)
+    truth = pool_reference(exact, weights, check_bags(bags, rows))
+    full = (bags[:, 1] > 0).to(DEVICE)
+    assert (pooled[~full] == 0).all()
+    assert (lse[~full] == -torch.inf).all()
+    for ours, theirs in (
+        (pooled, truth[0]), (lse[full], truth[1][full]), (logits, truth[2]),
+    ):  # fmt: skip
+        assert _error(ours, theirs) < TOLERANCE[torch.float32]
+    for k in (0, 2):  # 64 tiles alone need one level only
+        start, length = bags[k].tolist()
+        alone = gated_attention_pool(
+            operands[0][start : start + length].clone(),
+            *operands[1:],
+            torch.tensor([[0, length]]),
+        )
+        assert torch.equal(alone[0][0], pooled[k])
+        assert torch.equal(alone[1][0], lse[k])
+
+
 def test_several_chunks_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmil_fast.kernels.tiles._CHUNK", 150)
     for bags, rows in (_packed([3, 200, 0, 170, 90]), (torch.tensor([[0, 400], [400, 63]]), 463)):
-        _compare([t.requires_grad_() for t in _operands(rows, 3, torch.float32)], bags)
+        for dtype in (torch.float32, torch.float16):
+            _compare([t.requires_grad_() for t in _operands(rows, 3, dtype)], bags)
 
 
 @pytest.mark.parametrize(("dtype", "dim"), DTYPES)

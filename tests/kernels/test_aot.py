@@ -30,7 +30,8 @@ DTYPES = {
     "tf32": torch.float32,
     "tf32x3": torch.float32,
 }
-KERNELS = ("forward", "backward", "backward without x", "combine")
+KERNELS = ("forward", "backward", "backward without x")
+COMBINE = {"combine": True, "combine groups": False}  # whether it is the last level
 KEPT = {f"forward with rows of {dim} kept": dim for dim in (128, 256, 512)}
 Job = tuple[int, str, str, int]
 
@@ -40,9 +41,9 @@ def _jobs(arch: int) -> list[Job]:
     # 512 columns do not fit 99 KB
     kept = [name for name, dim in KEPT.items() if dim < 512 or arch in (80, 90, 100)]
     return [
-        *product([arch], KERNELS[:3], DTYPES, classes),
+        *product([arch], KERNELS, DTYPES, classes),
         *product([arch], kept, ("bf16", "fp16"), classes),
-        *product([arch], KERNELS[3:], ["fp32"], (16,)),
+        *product([arch], COMBINE, ["fp32"], (16,)),
     ]
 
 
@@ -54,6 +55,7 @@ def _name(job: Job) -> str:
 def _compile(job: Job) -> Usage:
     from hmil_fast.kernels.gated_attention_pool import (
         fused_backward,
+        fused_combine,
         fused_forward,
         fused_resident,
     )
@@ -62,12 +64,15 @@ def _compile(job: Job) -> Usage:
     arch, name, precision, classes = job
     kernel: Any
     sizes = {"D": "i32!", "H": "i32!", "C": "i32"}
-    if name == "combine":
-        types = sizes | dict.fromkeys(("tile_max", "tile_sum", "tile_pooled"), "*fp32!")
-        types |= {"bag_tiles": "*i64!", "pooled": "*fp32!", "lse": "*fp32!"}
+    if name in COMBINE:
+        last = COMBINE[name]
+        step = 2 if last else 4
+        constants, options = fused_combine.combine_constants(torch.float32, step, last=last)
+        kernel = fused_combine.add_up
+        types = {n: "*fp32!" for n in kernel.arg_names if n not in constants} | sizes
+        types |= {"parts": "*i64!"}
         del types["H"]
-        constants, options = fused_forward.combine_constants(triton.language.float32)
-        return compile_ahead(fused_forward.combine_tiles, types, constants, options, arch)
+        return compile_ahead(kernel, types, constants, options, arch)
     if name in KEPT:
         kept = resident(DTYPES[precision], KEPT[name], classes, arch, interpreted=False)
         assert kept is not None
