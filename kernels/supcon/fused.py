@@ -3,6 +3,9 @@
 A program owns a block of rows and runs over a share of the columns; the shares of a block are
 added up in their order, without atomics. The running maximum costs little beside the products and
 holds for any temperature and length of rows, without a look at values that the host must wait for.
+
+The kernels here read rows and columns in blocks of BLOCK_K, for every block of products; where the
+rows fit the chip as a whole, those of fused_resident.py serve.
 """
 
 import math
@@ -15,6 +18,8 @@ from torch import Tensor
 
 from hmil_fast.kernels.dispatch import exact_products, interpreted
 from hmil_fast.kernels.launch import constants, options
+from hmil_fast.kernels.supcon import fused_resident
+from hmil_fast.kernels.supcon.fused_terms import add_exponentials, of_others, weigh
 
 _PROGRAMS = 2  # per multiprocessor; fewer leave some idle
 _MAX_SHARES = 8  # each holds a partial gradient [R, D]
@@ -34,7 +39,7 @@ class Config(NamedTuple):
 # none spills a register on sm_80 to sm_120; "ieee" is for the interpreter
 LSE = {
     "tf32": Config(128, 128, 32, "tf32", 8, 3),
-    "tf32x3": Config(64, 64, 32, "tf32x3", 8, 2),
+    "tf32x3": Config(128, 64, 16, "tf32x3", 8, 2),
     "ieee": Config(16, 32, 16, "ieee", 4, 1),
 }
 BACKWARD = {
@@ -60,7 +65,7 @@ def _products(
         a = tl.load(left + k0, (m < R)[:, None] & k_ok[None, :], other=0.0)
         b = tl.load(right + k0, (n < R)[None, :] & k_ok[:, None], other=0.0)
         s = tl.dot(a, b, s, input_precision=PRECISION, out_dtype=SUM)
-    return tl.where((n < R)[None, :] & (m[:, None] != n[None, :]), s * scale, -float("inf"))
+    return of_others(s * scale, m, n, R)
 
 
 @triton.jit
@@ -77,10 +82,7 @@ def lse_kernel(
     for n0 in range(share * SHARE, tl.minimum((share + 1) * SHARE, R), COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         s = _products(z, m, n, R, D, scale, ROWS, COLUMNS, BLOCK_K, SUM, PRECISION)
-        higher = tl.maximum(top, tl.max(s, 1))
-        pivot = tl.where(higher == -float("inf"), 0.0, higher)  # a row that has met itself only
-        total = total * tl.exp2(top - pivot) + tl.sum(tl.exp2(s - pivot[:, None]), 1)
-        top = higher
+        top, total = add_exponentials(top, total, s)
     lse = tl.where(total == 0.0, -float("inf"), top + tl.log2(total))
     tl.store(partial + share.to(tl.int64) * R + m, lse, m < R)
 
@@ -101,10 +103,7 @@ def backward_kernel(
     for n0 in range(share * SHARE, tl.minimum((share + 1) * SHARE, R), COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         s = _products(z, m, n, R, D, scale, ROWS, COLUMNS, BLOCK_K, SUM, PRECISION)
-        lse_n = tl.load(lse + n, n < R, other=0.0)
-        grad_n = tl.load(grad + n, n < R, other=0.0)
-        weights = grad_m[:, None] * tl.exp2(s - lse_m[:, None])
-        weights += grad_n[None, :] * tl.exp2(s - lse_n[None, :])
+        weights = weigh(s, lse, grad, lse_m, grad_m, n, R)
         at = z + n.to(tl.int64)[:, None] * D + d[None, :]
         rows = tl.load(at, (n < R)[:, None] & (d < D)[None, :], other=0.0)
         sums = tl.dot(weights, rows, sums, input_precision=PRECISION, out_dtype=SUM)
@@ -117,11 +116,12 @@ def lse_fused(z: Tensor, temperature: float) -> Tensor:
     (rows, dim), z = z.shape, z.contiguous()
     if rows < 2:
         return z.new_zeros(rows)
-    config = LSE[product_precision()]
+    config = configuration(z, backward=False)
+    kernel = lse_kernel if isinstance(config, Config) else fused_resident.lse_kernel
     shares, share = column_shares(rows, config, z.device)
     partial = z.new_empty(shares, rows)
     with torch.cuda.device_of(z):
-        lse_kernel[(triton.cdiv(rows, config.ROWS), shares)](
+        kernel[(triton.cdiv(rows, config.ROWS), shares)](
             z, partial, math.log2(math.e) / temperature, rows, dim, share,
             SUM=_sum(z), **constants(config), **options(config),
         )  # fmt: skip
@@ -133,20 +133,35 @@ def lse_fused_backward(grad: Tensor, z: Tensor, lse: Tensor, temperature: float)
     (rows, dim), z = z.shape, z.contiguous()
     if not z.numel():
         return torch.zeros_like(z)
-    config = BACKWARD[product_precision()]
+    config = configuration(z, backward=True)
+    kernel, blocks, fixed = fused_resident.backward_kernel, 1, {}
+    if isinstance(config, Config):
+        block_d = min(256, max(16, triton.next_power_of_2(dim)))
+        kernel, blocks, fixed = backward_kernel, triton.cdiv(dim, block_d), {"BLOCK_D": block_d}
     shares, share = column_shares(rows, config, z.device)
-    block_d = min(256, max(16, triton.next_power_of_2(dim)))
     partial = z.new_empty(shares, rows, dim)
     with torch.cuda.device_of(z):
-        backward_kernel[(triton.cdiv(rows, config.ROWS), shares, triton.cdiv(dim, block_d))](
+        kernel[(triton.cdiv(rows, config.ROWS), shares, blocks)](
             z, lse * math.log2(math.e), grad.contiguous(), partial,
             math.log2(math.e) / temperature, rows, dim, share,
-            BLOCK_D=block_d, SUM=_sum(z), **constants(config), **options(config),
+            **fixed, SUM=_sum(z), **constants(config), **options(config),
         )  # fmt: skip
     return partial.sum(0).div_(temperature)
 
 
-def column_shares(rows: int, config: Config, device: torch.device) -> tuple[int, int]:
+def configuration(z: Tensor, *, backward: bool) -> Config | fused_resident.Config:
+    """Of one pass; which kernel it is for shows by its type."""
+    precision = product_precision()
+    major, minor = torch.cuda.get_device_capability(z.device) if z.is_cuda else (8, 0)
+    kept = fused_resident.configuration(
+        backward=backward, dim=z.shape[1], precision=precision, arch=10 * major + minor
+    )
+    return kept or (BACKWARD if backward else LSE)[precision]
+
+
+def column_shares(
+    rows: int, config: Config | fused_resident.Config, device: torch.device
+) -> tuple[int, int]:
     """Number of shares of the columns, and columns of each."""
     units = 1
     if device.type == "cuda":

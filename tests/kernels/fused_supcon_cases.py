@@ -19,7 +19,8 @@ DEVICE = torch.device("cpu" if interpreted() else "cuda")
 # float64 sums only through the interpreter; on a GPU such rows go the streaming way
 DTYPES = [torch.float64, torch.float32] if interpreted() else [torch.float32]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
-SIZES = [(2, 3), (15, 16), (16, 5), (17, 33), (31, 8), (33, 20), (101, 7), (9, 300)]
+SIZES = [(2, 3), (15, 16), (16, 5), (17, 33), (31, 8), (33, 20), (101, 7), (33, 256)]
+SIZES += [(2, 257), (9, 300), (33, 300)]  # too wide to stay on the chip
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -51,16 +52,19 @@ def test_odd_sizes(size: tuple[int, int], tau: float, dtype: torch.dtype) -> Non
     _check(*_rows(*size), tau, dtype, TOLERANCE[dtype] * max(1, 0.1 / tau))
 
 
+@pytest.mark.parametrize("dim", [6, 300])
 @pytest.mark.parametrize("tau", [0.2, 0.01])
-def test_shares_of_the_columns_add_up(monkeypatch: pytest.MonkeyPatch, tau: float) -> None:
+def test_shares_of_the_columns_add_up(
+    monkeypatch: pytest.MonkeyPatch, tau: float, dim: int
+) -> None:
     monkeypatch.setattr(fused, "_PROGRAMS", 40)
     count = 150 if interpreted() else 1500
-    config = fused.LSE[fused.product_precision()]
+    config = fused.configuration(torch.empty(0, dim, device=DEVICE), backward=False)
     shares, share = fused.column_shares(count, config, DEVICE)
     assert shares > 2
     assert (shares - 1) * share < count <= shares * share
-    _check(*_rows(count, 6), tau, DTYPES[0], TOLERANCE[DTYPES[0]] * max(1, 0.1 / tau))
-    z = _rows(count, 6)[0].to(DEVICE, torch.float32)
+    _check(*_rows(count, dim), tau, DTYPES[0], TOLERANCE[DTYPES[0]] * max(1, 0.1 / tau))
+    z = _rows(count, dim)[0].to(DEVICE, torch.float32)
     assert torch.equal(fused.lse_fused(z, tau), fused.lse_fused(z, tau))
 
 
@@ -78,11 +82,12 @@ def test_long_rows_and_rows_with_gaps_between_entries() -> None:
     assert _error(ours, lse_streaming(z, 0.5)) < 1e-5
 
 
-def test_half_the_precision_where_asked() -> None:
+@pytest.mark.parametrize("dim", [64, 100, 256, 300])
+def test_half_the_precision_where_asked(dim: int) -> None:
     """With products in tf32, where there are any."""
     torch.set_float32_matmul_precision("high")
     try:
-        _check(*_rows(300, 64), 0.1, torch.float32, 1e-5 if interpreted() else 1e-2)
+        _check(*_rows(300, dim), 0.1, torch.float32, 1e-5 if interpreted() else 1e-2)
     finally:
         torch.set_float32_matmul_precision("highest")
 

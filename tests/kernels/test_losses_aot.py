@@ -16,6 +16,7 @@ import triton.language as tl  # noqa: E402
 from hmil_fast.kernels import launch  # noqa: E402
 from hmil_fast.kernels.hierarchy_alignment import fused as alignment  # noqa: E402
 from hmil_fast.kernels.supcon import fused as supcon  # noqa: E402
+from hmil_fast.kernels.supcon import fused_resident  # noqa: E402
 from hmil_fast.kernels.testing import SHARED_LIMIT, Usage, compile_ahead  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,28 @@ def test_supcon(direction: str, precision: str, arch: int) -> None:
     assert usage.matrix
     if precision == "tf32" and arch in (90, 100):
         assert usage.newest  # not the instructions of sm_80, which the compiler falls back to
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("direction", ["lse", "backward"])
+def test_supcon_that_keeps_its_rows(direction: str, width: int, arch: int) -> None:
+    config = fused_resident.configuration(
+        backward=direction == "backward", dim=width, precision="tf32", arch=arch
+    )
+    small = arch in (86, 89, 120)
+    assert (config is None) == (small and direction == "lse" and width == 256)
+    if config is None:
+        return
+    kernel = getattr(fused_resident, f"{direction}_kernel")
+    constants = launch.constants(config) | {"SUM": tl.float32}
+    types = {name: FLOATS for name in kernel.arg_names if name not in constants}
+    types |= {"scale": "fp32", "R": "i32", "D": "i32!", "SHARE": "i32!"}
+    usage = compile_ahead(kernel, types, constants, launch.options(config), arch)
+    _check(f"supcon {direction} of {width} kept", usage, arch)
+    assert usage.matrix
+    if arch in (90, 100):
+        assert usage.newest
 
 
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
