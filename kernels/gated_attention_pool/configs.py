@@ -18,7 +18,7 @@ Precision = Literal["bf16", "fp16", "tf32", "tf32x3"]
 _Shape = tuple[int, int, int, int, int, int]
 _SHAPES: dict[tuple[Pass, Precision], dict[int, _Shape]] = {
     ("forward", "bf16"): {
-        80: (128, 64, 32, 32, 8, 3),
+        80: (128, 64, 32, 16, 8, 3),
         90: (128, 64, 64, 128, 8, 3),
         100: (128, 64, 64, 64, 8, 3),
     },
@@ -59,7 +59,7 @@ _RESIDENT: dict[int, dict[int, tuple[int, int, int, int]]] = {
     86: {128: (128, 32, 8, 3), 256: (128, 16, 8, 2)},
     90: {128: (128, 64, 8, 3), 256: (128, 64, 8, 2), 512: (128, 16, 8, 2)},
 }
-_RESIDENT[100] = _RESIDENT[90]
+_RESIDENT[100] = _RESIDENT[90] | {256: (128, 32, 8, 3)}
 
 
 class Config(NamedTuple):
