@@ -36,7 +36,8 @@ def gated_attention_pool(  # noqa: PLR0913 - the operands of one formula
 
     On a CPU tile by tile in torch, on a GPU in Triton (`hmil_fast.kernels.dispatch` says which and
     why), for any bags that do not overlap and up to 32 classes; others run as on a CPU. The Triton
-    kernels take V and U in the dtype of x, and multiply float32 as
+    kernels take V, U and, for the scores, Wc in the dtype of x; beside bfloat16 x the gradients too
+    are multiplied in it, beside float16 x in tf32. They multiply float32 as
     `torch.get_float32_matmul_precision` says: in three products of tf32, or in one. A CPU
     multiplies bfloat16 x as such where it has instructions for it, else all in float32.
 

@@ -116,7 +116,7 @@ def launch_backward(
     part_Wc = b.new_empty(count, classes, hidden)
     part_bc = b.new_empty(count, classes)
     dW = None
-    to_rows = W.to(dtype)
+    to_rows = W.to(dtype) if need_x else W
     done = 0
     for chunk in tiles.chunks:
         in_place = dx is not None and dx.dtype == dtype and isinstance(chunk.where, slice)
