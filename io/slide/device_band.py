@@ -120,10 +120,9 @@ class DeviceBand:
             if not loaded.data:
                 continue
             (cpu,) = self._reader.decode(self._level, [number], [])
-            (place,) = places = self._slots.take(1)
-            done = self._decoder.decode(self._facts, [loaded.data], self._slots, places)
+            places, done = self._decode([loaded.data])
             with self._decoder.stream.use():
-                ours = self._slots.pixels[place].to("cpu", torch.int16, copy=True)
+                ours = self._slots.pixels[places[0]].to("cpu", torch.int16, copy=True)
             read = self._decoder.stream.record()
             read.synchronize()
             self._slots.give(places, read)
@@ -196,9 +195,7 @@ class DeviceBand:
                 self._put(number, loaded)
         if not todo:
             return
-        places = self._slots.take(len(todo))
-        datas = [data for _, data in todo]
-        done = self._decoder.decode(self._facts, datas, self._slots, places)
+        places, done = self._decode([data for _, data in todo])
         refused = []
         for (number, _), place, well in zip(todo, places, done, strict=True):
             if well:
@@ -209,6 +206,15 @@ class DeviceBand:
         for number, _ in refused:
             (tile,) = self._reader.decode(self._level, [number], [])
             self._put(number, _Loaded(pixels=tile.pixels, status=tile.status))
+
+    def _decode(self, data: Sequence[bytes]) -> tuple[list[int], list[bool]]:
+        """Places that are taken for tiles, and whether each is decoded there."""
+        places = self._slots.take(len(data))
+        try:
+            return places, self._decoder.decode(self._facts, data, self._slots, places)
+        except BaseException:  # the slide's end; the next one needs its places
+            self._slots.give(places, self._decoder.stream.record())
+            raise
 
     def _put(self, number: int, loaded: _Loaded) -> None:
         """Keep a tile's status, and its pixels where a CPU has decoded them."""

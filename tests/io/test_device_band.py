@@ -154,6 +154,29 @@ def test_what_the_device_refuses_a_cpu_decodes(slide_file: SlideFile) -> None:
         assert 5 < band.on_cpu < len(slide.facts(0).offsets)
 
 
+class Dying(DeviceDecoder):
+    """A decoder that fails as a whole."""
+
+    def decode(
+        self, facts: TiffLevel, data: Sequence[bytes], slots: Slots, places: Sequence[int]
+    ) -> list[bool]:
+        raise RuntimeError("nvjpeg: internal error")
+
+
+def test_a_decoder_that_fails_leaves_all_places_to_the_next_slide(slide_file: SlideFile) -> None:
+    decoder = Dying(CPU)
+    with opened(slide_file("CMU-1-Small-Region.svs")) as slide:
+        xy = corners(slide, 0, 240, 0)
+        band = DeviceBand(slide, 0, [(xy, 240)], decoder)
+        with pytest.raises(RuntimeError, match="internal error"):
+            band.probe()
+        with pytest.raises(RuntimeError, match="internal error"):
+            band.read(xy, 240, torch.empty(len(xy), 240, 240, 3, dtype=torch.uint8))
+        band.close()
+        slots = decoder.slots((240, 240))
+        assert slots.room == len(slots)
+
+
 class Shifting(DeviceDecoder):
     """A decoder with other colours."""
 
