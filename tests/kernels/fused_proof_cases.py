@@ -74,7 +74,8 @@ def test_scaled_outputs_are_found_with_their_numbers(name: str, part: int) -> No
     wanted = [f"gradient of {k}" if part else k for k in RESULTS[name][part]]
     for measures in failed.values():
         errors = {m.output: m.error for m in measures}
-        assert all(errors[output] == pytest.approx(0.05, rel=0.1) for output in wanted)
+        # the interpreter cuts off where a GPU rounds to bf16: that alone takes up to 0.009 away
+        assert all(errors[output] == pytest.approx(0.05, rel=0.2) for output in wanted)
 
 
 def test_a_wrong_bag_and_a_row_written_beside_the_bags_are_found() -> None:
