@@ -106,6 +106,14 @@ def _free_in_groups(root: Path) -> Iterator[int]:
             yield free + _numbers(group / "memory.stat").get(unused, 0)
 
 
+def driver_version() -> str:
+    """Release of the NVIDIA driver, such as "580.65.06"; "unknown" where the system names none."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return "unknown"
+
+
 def local_ranks() -> int:
     """Processes of this training on this machine."""
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

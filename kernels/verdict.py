@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hmil_fast.device import driver_version
 from hmil_fast.files import write_text
 from hmil_fast.kernels.dispatch import exact_products
 from hmil_fast.kernels.proof import Measure
@@ -140,7 +141,7 @@ def _facts(device: torch.device) -> Facts:
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
         facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        facts["driver"] = _driver()
+        facts["driver"] = driver_version()
     try:
         triton = version("triton")
     except PackageNotFoundError:  # built from source into the path
@@ -152,13 +153,6 @@ def _facts(device: torch.device) -> Facts:
         "float32 products": "float32" if exact_products() else "tf32",
         "code": code_digest(Path(__file__).resolve().parent),
     }
-
-
-def _driver() -> str:
-    try:
-        return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return "unknown"
 
 
 def code_digest(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -10,9 +11,12 @@ import pytest
 import tifffile
 import torch
 
+from hmil_fast import __version__
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.decode_choice import by_rates, chosen_codecs, encoder_rate
 from hmil_fast.extraction.encoders import Encoder
+from hmil_fast.extraction.pipeline import attributes
+from hmil_fast.extraction.pipeline.attributes import software
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
 from hmil_fast.extraction.slides import SlideTask
 from hmil_fast.io.slide.device_decoder import DeviceDecoder
@@ -152,3 +156,17 @@ def test_the_command_line(cli: Cli, tmp_path: Path, slide_file: SlideFile) -> No
     assert "--decode cpu" in said
     assert cli(*asked).returncode == 0
     assert "gpu_decoded" not in open_store(store).spec.tiling
+
+
+def test_what_made_a_slide_is_named_without_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    named = {"hmil-fast", "torch", "timm", "zarr", "nvimgcodec"}
+    assert named <= software(CPU).keys() <= {*named, "dali"}
+    software.cache_clear()
+    monkeypatch.setattr(attributes, "version", missing)
+    assert software(CPU) == {"hmil-fast": __version__}
+    software.cache_clear()

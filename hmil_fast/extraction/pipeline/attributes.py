@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import re
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmil_fast import __version__
+from hmil_fast.device import driver_version
 from hmil_fast.extraction.prepare import Prepared
 from hmil_fast.io.tiles.grid import TileGrid
 
@@ -29,7 +29,6 @@ _PACKAGES = {
     "dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
 }
 _ENDS_BYTES = 2**16
-_DRIVER = re.compile(r"\b\d+\.\d+(?:\.\d+)?\b")
 
 
 def slide_attributes(ready: Prepared, precision: str, device: torch.device) -> dict[str, Any]:
@@ -101,10 +100,7 @@ def software(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
         found["cuda"] = torch.version.cuda or "unknown"
-        with suppress(OSError, IndexError):
-            # its first line names the kernel module, then the release, such as 580.65.06
-            text = Path("/proc/driver/nvidia/version").read_text()
-            found["driver"] = _DRIVER.findall(text)[0]
+        found["driver"] = driver_version()
     return found
 
 
