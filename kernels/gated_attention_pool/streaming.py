@@ -21,6 +21,8 @@ from hmil_fast.kernels.bags import Spans
 from hmil_fast.kernels.gated_attention_pool.groups import Group, grouped
 
 _TILE = 4096  # rows; large enough to keep every thread busy, small beside a bag
+# on a GPU, where a launch costs as much as a thousand rows, and gates of so many take 0.3 GB
+_TILE_GPU = 1 << 16
 _KEEP_BYTES = 1 << 30  # gates above this are computed again in the backward pass
 
 
@@ -75,11 +77,16 @@ def pool_streaming_backward(
     """
     operands = _Operands(x, None, None, *weights)
     needs = _Operands(need_x, False, False, *[True] * 4)
-    groups = grouped(spans, _TILE, x.device)
+    groups = grouped(spans, _tile(x.device), x.device)
     layers = _Layers(operands, x.dtype)
     saved = _Saved(results, needs)
     found = _gradients(operands, saved, layers, groups, grads)
     return (found[0], *found[3:])
+
+
+def _tile(device: torch.device) -> int:
+    """Rows that are worked on together."""
+    return _TILE if device.type == "cpu" else _TILE_GPU
 
 
 class _Operands(NamedTuple):
@@ -189,18 +196,19 @@ class _Pool(torch.autograd.Function):
         logits = o.W.new_zeros(o.x.shape[0], classes)
         pooled = o.W.new_zeros(len(spans), classes, dim)
         lse = o.W.new_full((len(spans), classes), -torch.inf)
-        kept_rows = sum(length for _, length in spans) if keep else _TILE
+        most = _tile(o.x.device)
+        kept_rows = sum(length for _, length in spans) if keep else most
         gates = o.W.new_empty(2, kept_rows, hidden)
         reduced = None
         if keep and o.W1 is not None:
             reduced = o.W.new_empty(kept_rows, dim, dtype=layers.products)
-        product = o.W.new_empty(_TILE, hidden)
+        product = o.W.new_empty(most, hidden)
         dropout = _Dropout(dropped, o.x.device)
         done = 0
-        groups = grouped(spans, _TILE, o.x.device)
+        groups = grouped(spans, most, o.x.device)
         for group in groups:
             state = _State(group.size[0], classes, dim, o.W)
-            for tile in group.tiles(_TILE):
+            for tile in group.tiles(most):
                 n = tile.stop - tile.start
                 h = layers.rows(tile)
                 if reduced is not None:
@@ -274,13 +282,14 @@ def _gradients(
     need_rows = needs.x or needs.W1 or needs.b1
     dx = o.W.new_zeros(o.x.shape) if needs.x else None
     d = _Operands(dx, *(None if t is None else torch.zeros_like(t, dtype=o.W.dtype) for t in o[1:]))
-    gates, d_gates = o.W.new_empty(2, 2, _TILE, hidden)
-    g_buffer, dg_buffer = o.W.new_empty(2, _TILE, hidden)
+    most = _tile(o.x.device)
+    gates, d_gates = o.W.new_empty(2, 2, most, hidden)
+    g_buffer, dg_buffer = o.W.new_empty(2, most, hidden)
     shift = d_lse - (d_pooled * pooled).sum(2)
     d_logits = d_logits.clone()
     done = 0
     for group in groups:
-        for tile in group.tiles(_TILE):
+        for tile in group.tiles(most):
             n = tile.stop - tile.start
             mine = slice(done, done + n)
             done += n

@@ -389,3 +389,17 @@ def test_bad_arguments_are_named(name: str, bad: Tensor | float, said: str) -> N
     arguments = dict(zip(names, _operands(), strict=True)) | {"bags": _bags(BAGS), name: bad}
     with pytest.raises(ValueError, match=said):
         gated_attention_pool(**arguments)
+
+
+def test_tiles_of_a_gpu_hold_many_bags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the number of operations must hang on rows, not on bags: 64 × 512 rows are one tile."""
+    monkeypatch.setattr(streaming, "_TILE", streaming._TILE_GPU)
+    counts = []
+    for bags, each in ((1, 64 * 512), (64, 512)):
+        operands = [t.float().requires_grad_() for t in _operands(bags * each)]
+        pairs = _bags([[each * k, each] for k in range(bags)])
+        with Operations() as operations:
+            pooled, lse, _ = gated_attention_pool(*operands, pairs)
+            (pooled.sum() + lse.sum()).backward()
+        counts.append(operations.count)
+    assert counts[1] <= counts[0] + 10
