@@ -11,8 +11,9 @@ import torch
 from bench.first_gpu.inputs import J2K, ROOT
 from bench.first_gpu.journal import device, dry, folder, say, wait
 from hmil_fast.io.slide import open_slide
-from hmil_fast.io.slide.device_decoder import DeviceDecoder
+from hmil_fast.io.slide.device_decoder import JPEG_KINDS, DeviceDecoder
 from hmil_fast.io.slide.jpeg_check import Look
+from hmil_fast.io.slide.sources import Unsuited
 from hmil_fast.io.slide.tiled_reader import TiledReader
 from hmil_fast.io.tiles.transform import build_transform
 
@@ -29,9 +30,25 @@ def _files() -> dict[str, Path]:
 
 
 def pixels() -> None:
-    """Difference of both decoders' pixels in grey levels, by kind of file."""
-    decoder = DeviceDecoder(device())
-    say("decoders", names=decoder.names())
+    """Difference of both decoders' pixels in grey levels, by kind of decoder and file."""
+    for decoder in _decoders():
+        _pixels(decoder)
+
+
+def _decoders() -> list[DeviceDecoder]:
+    """Those of JPEG by the engine and by CUDA; both decode JPEG 2000 alike."""
+    if dry():
+        return [DeviceDecoder(device())]
+    found = []
+    for name, _ in JPEG_KINDS:
+        try:
+            found.append(DeviceDecoder(device(), name))
+        except Unsuited as why:
+            say("decoder", name=name, missing=str(why))
+    return found
+
+
+def _pixels(decoder: DeviceDecoder) -> None:
     for name, path in {**_files(), "jpeg2000": J2K}.items():
         with open_slide(path) as slide:
             assert isinstance(slide, TiledReader)
@@ -50,22 +67,24 @@ def pixels() -> None:
         ]
         flat = np.concatenate([each.ravel() for each in apart]) if apart else np.zeros(1)
         say(
-            "pixels", file=name, tiles=len(done), refused=done.count(False),
+            "pixels", by=decoder.names()[-1], file=name, tiles=len(done), refused=done.count(False),
             mean=float(flat.mean()), most=int(flat.max()), over_2=float((flat > 2).mean()),
         )  # fmt: skip
 
 
 def rates() -> None:
     """Tiles of 256 px a second: the device's by batch, a CPU's by threads."""
-    decoder = DeviceDecoder(device())
     for codec, path in (("jpeg", folder() / "jpeg.tif"), ("jpeg2000", folder() / "jpeg2000.tif")):
         with open_slide(path) as slide:
             assert isinstance(slide, TiledReader)
             most = 64 if dry() else 4096 if codec == "jpeg" else 2048
             numbers, data = whole(slide, most)
-            for batch in (32,) if dry() else BATCHES:
-                say("rate", codec=codec, on="device", batch=batch,
-                    tiles_per_s=_device_rate(decoder, slide, data, batch))  # fmt: skip
+            for decoder in _decoders():
+                for batch in (32,) if dry() else BATCHES:
+                    say(
+                        "rate", codec=codec, on="device", by=decoder.names()[-1], batch=batch,
+                        tiles_per_s=_device_rate(decoder, slide, data, batch),
+                    )  # fmt: skip
             for threads in (1, 2) if dry() else (1, 8, 16):
                 say("rate", codec=codec, on="cpu", threads=threads,
                     tiles_per_s=_cpu_rate(slide, numbers, threads))  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmil_fast.io.slide.device_decoder import DeviceDecoder
+from hmil_fast.io.slide.device_decoder import MOST_APART, DeviceDecoder
 from hmil_fast.io.slide.jpeg_check import Look, is_subsampled
 from hmil_fast.io.slide.protocol import Int64, TileStatus, UInt8
 from hmil_fast.io.slide.source_tile_cache import touched, uses
@@ -20,8 +20,7 @@ from hmil_fast.io.slide.sources import JPEG, Unsuited
 from hmil_fast.io.slide.tiled_reader import TiledReader
 
 PROBES = 4
-MOST_APART = 1.0  # mean grey levels between both decoders, over the probes
-MOST_OF_ONE = 2.0  # of any of them
+MOST_OF_ONE = 2.0  # mean grey levels between both decoders, of any of them
 
 
 @dataclass(slots=True)

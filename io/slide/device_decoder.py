@@ -23,9 +23,10 @@ from hmil_fast.streams import Event, own_stream
 
 SLOT_BYTES = 512 * 2**20  # of all source tiles of one size that are kept decoded
 MIN_SLOTS = 16
+MOST_APART = 1.0  # mean grey levels between a device's pixels and a CPU's
 _THREADS = 4  # of a decoder on a GPU; each has a stream and pinned memory of its own
-# one after the other until one decodes: a mixture would make pixels hang on the load of the moment
-_JPEG_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+# the first that decodes as a CPU does, and no other: in a mixture pixels would hang on the load
+JPEG_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("nvjpeg hardware", ("HW_GPU_ONLY",)),
     ("nvjpeg cuda", ("HYBRID_CPU_GPU", "GPU_ONLY")),
 )
@@ -83,6 +84,8 @@ class DeviceDecoder:
 
     Args:
         device: Where the pixels go.
+        jpeg: What decodes JPEG there, a name in `JPEG_KINDS`, unseen; by default the first that
+            does it as a CPU does.
 
     Attributes:
         device: As given.
@@ -92,7 +95,7 @@ class DeviceDecoder:
         Unsuited: nvImageCodec is not installed, or does not decode there.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, jpeg: str | None = None) -> None:
         self._codec = codec = load_nvimgcodec()
         self.device = device
         self.stream = own_stream(device)
@@ -108,9 +111,11 @@ class DeviceDecoder:
         try:
             named, kinds_2000 = _JPEG2000_KIND
             self._decoders[JPEG2000_RGB] = named, self._on_gpu(kinds_2000)
-            for name, kinds in _JPEG_KINDS:
+            for name, kinds in JPEG_KINDS:
+                if jpeg not in (None, name):
+                    continue
                 decoder = self._on_gpu(kinds)
-                if self._decodes(decoder):
+                if jpeg == name or self.right(decoder):
                     self._decoders[JPEG] = name, decoder
                     break
         except RuntimeError as error:
@@ -197,8 +202,14 @@ class DeviceDecoder:
             options=_OPTIONS,
         )
 
-    def _decodes(self, decoder: Any) -> bool:
-        """Whether there is what decodes a baseline JPEG."""
+    def right(self, decoder: Any) -> bool:
+        """Whether a decoder decodes a baseline JPEG of subsampled colour as libjpeg does."""
+        coarse = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         buffer = io.BytesIO()
-        Image.new("RGB", (256, 256), (200, 120, 160)).save(buffer, "JPEG")
-        return decoder.decode(self._codec.CodeStream(buffer.getvalue())) is not None
+        Image.fromarray(coarse).resize((256, 256)).save(buffer, "JPEG", quality=90, subsampling=2)
+        stream = self._codec.CodeStream(buffer.getvalue())
+        image = decoder.decode(stream, params=self._as_rgb)
+        if image is None:
+            return False
+        theirs = np.asarray(Image.open(buffer), np.int16)
+        return float(np.abs(np.asarray(image.cpu()) - theirs).mean()) < MOST_APART

@@ -18,7 +18,7 @@ from hmil_fast.io.slide import open_slide
 from hmil_fast.io.slide.device_band import DeviceBand
 from hmil_fast.io.slide.device_decoder import DeviceDecoder, Slots
 from hmil_fast.io.slide.protocol import Int64
-from hmil_fast.io.slide.sources import Unsuited, load_nvimgcodec
+from hmil_fast.io.slide.sources import Unsuited, cpu_decoder, load_nvimgcodec
 from hmil_fast.io.slide.tiff_facts import TiffLevel
 from hmil_fast.io.slide.tiled_reader import TiledReader
 from hmil_fast.streams import DONE
@@ -186,6 +186,25 @@ class Shifting(DeviceDecoder):
         done = super().decode(facts, data, slots, places)
         slots.pixels[list(places)] = slots.pixels[list(places)].flip(-1)
         return done
+
+
+def test_a_kind_of_decoder_is_taken_only_if_its_pixels_are_right(decoder: DeviceDecoder) -> None:
+    from nvidia import nvimgcodec
+
+    class Brighter:
+        """As an engine that enlarges colours in another way, by more."""
+
+        def decode(self, stream: Any, params: Any) -> Any:
+            image = np.array(cpu_decoder(nvimgcodec).decode(stream, params=params).cpu())
+            return nvimgcodec.as_image(np.clip(image.astype(int) + 3, 0, 255).astype(np.uint8))
+
+    class Nothing:
+        def decode(self, stream: Any, params: Any) -> None:
+            return None
+
+    assert decoder.right(cpu_decoder(nvimgcodec))
+    assert not decoder.right(Brighter())
+    assert not decoder.right(Nothing())
 
 
 def test_a_probe_finds_other_colours(slide_file: SlideFile) -> None:
