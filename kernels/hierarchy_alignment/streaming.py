@@ -26,12 +26,9 @@ def alignment_streaming(
     logits, lse = coarse
     total = lse.new_zeros(len(lse), dtype=torch.float64)  # a million terms stay exact
     weights = _weights(parent, logits, average)
-    for rows, bag in _chunks(spans, logits.device):
-        both = _compare(coarse, fine, rows, bag, weights)
-        if isinstance(bag, int):
-            total[bag] += both.apart.sum(dtype=torch.float64)
-        else:
-            total.index_add_(0, bag, both.apart.double())
+    for chunk in _chunks(spans, logits.device):
+        both = _compare(coarse, fine, chunk, weights)
+        chunk.add_to(total[:, None], both.apart[None])
     return (total / _sizes(spans, total)).to(logits.dtype)
 
 
@@ -48,9 +45,10 @@ def alignment_streaming_backward(
     d_lse = [torch.zeros_like(level[1], dtype=torch.float64) for level in levels]
     weights = _weights(parent, coarse[0], average)
     share = grad / _sizes(spans, grad)
-    for rows, bag in _chunks(spans, grad.device):
-        a, s, b, norm, apart = _compare(coarse, fine, rows, bag, weights)
-        scale = share[bag]
+    for chunk in _chunks(spans, grad.device):
+        rows = chunk.rows
+        a, s, b, norm, apart = _compare(coarse, fine, chunk, weights)
+        scale = share[chunk.bag]
         gap = (s - a).mul_(scale)
         # with cos = 1 − apart: ∂cos/∂a = (s − cos·a)/|a| = (gap + apart·a)/|a|, no cancellation
         d_a = torch.addcmul(gap, a, scale * apart).mul_(a).neg_()
@@ -63,12 +61,35 @@ def alignment_streaming_backward(
                 d_logits[level][rows] += d.T
             else:
                 d_logits[level].index_add_(0, rows, d.T)
-            if isinstance(bag, int):
-                d_lse[level][bag] += d.sum(1, dtype=torch.float64)
-            else:
-                d_lse[level].index_add_(0, bag, d.T.double())
+            chunk.add_to(d_lse[level], d)
     d_coarse, d_fine = (d.neg_().to(grad.dtype) for d in d_lse)
     return d_logits[0], d_coarse, d_logits[1], d_fine
+
+
+class _Chunk(NamedTuple):
+    """Instances that are worked on together: pieces of bags, one after another.
+
+    Attributes:
+        rows: The rows, a slice if they lie together.
+        bag: The bag of each; its number alone if all are of one.
+        lengths: int64 [pieces], or nothing for one.
+        bags: int64 [pieces], the bag of each piece.
+    """
+
+    rows: slice | Tensor
+    bag: int | Tensor
+    lengths: Tensor | None = None
+    bags: Tensor | None = None
+
+    def add_to(self, total: Tensor, values: Tensor) -> None:
+        """Add the sums of values [C, n] over the pieces to their bags in total, float64 [B, C]."""
+        if self.lengths is None or self.bags is None:
+            total[self.bag] += values.sum(1, dtype=torch.float64)
+            return
+        lengths = self.lengths.expand(len(values), -1).contiguous()
+        values = values.double()  # a million terms stay exact
+        sums = torch.segment_reduce(values, "sum", lengths=lengths, axis=1, unsafe=True)
+        total.index_add_(0, self.bags, sums.T)
 
 
 class _Compared(NamedTuple):
@@ -89,10 +110,8 @@ class _Compared(NamedTuple):
     apart: Tensor
 
 
-def _compare(
-    coarse: Level, fine: Level, rows: slice | Tensor, bag: Tensor | int, weights: Tensor
-) -> _Compared:
-    a, b = (_scaled(logits[rows], lse, bag) for logits, lse in (coarse, fine))
+def _compare(coarse: Level, fine: Level, chunk: _Chunk, weights: Tensor) -> _Compared:
+    a, b = (_scaled(logits[chunk.rows], lse, chunk.bag) for logits, lse in (coarse, fine))
     a /= _norms(a)
     s = weights.T @ b
     norm = _norms(s)
@@ -109,7 +128,7 @@ def _norms(columns: Tensor) -> Tensor:
 def _scaled(logits: Tensor, lse: Tensor, bag: Tensor | int) -> Tensor:
     """[C, n], attention of each instance over its largest entry: the cosine does not see scale."""
     log_attention = logits.new_empty(logits.shape[::-1])
-    of_row = lse[bag, :, None] if isinstance(bag, int) else lse.T.index_select(1, bag)
+    of_row = lse[bag, :, None] if isinstance(bag, int) else lse.T.contiguous().index_select(1, bag)
     torch.sub(logits.T, of_row, out=log_attention)
     return log_attention.sub_(log_attention.amax(0)).exp_()
 
@@ -126,8 +145,8 @@ def _sizes(spans: Spans, like: Tensor) -> Tensor:
     return sizes.to(like.device, non_blocking=True)
 
 
-def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor, Tensor | int]]:
-    """Rows of up to _CHUNK instances, a slice if they lie together, and their bag or that of each.
+def _chunks(spans: Spans, device: torch.device) -> Iterator[_Chunk]:
+    """Up to _CHUNK instances each.
 
     On an accelerator bags stay together: there a loop over them costs more than their numbers.
     """
@@ -139,7 +158,7 @@ def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor
         for lo in range(start, start + length, _CHUNK):
             size = min(_CHUNK, start + length - lo)
             if size >= alone:
-                yield slice(lo, lo + size), k
+                yield _Chunk(slice(lo, lo + size), k)
                 continue
             if filled + size > _CHUNK:
                 yield _located(numbers, pieces, device)
@@ -151,12 +170,12 @@ def _chunks(spans: Spans, device: torch.device) -> Iterator[tuple[slice | Tensor
         yield _located(numbers, pieces, device)
 
 
-def _located(
-    numbers: list[int], pieces: Spans, device: torch.device
-) -> tuple[slice | Tensor, Tensor]:
-    rows, piece = bag_rows(pieces, device)
-    bag = torch.tensor(numbers).to(device, non_blocking=True)[piece]
+def _located(numbers: list[int], pieces: Spans, device: torch.device) -> _Chunk:
+    lengths, bags = torch.tensor([n for _, n in pieces]), torch.tensor(numbers)
+    bag = bags.repeat_interleave(lengths)
     ends = [start + length for start, length in pieces]
-    if ends[:-1] == [start for start, _ in pieces[1:]]:
-        return slice(pieces[0][0], ends[-1]), bag
-    return rows, bag
+    rows: slice | Tensor = slice(pieces[0][0], ends[-1])
+    if ends[:-1] != [start for start, _ in pieces[1:]]:
+        rows, _ = bag_rows(pieces, device)
+    there = [t.to(device, non_blocking=True) for t in (bag, lengths, bags)]
+    return _Chunk(rows, *there)
