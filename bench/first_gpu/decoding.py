@@ -77,7 +77,7 @@ def rates() -> None:
     for codec, path in (("jpeg", folder() / "jpeg.tif"), ("jpeg2000", folder() / "jpeg2000.tif")):
         with open_slide(path) as slide:
             assert isinstance(slide, TiledReader)
-            most = 64 if dry() else 4096 if codec == "jpeg" else 2048
+            most = 32 if dry() else 4096 if codec == "jpeg" else 2048
             numbers, data = whole(slide, most)
             for decoder in _decoders():
                 for batch in (32,) if dry() else BATCHES:

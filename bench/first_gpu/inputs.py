@@ -17,14 +17,14 @@ J2K = ROOT / "tests" / "data" / "cmu1_jpeg2000.svs"
 
 def slide() -> None:
     """Real H&E repeated: 24,576 tiles of 256 px in JPEG 4:2:0, 0.5 µm/px."""
-    columns, rows = (32, 8) if dry() else (192, 128)
+    columns, rows = (16, 4) if dry() else (192, 128)
     make_slide(folder() / "jpeg.tif", columns, rows)
     say("slide", tiles=columns * rows)
 
 
 def slide_jpeg2000() -> None:
     """The tiles of a real JPEG 2000 slide, repeated: 8,192 of 256 px, 0.5 µm/px."""
-    columns, rows = (16, 8) if dry() else (128, 64)
+    columns, rows = (8, 8) if dry() else (128, 64)
     tiles = raw_tiles()
     with tifffile.TiffWriter(folder() / "jpeg2000.tif") as file:
         file.write(
