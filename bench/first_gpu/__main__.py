@@ -46,7 +46,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "pixels": decoding.pixels,
     "rates": decoding.rates,
     "order": decoding.order,
-    "transform": decoding.dali,
+    "transform": decoding.transform,
     "step": training.step,
     "supcon": training.supcon,
     "encoder": jobs.encoder,
@@ -93,7 +93,7 @@ def group_a() -> list[list[Step]]:
 
 
 def group_b() -> list[Step]:
-    """What is timed, by what matters most."""
+    """The steps that are timed, the most important first."""
     table = [PY, "-m", "bench.kernels", "--budget", "100", "--json",
              str(journal.folder() / "kernels.json")]  # fmt: skip
     steps = [

@@ -145,8 +145,8 @@ def order() -> None:
         say("order", codec=codec, written_before_its_turn=early, of=10)
 
 
-def dali() -> None:
-    """Whether DALI's output outlives the next run, and DALI's rate against torch's."""
+def transform() -> None:
+    """Whether an output outlives the next call, and the rate, of DALI and of torch."""
     tiles = [np.random.default_rng(k).integers(0, 256, (64, 256, 256, 3), np.uint8)
              for k in range(2 if dry() else 12)]  # fmt: skip
     rates = {}

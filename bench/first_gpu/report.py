@@ -4,17 +4,16 @@ import json
 import platform
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from bench.first_gpu import journal
 from hmil_fast.extraction.pipeline.attributes import software
 
 Result = dict[str, Any]
-_PACKAGES = ("torch", "triton", "numpy", "timm", "nvidia-nvimgcodec-cu13", "nvidia-dali-cuda130")
 
 
 def write(place: Path, name: str, seconds: float) -> None:
@@ -24,8 +23,7 @@ def write(place: Path, name: str, seconds: float) -> None:
         "device": name,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "packages": {package: version_of(package) for package in _PACKAGES},
-        "software": software(journal.device()),
+        "software": software(journal.device()) | {"triton": triton.__version__},
         "seconds": round(seconds),
     }
     kernels = journal.folder() / "kernels.json"
@@ -38,14 +36,6 @@ def write(place: Path, name: str, seconds: float) -> None:
     }
     (place / "first-gpu.json").write_text(json.dumps(whole, indent=1) + "\n")
     (place / "first-gpu.md").write_text("\n".join(lines(facts, found)) + "\n")
-
-
-def version_of(package: str) -> str:
-    """Its release, or "missing"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def constants(found: list[Result]) -> dict[str, Any]:
@@ -105,11 +95,8 @@ def lines(facts: dict[str, Any], found: list[Result]) -> Iterator[str]:
     """The table that people read."""
     yield f"# First minutes on {facts['device']}, {facts['date']}"
     yield ""
-    packages = ", ".join(f"{name} {release}" for name, release in facts["packages"].items())
-    yield f"Python {facts['python']}, {packages}; {facts['seconds']} s in all."
-    extra = {k: v for k, v in facts["software"].items() if k in ("gpu", "cuda", "driver")}
-    if extra:
-        yield "; ".join(f"{name} {value}" for name, value in extra.items()) + "."
+    used = ", ".join(f"{name} {release}" for name, release in facts["software"].items())
+    yield f"Python {facts['python']}, {used}; {facts['seconds']} s in all."
     yield ""
     yield "| step | result |"
     yield "|---|---|"

@@ -1,7 +1,8 @@
 """Choose, once for a store, which codecs a GPU decodes.
 
-All constants stand here. Those of a CPU are measured (bench/results); no GPU has been, so the rule
-is an estimate: a GPU decodes what the CPU's cores could not decode fast enough for the encoder.
+All constants stand here. The rates of a CPU are those of bench/results/2026-11-22-cpu-2-cores.md.
+No GPU has been measured, so the rule is an estimate: a GPU decodes what the CPU's cores could not
+decode fast enough for the encoder.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def chosen_codecs(
     devices: Sequence[str],
     stored: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """The codecs of `GPU_CODECS` that a store's slides are decoded from by a GPU.
+    """The codecs, of `GPU_CODECS`, whose tiles a GPU decodes for this store.
 
     Args:
         decode: One of `DECODE`; "auto" keeps to what the store says.
@@ -42,7 +43,7 @@ def chosen_codecs(
         stored: What a store that is there says; None for a new one.
 
     Raises:
-        UsageError: There is no such choice, or a reader is named, which decodes on the CPU.
+        UsageError: `decode` is unknown, or a GPU is to decode and --reader names a CPU reader.
     """
     if decode not in DECODE:
         raise UsageError(f"decode is {decode!r}", f"choose one of {', '.join(DECODE)}")
@@ -53,7 +54,7 @@ def chosen_codecs(
         chosen = GPU_CODECS if decode == "gpu" else ()
     if chosen and (names := sorted({task.reader for task in tasks if task.reader is not None})):
         raise UsageError(
-            f"a GPU is to decode, and {names[0]!r} is asked for, which does on the CPU",
+            f"a GPU decodes this store's slides, but the CPU reader {names[0]!r} was asked for",
             "leave out --reader and --strict-tiles, or make a new --store with --decode cpu",
         )
     return chosen

@@ -39,8 +39,8 @@ def supcon_with_memory(
 ) -> Tensor:
     """The weighted sum of the levels' SupCon, with the rows z as anchors.
 
-    Each row is contrasted with the other rows and with a memory, whose rows are no anchors and have
-    no gradient. Differentiable once, with respect to z.
+    Each row of the batch is contrasted with the other rows of the batch and with the memory. The
+    memory's rows are not anchors and get no gradient. Differentiable once, with respect to z.
 
     Args:
         z: [R, E].

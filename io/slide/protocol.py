@@ -38,8 +38,8 @@ class SlideInfo:
 
     Attributes:
         path: The file.
-        reader: "nvimagecodec", "cucim", "libjpeg-turbo", "raw" (pixels lie in
-            the file as they are) or "openslide".
+        reader: "nvimagecodec", "cucim", "libjpeg-turbo", "raw" (pixels lie in the file as they
+            are) or "openslide".
         vendor: "aperio", "generic-tiff", "hamamatsu", …
         codec: "jpeg", "jpeg2000", "lzw", "deflate", "none" or "unknown".
         level_dimensions: (width, height) of the pyramid's levels in px, finest first.

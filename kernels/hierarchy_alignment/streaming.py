@@ -14,7 +14,7 @@ from hmil_fast.kernels.bags import Spans, bag_rows
 from hmil_fast.kernels.tiles import overlap
 
 _CHUNK = 1 << 15  # instances
-_ALONE = 1 << 10  # a bag of more is a chunk by itself: no row needs to be told its bag
+_ALONE = 1 << 13  # a bag of more is a chunk by itself: no row needs to be told its bag
 
 Level = tuple[Tensor, Tensor]  # logits [N, C], lse [B, C]
 

@@ -1,8 +1,11 @@
 """Extraction from tiles that are decoded on the device: a CPU stands for it, by the same lines."""
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -11,16 +14,15 @@ import pytest
 import tifffile
 import torch
 
-from hmil_fast import __version__
+import hmil_fast
 from hmil_fast.errors import UsageError
 from hmil_fast.extraction.decode_choice import by_rates, chosen_codecs, encoder_rate
 from hmil_fast.extraction.encoders import Encoder
-from hmil_fast.extraction.pipeline import attributes
-from hmil_fast.extraction.pipeline.attributes import software
 from hmil_fast.extraction.pipeline.extractor import Extractor, store_spec
 from hmil_fast.extraction.slides import SlideTask
-from hmil_fast.io.slide.device_decoder import DeviceDecoder
+from hmil_fast.io.slide.device_decoder import DeviceDecoder, Slots
 from hmil_fast.io.slide.sources import Unsuited, load_nvimgcodec
+from hmil_fast.io.slide.tiff_facts import TiffLevel
 from hmil_fast.io.store import FeatureStore, create_store, open_store
 from hmil_fast.io.tiles.grid import TileSpec
 
@@ -92,7 +94,9 @@ def test_features_status_and_pictures_are_those_of_the_host(
 class Shifting(DeviceDecoder):
     """A decoder with other colours."""
 
-    def decode(self, facts, data, slots, places):  # type: ignore[no-untyped-def]
+    def decode(
+        self, facts: TiffLevel, data: Sequence[bytes], slots: Slots, places: Sequence[int]
+    ) -> list[bool]:
         done = super().decode(facts, data, slots, places)
         slots.pixels[list(places)] = slots.pixels[list(places)].flip(-1)
         return done
@@ -106,6 +110,7 @@ def test_a_slide_that_the_device_decodes_otherwise_is_decoded_by_a_cpu(
     extractor = Extractor(store, encoder, ON_GPU, batch=8, decoder=Shifting(CPU))
     (result,) = extractor.run(tasks[:1], lambda task, done, total: None)
     assert result.error is None
+    assert any("a CPU decoded it: nvImageCodec" in what for what, _ in result.notes)
     name = tasks[0].slide_id
     assert np.array_equal(store.features(name), host.features(name))
     decoded = store.record(name).attrs["decoded"]
@@ -132,7 +137,7 @@ def test_the_choice_is_fixed_with_the_store(encoder: Encoder) -> None:
     assert choose("cpu", ["jpeg"]) == ()
     named = [SlideTask("a", Path("a.svs"), reader="openslide")]
     assert choose("auto", None, named) == ()
-    with pytest.raises(UsageError, match="'openslide' is asked for"):
+    with pytest.raises(UsageError, match="CPU reader 'openslide' was asked for"):
         choose("gpu", None, named)
     with pytest.raises(UsageError, match="choose one of auto, cpu, gpu"):
         choose("tpu", None)
@@ -158,15 +163,23 @@ def test_the_command_line(cli: Cli, tmp_path: Path, slide_file: SlideFile) -> No
     assert "gpu_decoded" not in open_store(store).spec.tiling
 
 
-def test_what_made_a_slide_is_named_without_an_installed_package(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    named = {"hmil-fast", "torch", "timm", "zarr", "nvimgcodec"}
-    assert named <= software(CPU).keys() <= {*named, "dali"}
-    software.cache_clear()
-    monkeypatch.setattr(attributes, "version", missing)
-    assert software(CPU) == {"hmil-fast": __version__}
-    software.cache_clear()
+def test_software_is_named_where_hmil_fast_is_not_installed(tmp_path: Path) -> None:
+    """A process that finds all packages but ours, as with a checkout on the path alone."""
+    for entry in Path(torch.__file__).parent.parent.iterdir():
+        if not entry.name.startswith(("hmil_fast", "__editable__")):
+            (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "hmil_fast").symlink_to(Path(hmil_fast.__file__).parent)
+    code = (
+        "import importlib.metadata as metadata, json, torch\n"
+        "from hmil_fast.extraction.pipeline.attributes import software\n"
+        "assert not list(metadata.distributions(name='hmil-fast'))\n"
+        "print(json.dumps(software(torch.device('cpu'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    named = json.loads(done.stdout)
+    assert named["hmil-fast"] == hmil_fast.__version__
+    assert {"torch", "timm", "zarr", "nvimgcodec"} <= named.keys()

@@ -1,4 +1,4 @@
-"""How many operations a training step asks of the device, by what torch dispatches on a CPU."""
+"""Count the operations that torch dispatches in a training step; on a GPU most are a launch."""
 
 import os
 import subprocess

@@ -54,7 +54,7 @@ class StaticBatches:
                 )
                 for _ in range(count)
             ]
-        self._encoded: list[Event] = [DONE] * count  # when what is in a buffer is no longer wanted
+        self._encoded: list[Event] = [DONE] * count  # after which a buffer may be written again
         self._turn = 0
         self._parts: Parts = []
         self._filled = 0

@@ -96,6 +96,7 @@ class ActiveSlide:
         """Keep how its tiles were decoded, where a GPU was to do it."""
         if stats.refused:
             self._decoding = {"on": "cpu", "because": stats.refused}
+            self._notes = (*self._notes, (f"a CPU decoded it: {stats.refused}", ""))
         elif stats.decoder:
             self._decoding = {
                 "on": "gpu",
